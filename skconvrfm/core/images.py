@@ -1,0 +1,95 @@
+"""Images, the layers that look at them, patches and locations."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+_NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution of stride one: its patch, its zero padding, its locations.
+
+    Attributes
+    ----------
+    patch : tuple of int
+        Rows and columns of a patch.
+    padding : tuple of int
+        Rows of zeros above and below, columns of zeros left and right.
+    locations : tuple of int
+        Rows and columns of the map that the layer puts out.
+    """
+
+    patch: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    locations: tuple[int, int]
+
+
+def convolution_layers(image_shape, patch_size, padding, depth):
+    """Lay out ``depth`` convolutions of stride one on an image.
+
+    Patches are clipped to the map that they look at. With ``"same"`` each layer
+    pads its own input with zeros, one more after than before for even patches.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        Rows and columns (and channels, ignored) of an image.
+    patch_size : int or (int, int)
+        Rows and columns of a patch.
+    padding : {"valid", "same"}
+        Whether maps shrink by the patch less one, or keep their size.
+    depth : int
+        Number of layers.
+
+    Returns
+    -------
+    tuple of Layer
+    """
+    rows, columns = np.broadcast_to(patch_size, 2).tolist()
+    height, width = image_shape[:2]
+    layers = []
+    for _ in range(depth):
+        patch = (min(rows, height), min(columns, width))
+        margins = (0, 0, 0, 0)
+        if padding == "same":
+            (top, left) = ((size - 1) // 2 for size in patch)
+            margins = (top, patch[0] - 1 - top, left, patch[1] - 1 - left)
+        height += margins[0] + margins[1] - patch[0] + 1
+        width += margins[2] + margins[3] - patch[1] + 1
+        layers.append(Layer(patch, margins, (height, width)))
+    return tuple(layers)
+
+
+def to_tensor(images, dtype, device):
+    """Copy a block of numpy images into a tensor; the only place that casts pixels.
+
+    A copy of just this block makes read-only, strided, byte-swapped and integer
+    images alike.
+    """
+    block = np.array(images, dtype=_NUMPY_DTYPES[dtype], order="C")
+    return torch.from_numpy(block).to(device)
+
+
+def extract_patches(images, layer):
+    """All patches of some images, location by location.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, h, w, c)
+        Images, channels last.
+    layer : Layer
+        The convolution that looks at them.
+
+    Returns
+    -------
+    Tensor of shape (rows, columns, n, d)
+        Patch entries run (channel, row, column), as ``Conv2d.weight`` does.
+    """
+    top, bottom, left, right = layer.padding
+    maps = pad(images.permute(0, 3, 1, 2), (left, right, top, bottom))
+    windows = maps.unfold(2, layer.patch[0], 1).unfold(3, layer.patch[1], 1)
+    return windows.permute(2, 3, 0, 1, 4, 5).reshape(*layer.locations, len(images), -1)

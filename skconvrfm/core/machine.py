@@ -1,0 +1,73 @@
+"""The kernel machine that the rounds learn with: exact, on all training images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .agop import patch_agop
+from .convolutional import ConvolutionalKernel
+from .ridge import RidgePath
+from .tiles import Resources, kernel_matrix
+
+
+@dataclass(frozen=True)
+class KernelMachine:
+    """Kernel ridge regression on images.
+
+    Attributes
+    ----------
+    kernel : ConvolutionalKernel
+        The kernel.
+    images : ndarray of shape (n, h, w, c)
+        The training images.
+    targets : ndarray of shape (n, n_outputs)
+        The targets.
+    weights : ndarray of shape (n,)
+        The sample weights, all positive.
+    alphas : ndarray of shape (n_alphas,)
+        The ridges of the path.
+    agop_rows, agop_weights : ndarray of shape (m,)
+        The images that carry the AGOP, and their weights.
+    resources : Resources
+        Device, precision, memory, workers.
+    """
+
+    kernel: ConvolutionalKernel
+    images: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    alphas: np.ndarray
+    agop_rows: np.ndarray
+    agop_weights: np.ndarray
+    resources: Resources
+
+    def design(self, transform):
+        """The kernel matrix of the training images under a patch transform."""
+        matrix = kernel_matrix(
+            self.kernel, self.images, None, transform, self.resources
+        )
+        # One row reaches every image, and an overflow in an image reaches its row.
+        if not np.isfinite(np.diagonal(matrix)).all():
+            raise ValueError(
+                f"X has values up to {np.abs(self.images).max():.3g}, and the kernel "
+                f"overflows {matrix.dtype}: scale the images, for instance to [0, 1]."
+            )
+        return matrix
+
+    def ridge_path(self, design):
+        """The ridge regressions on a kernel matrix."""
+        return RidgePath(
+            design, self.targets, self.weights, self.alphas, self.resources.device
+        )
+
+    def patch_agop(self, dual_coef, transform):
+        """The patch AGOP of the machine with these coefficients."""
+        return patch_agop(
+            self.kernel,
+            self.images,
+            dual_coef,
+            self.images[self.agop_rows],
+            transform,
+            self.agop_weights,
+            self.resources,
+        )

@@ -1,0 +1,367 @@
+"""The convolutional kernel and its patch AGOP as plain functions of images.
+
+In the manner of :mod:`sklearn.metrics.pairwise`: arrays in, arrays out.
+"""
+
+import functools
+import os
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from joblib import effective_n_jobs
+from sklearn import get_config
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import _check_sample_weight
+
+from .core import agop, tiles
+from .core.convolutional import KINDS, ConvolutionalKernel
+from .core.devices import TORCH_DTYPES, resolve_device, resolve_dtype
+from .core.images import convolution_layers
+
+__all__ = ["convolutional_kernel", "patch_agop"]
+
+KERNEL_CONSTRAINTS = {
+    "depth": [Interval(Integral, 1, None, closed="left")],
+    "patch_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
+    "padding": [StrOptions({"valid", "same"})],
+    "bias": [Interval(Real, 0, None, closed="left")],
+    "device": [str, torch.device],
+    "dtype": [StrOptions({"auto", *TORCH_DTYPES})],
+    "n_jobs": [Integral, None],
+}
+_FUNCTION_CONSTRAINTS = {
+    "X": ["array-like"],
+    "Y": ["array-like", None],
+    "kind": [StrOptions(set(KINDS))],
+    "patch_transform": ["array-like", None],
+    **KERNEL_CONSTRAINTS,
+}
+
+
+@validate_params(_FUNCTION_CONSTRAINTS, prefer_skip_nested_validation=True)
+def convolutional_kernel(
+    X,
+    Y=None,
+    *,
+    kind="ntk",
+    depth=3,
+    patch_size=3,
+    padding="valid",
+    bias=0.0,
+    patch_transform=None,
+    device="auto",
+    dtype="auto",
+    n_jobs=None,
+):
+    """Convolutional neural tangent kernel (or NNGP) between images.
+
+    The kernel of an infinitely wide ReLU network with `depth` convolutions of
+    stride 1, a flatten and a linear readout, whose patches are measured in the
+    metric ``T @ T.T`` of `patch_transform`.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_X, h, w) or (n_X, h, w, c)
+        Images, channels last. Integers are converted tile by tile.
+    Y : array-like of shape (n_Y, h, w) or (n_Y, h, w, c), default=None
+        Images of the columns. None means `X`, of which only one triangle is then
+        computed.
+    kind : {"ntk", "nngp"}, default="ntk"
+        The neural tangent kernel, which gradient descent on all layers follows, or
+        the Gaussian process kernel of a network of which the readout alone is
+        trained.
+    depth : int, default=3
+        Number of convolutions.
+    patch_size : int or (int, int), default=3
+        Rows and columns of a patch, clipped to the map that it looks at.
+    padding : {"valid", "same"}, default="valid"
+        Whether maps shrink by the patch less one in each layer, or are padded with
+        zeros.
+    bias : float, default=0.0
+        Standard deviation of the bias of each convolution. With 0 the kernel is
+        homogeneous: scaling an image scales it.
+    patch_transform : array-like of shape (d, d), default=None
+        The symmetric patch transform T, d = c·rows·columns, entries in the order
+        (channel, row, column). None is the identity.
+    device : str, default="auto"
+        ``"auto"`` takes CUDA where torch finds it.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Precision. ``"auto"`` is the smallest that holds the images exactly: float64
+        images stay float64, uint8 images are computed in float32.
+    n_jobs : int, default=None
+        Number of tasks that share the tiles; None is 1 unless in a
+        :obj:`joblib.parallel_config` context.
+
+    Returns
+    -------
+    K : ndarray of shape (n_X, n_Y)
+        The kernel, not scaled: values grow by rows·columns of the patch a layer.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, images are not finite, or the device is not there.
+
+    Notes
+    -----
+    No array of size pairs × locations exceeds the ``working_memory`` of
+    :func:`sklearn.get_config`.
+
+    References
+    ----------
+    Arora et al., "On exact computation with an infinitely wide neural net",
+    arXiv:1904.11955; Beaglehole et al., "Mechanism of feature learning in
+    convolutional neural networks", arXiv:2309.00570.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skconvrfm.kernels import convolutional_kernel
+    >>> X = np.random.default_rng(0).normal(size=(5, 8, 8))
+    >>> convolutional_kernel(X, depth=2).shape
+    (5, 5)
+    """
+    X, Y = _check_images(X, Y)
+    transform = _check_transform(patch_transform)
+    kernel = make_kernel(kind, X.shape[1:], patch_size, padding, depth, bias)
+    _check_transform_size(transform, kernel)
+    resources = make_resources(device, dtype, n_jobs, X, X if Y is None else Y)
+    return tiles.kernel_matrix(kernel, X, Y, transform, resources)
+
+
+@validate_params(
+    {
+        **_FUNCTION_CONSTRAINTS,
+        "dual_coef": ["array-like"],
+        "sample_weight": ["array-like", Real, None],
+    },
+    prefer_skip_nested_validation=True,
+)
+def patch_agop(
+    X,
+    dual_coef,
+    Y=None,
+    *,
+    kind="ntk",
+    depth=3,
+    patch_size=3,
+    padding="valid",
+    bias=0.0,
+    patch_transform=None,
+    device="auto",
+    dtype="auto",
+    n_jobs=None,
+    sample_weight=None,
+):
+    """Patch average gradient outer product of a convolutional kernel machine.
+
+    For ``f_o(z) = Σ_j dual_coef[j, o] k(X[j], z)``, the sum over outputs o and
+    locations u of the outer products of the gradient of f_o with respect to the
+    patch of z at u, averaged over the images z in `Y`.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_X, h, w) or (n_X, h, w, c)
+        The centres of the machine.
+    dual_coef : array-like of shape (n_X,) or (n_X, n_outputs)
+        Its coefficients, for the kernel as :func:`convolutional_kernel` returns it.
+    Y : array-like of shape (n_Y, h, w) or (n_Y, h, w, c), default=None
+        The images at which gradients are taken; None means `X`.
+    kind : {"ntk", "nngp"}, default="ntk"
+        See :func:`convolutional_kernel`.
+    depth : int, default=3
+        Number of convolutions.
+    patch_size : int or (int, int), default=3
+        Rows and columns of a patch.
+    padding : {"valid", "same"}, default="valid"
+        Whether maps shrink or are padded.
+    bias : float, default=0.0
+        Standard deviation of the bias of each convolution.
+    patch_transform : array-like of shape (d, d), default=None
+        The symmetric patch transform T. Gradients are taken with respect to the
+        patches before the transform.
+    device : str, default="auto"
+        Where to compute.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Precision of the tiles.
+    n_jobs : int, default=None
+        Number of tasks that share the images of `Y`.
+    sample_weight : array-like of shape (n_Y,), default=None
+        Weights of the average over `Y`.
+
+    Returns
+    -------
+    agop : ndarray of shape (d, d), float64
+        Symmetric positive semi-definite, entries in the order (channel, row,
+        column) of a patch.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match or values are not finite.
+
+    References
+    ----------
+    Beaglehole et al., arXiv:2309.00570, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skconvrfm.kernels import patch_agop
+    >>> rng = np.random.default_rng(0)
+    >>> X, dual_coef = rng.normal(size=(5, 8, 8)), rng.normal(size=5)
+    >>> patch_agop(X, dual_coef, depth=2).shape
+    (9, 9)
+    """
+    X, Y = _check_images(X, Y)
+    Y = X if Y is None else Y
+    transform = _check_transform(patch_transform)
+    dual_coef = check_array(
+        dual_coef, dtype=np.float64, ensure_2d=False, input_name="dual_coef"
+    )
+    if dual_coef.ndim not in (1, 2) or len(dual_coef) != len(X):
+        raise ValueError(
+            f"dual_coef has shape {dual_coef.shape}; it needs one row for each of "
+            f"the {len(X)} images in X: (n_X,) or (n_X, n_outputs)."
+        )
+    weights = _check_sample_weight(
+        sample_weight, Y, dtype=np.float64, ensure_non_negative=True
+    )
+    if not weights.sum() > 0:
+        raise ValueError("sample_weight is all zero; give some image a weight.")
+    kernel = make_kernel(kind, X.shape[1:], patch_size, padding, depth, bias)
+    _check_transform_size(transform, kernel)
+    resources = make_resources(device, dtype, n_jobs, X, Y)
+    dual_coef = dual_coef.reshape(len(X), -1)
+    return agop.patch_agop(kernel, X, dual_coef, Y, transform, weights, resources)
+
+
+def make_kernel(kind, image_shape, patch_size, padding, depth, bias):
+    """The kernel for images of shape (h, w, c), with its patch size checked."""
+    if np.ndim(patch_size) > 0:
+        integers = all(isinstance(size, Integral) for size in patch_size)
+        if len(patch_size) != 2 or not integers or min(patch_size) < 1:
+            raise ValueError(
+                f"patch_size={patch_size!r} is neither a positive int nor a pair "
+                "(rows, columns) of them."
+            )
+    layers = convolution_layers(image_shape, patch_size, padding, depth)
+    return ConvolutionalKernel(kind, layers, image_shape[2], float(bias))
+
+
+def make_resources(device, dtype, n_jobs, *arrays):
+    """The place where parameters and scikit-learn's configuration become resources.
+
+    Parameters
+    ----------
+    device, dtype, n_jobs
+        As the user gave them.
+    *arrays : ndarray
+        The images, whose dtypes decide ``dtype="auto"``.
+
+    Returns
+    -------
+    Resources
+    """
+    name = str(device)
+    resolve_device(name)
+    n_workers = effective_n_jobs(n_jobs)
+    run = tiles.run_in_turn
+    if n_workers > 1:
+        run = functools.partial(_run_in_parallel, n_jobs, n_workers)
+    return tiles.Resources(
+        device_name=name,
+        dtype=resolve_dtype(dtype, *(array.dtype for array in arrays)),
+        memory=int(get_config()["working_memory"] * 2**20),
+        n_workers=n_workers,
+        run=run,
+    )
+
+
+def _run_in_parallel(n_jobs, n_workers, function, tasks):
+    """Share tasks out to joblib workers that share out the threads of torch."""
+    threads = torch.get_num_threads()
+    share = max(1, threads // n_workers)
+    call = delayed(functools.partial(_with_threads, os.getpid(), share, function))
+    # Threads of this process take their share from here, and give it back here.
+    torch.set_num_threads(share)
+    try:
+        return Parallel(n_jobs=n_jobs)(call(*task) for task in tasks)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _with_threads(parent, share, function, *task):
+    """Call a task; a worker process of its own takes its share of the threads."""
+    if os.getpid() != parent:
+        torch.set_num_threads(share)
+    return function(*task)
+
+
+def _check_images(X, Y):
+    """X and Y as finite arrays of shape (n, h, w, c), Y possibly None."""
+    X = check_image_array(X, "X")
+    if Y is None:
+        return X, None
+    Y = check_image_array(Y, "Y")
+    if X.shape[1:] != Y.shape[1:]:
+        raise ValueError(
+            f"X has images of shape {X.shape[1:]} and Y of shape {Y.shape[1:]}; "
+            "both need the same rows, columns and channels."
+        )
+    return X, Y
+
+
+def check_image_array(images, name):
+    """Images as a finite real array of shape (n, h, w, c).
+
+    Parameters
+    ----------
+    images : array-like of shape (n, h, w) or (n, h, w, c)
+        The images.
+    name : str
+        What to call them in an error.
+    """
+    images = check_array(
+        as_numpy(images, name), dtype="numeric", allow_nd=True, input_name=name
+    )
+    if images.ndim not in (3, 4):
+        raise ValueError(
+            f"{name} has shape {images.shape}; images are (n, h, w) or (n, h, w, c). "
+            "Reshape flat rows first, for instance X.reshape(-1, 28, 28)."
+        )
+    return images[..., None] if images.ndim == 3 else images
+
+
+def as_numpy(values, name):
+    """A torch tensor on the CPU as a numpy array; anything else as it is."""
+    if not isinstance(values, torch.Tensor):
+        return values
+    if values.device.type != "cpu":
+        raise TypeError(
+            f"{name} is a tensor on {values.device}; pass {name}.cpu(), and device="
+            f"{values.device.type!r} to compute there."
+        )
+    return values.detach().numpy()
+
+
+def _check_transform(patch_transform):
+    """The patch transform as a float64 array, or None."""
+    if patch_transform is None:
+        return None
+    return check_array(
+        patch_transform, dtype=np.float64, input_name="patch_transform"
+    )
+
+
+def _check_transform_size(transform, kernel):
+    """Refuse a transform that does not act on the kernel's patches."""
+    expected = (kernel.patch_dim, kernel.patch_dim)
+    if transform is not None and transform.shape != expected:
+        raise ValueError(
+            f"patch_transform has shape {transform.shape}; patches of "
+            f"{kernel.layers[0].patch} with {kernel.channels} channels need {expected}."
+        )
