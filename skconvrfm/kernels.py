@@ -10,6 +10,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from joblib import effective_n_jobs
+from joblib.parallel import get_active_backend
 from sklearn import get_config
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
@@ -286,10 +287,12 @@ def _run_in_parallel(n_jobs, n_workers, function, tasks):
     threads = torch.get_num_threads()
     share = max(1, threads // n_workers)
     call = delayed(functools.partial(_with_threads, os.getpid(), share, function))
+    streams = get_active_backend()[0].supports_return_generator
+    parallel = Parallel(n_jobs=n_jobs, return_as="generator" if streams else "list")
     # Threads of this process take their share from here, and give it back here.
     torch.set_num_threads(share)
     try:
-        return Parallel(n_jobs=n_jobs)(call(*task) for task in tasks)
+        yield from parallel(call(*task) for task in tasks)
     finally:
         torch.set_num_threads(threads)
 

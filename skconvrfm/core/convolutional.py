@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .images import Layer, extract_patches
+from .images import Layer, balanced_blocks, extract_patches
 
 KINDS = ("ntk", "nngp")
 # κ of a patch with itself, or with its multiple, comes out this close to 1 in units
@@ -67,7 +67,7 @@ class Block:
 
     Attributes
     ----------
-    patches : Tensor of shape (rows, columns, n, d)
+    patches : Tensor of shape (rows, columns, d, n)
         Transformed patches T v.
     roots, inverse_roots : list of Tensor of shape (rows, columns, n)
         The square root of the variance (a or b) at each layer, and its inverse;
@@ -79,14 +79,14 @@ class Block:
     inverse_roots: list[torch.Tensor]
 
     def __len__(self):
-        return self.patches.shape[2]
+        return self.patches.shape[-1]
 
     def __getitem__(self, index):
         """The images ``index`` (a slice) of the block."""
         return Block(
-            self.patches[:, :, index],
-            [root[:, :, index] for root in self.roots],
-            [inverse[:, :, index] for inverse in self.inverse_roots],
+            self.patches[..., index],
+            [root[..., index] for root in self.roots],
+            [inverse[..., index] for inverse in self.inverse_roots],
         )
 
 
@@ -136,7 +136,7 @@ def _sliding_sum(maps, dim, size):
 def layer_variances(kernel, patches):
     """The variances a of every layer, a list of (rows, columns, n) tensors."""
     bias = kernel.bias**2
-    variance = patches.square().sum(-1) / kernel.channels + bias
+    variance = patches.square().sum(2) / kernel.channels + bias
     variances = [variance]
     for layer in kernel.layers[1:]:
         variance = window_sum(variance, layer) + bias
@@ -165,8 +165,8 @@ def prepare_block(kernel, images, transform):
     if transform is not None:
         # A patch in the null space of T comes out as rounding noise: blank it.
         noise = torch.finfo(images.dtype).eps * torch.linalg.matrix_norm(transform)
-        blank_below = noise.square() * patches.square().sum(-1) * kernel.patch_dim
-        patches = patches @ transform.T
+        blank_below = noise.square() * patches.square().sum(2) * kernel.patch_dim
+        patches = transform @ patches
     variances = layer_variances(kernel, patches)
     if kernel.bias == 0:
         variances[0] = variances[0].where(variances[0] > blank_below, 0)
@@ -211,6 +211,59 @@ def kernel_value(kernel, left, right):
         theta = None if theta is None else k0 * theta
     value = covariance.mean((0, 1))
     return value if theta is None else value + theta.mean((0, 1))
+
+
+class Tiles:
+    """The tiles of a pair of blocks by array operations, on any device.
+
+    Parameters
+    ----------
+    kernel : ConvolutionalKernel
+        The kernel.
+    left, right : Block
+        The images of the rows and of the columns.
+    side : int
+        Images on the side of a square tile.
+    """
+
+    def __init__(self, kernel, left, right, side):
+        self._kernel, self._left, self._right = kernel, left, right
+        self._side = side
+
+    def value(self, rows, columns, diagonal=None):
+        """The kernel of a slice of the left block with a slice of the right block.
+
+        Parameters
+        ----------
+        rows, columns : slice
+            Images of the left and of the right block.
+        diagonal : int or None
+            Where given, row i may be wrong left of column ``diagonal + i``: a
+            symmetric matrix needs one triangle.
+
+        Returns
+        -------
+        Tensor of shape (n_rows, n_columns)
+        """
+        out = self._left.patches.new_empty(
+            (rows.stop - rows.start, columns.stop - columns.start)
+        )
+        for i in balanced_blocks(rows, self._side):
+            for j in balanced_blocks(columns, self._side):
+                if diagonal is not None and j.stop <= diagonal + i.start:
+                    continue
+                tile = kernel_value(self._kernel, self._left[i], self._right[j])
+                out[
+                    i.start - rows.start : i.stop - rows.start,
+                    j.start - columns.start : j.stop - columns.start,
+                ] = tile
+        return out
+
+    def pullback(self, rows, columns, dual_coef):
+        """As `kernel_pullback`, for slices of the blocks."""
+        return kernel_pullback(
+            self._kernel, self._left[rows], self._right[columns], dual_coef
+        )
 
 
 def kernel_pullback(kernel, left, right, dual_coef):
@@ -288,7 +341,7 @@ def kernel_pullback(kernel, left, right, dual_coef):
 
 def _first_covariance(kernel, left, right):
     """S and Θ at layer 1."""
-    covariance = left.patches @ right.patches.transpose(-1, -2)
+    covariance = left.patches.transpose(-1, -2) @ right.patches
     covariance = covariance / kernel.channels + kernel.bias**2
     return covariance, covariance if kernel.kind == "ntk" else None
 

@@ -64,6 +64,17 @@ def convolution_layers(image_shape, patch_size, padding, depth):
     return tuple(layers)
 
 
+def balanced_blocks(images, largest):
+    """Cut a slice of images into slices of at most ``largest``, equal but for one.
+
+    Equal blocks make a prime number of images cost what its neighbours cost.
+    """
+    n = images.stop - images.start
+    count = max(1, -(-n // max(1, largest)))
+    bounds = [images.start + n * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
 def to_tensor(images, dtype, device):
     """Copy a block of numpy images into a tensor; the only place that casts pixels.
 
@@ -75,7 +86,7 @@ def to_tensor(images, dtype, device):
 
 
 def extract_patches(images, layer):
-    """All patches of some images, location by location.
+    """All patches of some images, location by location, images innermost.
 
     Parameters
     ----------
@@ -86,10 +97,12 @@ def extract_patches(images, layer):
 
     Returns
     -------
-    Tensor of shape (rows, columns, n, d)
+    Tensor of shape (rows, columns, d, n)
         Patch entries run (channel, row, column), as ``Conv2d.weight`` does.
     """
     top, bottom, left, right = layer.padding
-    maps = pad(images.permute(0, 3, 1, 2), (left, right, top, bottom))
-    windows = maps.unfold(2, layer.patch[0], 1).unfold(3, layer.patch[1], 1)
-    return windows.permute(2, 3, 0, 1, 4, 5).reshape(*layer.locations, len(images), -1)
+    maps = pad(images.permute(3, 1, 2, 0), (0, 0, left, right, top, bottom))
+    windows = maps.contiguous().unfold(1, layer.patch[0], 1)
+    windows = windows.unfold(2, layer.patch[1], 1)
+    patches = windows.permute(1, 2, 0, 4, 5, 3)
+    return patches.reshape(*layer.locations, -1, len(images))

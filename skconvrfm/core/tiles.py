@@ -1,33 +1,38 @@
 """The walk over pairs of image blocks: what fits in memory, on which device.
 
-No array of size pairs × locations outlives its tile, and a tile is as large as
-its share of the memory budget allows and no larger than pays.
+No array of size pairs × locations outlives its tile, and blocks and tiles are as
+large as their share of the memory budget allows and no larger than pays.
 """
 
+import functools
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from .convolutional import diagonal, kernel_value, prepare_block
+from . import compiled
+from .convolutional import Tiles, diagonal, prepare_block
 from .devices import resolve_device
-from .images import to_tensor
+from .images import balanced_blocks, to_tensor
 
-# Arrays of one value a pair and location that are alive at once in a tile, at
-# the worst moment, with and without the arrays of a layer kept for the pullback.
+# Arrays of one value a pair and location that are alive at once in a tile, at the
+# worst moment; and those that every layer keeps for the pullback.
 _LIVE_ARRAYS = 9
 _KEPT_ARRAYS = 2
 # A tile's array beyond this spills from the cache of a CPU core and gains nothing.
 _CPU_TILE_BYTES = 2**20
-# Copies of its patches alive while a block is prepared.
+# Copies of its patches alive while a block is prepared and packed.
 _PATCH_COPIES = 3
+# A task that runs out of memory is tried again with half, down to this.
+_LEAST_MEMORY = 2**20
 
 
 def run_in_turn(function, tasks):
-    """Call ``function(*task)`` for every task, in order: the default runner."""
-    return [function(*task) for task in tasks]
+    """Yield ``function(*task)`` for every task, in order: the default runner."""
+    return (function(*task) for task in tasks)
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class Resources:
     n_workers : int
         Tasks that run at the same time.
     run : callable
-        ``run(function, tasks)`` gives the list of ``function(*task)``; the place
-        where a pool of workers comes in.
+        ``run(function, tasks)`` iterates over ``function(*task)``; the place where a
+        pool of workers comes in.
     """
 
     device_name: str
@@ -68,70 +73,120 @@ class Resources:
         return self.dtype.itemsize
 
     @property
-    def memory_per_worker(self):
-        """Bytes that one task may use."""
-        return self.memory // self.n_workers
+    def numpy_dtype(self):
+        """The numpy dtype of the tiles."""
+        return np.dtype(str(self.dtype).removeprefix("torch."))
 
     def tensor(self, array):
         """A numpy array on the device, in the dtype of the tiles; None stays None."""
         return None if array is None else to_tensor(array, self.dtype, self.device)
 
-    def in_worker(self):
-        """The same, for a task inside a worker: picklable and without a pool."""
-        return Resources(self.device_name, self.dtype, self.memory_per_worker)
+    def one_worker(self):
+        """What one worker may use; picklable, and without a pool of its own."""
+        return Resources(
+            self.device_name, self.dtype, max(1, self.memory // self.n_workers)
+        )
 
 
-def balanced_blocks(n, largest):
-    """Cut ``range(n)`` into slices of at most ``largest``, equal but for one.
+def halving_memory(task):
+    """Let a task that runs out of memory try again with half of it, and warn.
 
-    Equal blocks make a prime n cost what its neighbours cost.
+    Blocks and tiles shrink with the memory in the task's last argument, its
+    `Resources`.
     """
-    count = max(1, math.ceil(n / max(1, largest)))
-    bounds = [n * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+    @functools.wraps(task)
+    def patient_task(*arguments):
+        *arguments, resources = arguments
+        while True:
+            try:
+                return task(*arguments, resources)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or resources.memory <= _LEAST_MEMORY:
+                    raise
+            resources = replace(resources, memory=resources.memory // 2)
+            if resources.device.type == "cuda":
+                torch.cuda.empty_cache()
+            warnings.warn(
+                "out of memory: going on with tiles of half the size "
+                f"({resources.memory / 2**20:.0f} MiB); set a smaller working_memory "
+                "with sklearn.set_config to avoid the first attempt.",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+    return patient_task
+
+
+def _is_out_of_memory(error):
+    """Whether an allocation failed; torch's CPU allocator has no error of its own."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def image_bytes(kernel, image_shape, itemsize):
-    """Bytes that one image takes in a prepared block, while it is prepared."""
+    """Bytes that one image takes in a block, while it is prepared."""
     locations = [math.prod(layer.locations) for layer in kernel.layers]
     numbers = _PATCH_COPIES * locations[0] * kernel.patch_dim
-    return itemsize * (numbers + 3 * sum(locations) + 2 * math.prod(image_shape))
+    return itemsize * (numbers + 5 * sum(locations) + 2 * math.prod(image_shape))
 
 
 def pair_bytes(kernel, itemsize, pullback=False):
-    """Bytes that one pair of images takes in a tile."""
-    kept = _KEPT_ARRAYS * len(kernel.layers) if pullback else 0
-    return itemsize * (_LIVE_ARRAYS + kept) * math.prod(kernel.layers[0].locations)
+    """Bytes that one pair of images takes in a tile of array operations."""
+    arrays = _LIVE_ARRAYS + (_KEPT_ARRAYS * len(kernel.layers) if pullback else 0)
+    return itemsize * arrays * math.prod(kernel.layers[0].locations)
 
 
-def tile_side(kernel, resources, pullback=False):
-    """Images on the side of a square tile."""
-    pairs = resources.memory_per_worker // 4 // pair_bytes(
-        kernel, resources.itemsize, pullback
-    )
+def tile_pairs(kernel, resources, pullback=False):
+    """Pairs of images in a tile of array operations."""
+    size = pair_bytes(kernel, resources.itemsize, pullback)
+    pairs = resources.memory // 4 // size
     if resources.device.type == "cpu":
         array = resources.itemsize * math.prod(kernel.layers[0].locations)
         pairs = min(pairs, _CPU_TILE_BYTES // array)
-    return max(1, math.isqrt(pairs))
+    return max(1, pairs)
 
 
 def block_side(kernel, image_shape, resources):
     """Images of a prepared block, of which two are alive at a time."""
-    return max(
-        1,
-        resources.memory_per_worker
-        // 6
-        // image_bytes(kernel, image_shape, resources.itemsize),
-    )
+    size = image_bytes(kernel, image_shape, resources.itemsize)
+    return max(1, resources.memory // 6 // size)
 
 
-def load_blocks(kernel, images, transform, largest, resources):
-    """Yield (slice, prepared block) over images held as a numpy array."""
-    for part in balanced_blocks(len(images), largest):
-        yield (
-            part,
-            prepare_block(kernel, resources.tensor(images[part]), transform),
-        )
+def work(kernel, pairs):
+    """Pairs × locations × layers."""
+    return pairs * sum(math.prod(layer.locations) for layer in kernel.layers)
+
+
+def image_blocks(images, largest):
+    """Slices of all images, of at most ``largest`` images each."""
+    return balanced_blocks(slice(0, len(images)), largest)
+
+
+def load_blocks(kernel, images, parts, transform, resources):
+    """Yield (slice, prepared block) for some slices of images in a numpy array."""
+    for part in parts:
+        images_here = resources.tensor(images[part])
+        yield part, prepare_block(kernel, images_here, transform)
+
+
+def open_tiles(kernel, left, right, library, resources, pullback=False):
+    """The tiles of two blocks: compiled where there is a library, else `Tiles`."""
+    if library is not None:
+        return compiled.CompiledTiles(library, kernel, left, right)
+    side = math.isqrt(tile_pairs(kernel, resources, pullback))
+    return Tiles(kernel, left, right, side)
+
+
+def find_library(kernel, pairs, resources, pullback=False):
+    """The compiled tiles if they are worth it, can be had, and fit in memory."""
+    if resources.device.type != "cpu":
+        return None
+    scratch = compiled.scratch_bytes(kernel, resources.itemsize, pullback)
+    if scratch * torch.get_num_threads() > resources.memory // 4:
+        return None
+    return compiled.load(work(kernel, pairs))
 
 
 def kernel_matrix(kernel, X, Y, transform, resources):
@@ -156,20 +211,22 @@ def kernel_matrix(kernel, X, Y, transform, resources):
     """
     symmetric = Y is None
     Y = X if symmetric else Y
+    worker = resources.one_worker()
+    library_pairs = len(X) * len(Y) / (2 if symmetric else 1)
     strips = _strips(kernel, X, len(Y), resources)
-    tasks = [
+    tasks = (
         (
             kernel,
             X[rows],
             Y[rows.start :] if symmetric else Y,
             transform,
-            None,
             symmetric,
-            resources.in_worker(),
+            library_pairs,
+            worker,
         )
         for rows in strips
-    ]
-    matrix = np.empty((len(X), len(Y)), dtype=_numpy_dtype(resources.dtype))
+    )
+    matrix = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
     for rows, strip in zip(strips, resources.run(_strip, tasks), strict=True):
         first = rows.start if symmetric else 0
         matrix[rows, first:] = strip
@@ -185,62 +242,71 @@ def kernel_product(kernel, X, centres, transform, coef, resources):
     -------
     ndarray of shape (n_X, n_outputs), float64
     """
-    strips = _strips(kernel, X, len(centres), resources)
-    tasks = [
-        (kernel, X[rows], centres, transform, coef, False, resources.in_worker())
-        for rows in strips
-    ]
-    return np.concatenate(resources.run(_strip, tasks))
-
-
-def kernel_diagonal(kernel, X, transform, resources):
-    """k(x, x) of every image, an ndarray of shape (n_X,)."""
-    transform = resources.tensor(transform)
-    side = block_side(kernel, X.shape[1:], resources)
-    blocks = load_blocks(kernel, X, transform, side, resources)
-    return np.concatenate([diagonal(kernel, b).cpu().numpy() for _, b in blocks])
+    pairs, worker = len(X) * len(centres), resources.one_worker()
+    tasks = (
+        (kernel, X[rows], centres, transform, coef, pairs, worker)
+        for rows in _strips(kernel, X, len(centres), resources)
+    )
+    return np.concatenate(list(resources.run(_strip_product, tasks)))
 
 
 def _strips(kernel, X, n_columns, resources):
     """Rows of the kernel matrix that one task computes."""
-    rows_in_memory = max(
-        1, resources.memory_per_worker // 8 // (resources.itemsize * n_columns)
+    worker = resources.one_worker()
+    largest = min(
+        block_side(kernel, X.shape[1:], worker),
+        max(1, worker.memory // 8 // (worker.itemsize * n_columns)),
     )
-    largest = min(block_side(kernel, X.shape[1:], resources), rows_in_memory)
     if resources.n_workers > 1:  # enough strips to share out evenly
         largest = min(largest, math.ceil(len(X) / (4 * resources.n_workers)))
-    return balanced_blocks(len(X), largest)
+    return image_blocks(X, largest)
 
 
-def _strip(kernel, X, Y, transform, coef, symmetric, resources):
-    """Some rows of the kernel matrix, times ``coef`` where given.
+@halving_memory
+def _strip(kernel, X, Y, transform, symmetric, pairs, resources):
+    """Some rows of the kernel matrix; with ``symmetric``, Y begins with X itself.
 
-    With ``symmetric``, Y begins with X itself; tiles below the diagonal are
-    mirrored and the diagonal is set to its exact values.
+    Then tiles below the diagonal are mirrored and the diagonal gets its exact values.
     """
     transform = resources.tensor(transform)
-    strip = np.empty((len(X), len(Y)), dtype=_numpy_dtype(resources.dtype))
-    left = prepare_block(kernel, resources.tensor(X), transform)
-    side = tile_side(kernel, resources)
+    library = find_library(kernel, pairs, resources)
     largest = block_side(kernel, X.shape[1:], resources)
-    for columns, right in load_blocks(kernel, Y, transform, largest, resources):
-        for i in balanced_blocks(len(X), side):
-            for j in balanced_blocks(len(right), side):
-                first = columns.start + j.start
-                if symmetric and first + (j.stop - j.start) <= i.start:
-                    continue
-                tile = kernel_value(kernel, left[i], right[j])
-                strip[i, first : columns.start + j.stop] = tile.cpu().numpy()
+    strip = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
+    for rows, left in load_blocks(
+        kernel, X, image_blocks(X, largest), transform, resources
+    ):
+        first = rows.start if symmetric else 0
+        for part, right in _right_blocks(
+            kernel, left, Y[first:], transform, symmetric, largest, resources
+        ):
+            tiles = open_tiles(kernel, left, right, library, resources)
+            tile = tiles.value(
+                slice(0, len(left)),
+                slice(0, len(right)),
+                -part.start if symmetric else None,
+            )
+            columns = slice(first + part.start, first + part.stop)
+            strip[rows, columns] = tile.cpu().numpy()
+        if symmetric:
+            index = np.arange(rows.start, rows.stop)
+            strip[index, index] = diagonal(kernel, left).cpu().numpy()
     if symmetric:
-        n = len(X)
-        upper = np.triu(strip[:, :n], 1)
-        strip[:, :n] = upper + upper.T
-        strip[np.arange(n), np.arange(n)] = diagonal(kernel, left).cpu().numpy()
-    if coef is None:
-        return strip
+        square = strip[:, : len(X)]
+        square[...] = np.triu(square) + np.triu(square, 1).T
+    return strip
+
+
+def _right_blocks(kernel, left, images, transform, symmetric, largest, resources):
+    """Blocks of columns; where these begin with the rows, those are not made again."""
+    start = len(left) if symmetric else 0
+    if symmetric:
+        yield slice(0, start), left
+    if start < len(images):
+        rest = balanced_blocks(slice(start, len(images)), largest)
+        yield from load_blocks(kernel, images, rest, transform, resources)
+
+
+def _strip_product(kernel, X, centres, transform, coef, pairs, resources):
+    """Some rows of the kernel matrix times the coefficients."""
+    strip = _strip(kernel, X, centres, transform, False, pairs, resources)
     return strip.astype(np.float64, copy=False) @ coef
-
-
-def _numpy_dtype(dtype):
-    """The numpy dtype of a torch dtype."""
-    return np.float32 if dtype == torch.float32 else np.float64

@@ -1,0 +1,319 @@
+"""The tiles of ``convolutional.py`` in fused C++, built by the compiler at hand.
+
+A layer passes its maps through memory about forty times when every operation of
+the recursion is an array operation of its own. ``compiled.cpp`` does the same steps
+with the maps in the cache. It is built once a machine, on first need, into a cache
+folder; where there is no C++ compiler, `load` gives None and the array operations
+serve, with equal results.
+"""
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from .convolutional import parallel_gap
+from .images import balanced_blocks
+
+# "0" does without the compiled tiles, "1" takes them however small the work.
+SWITCH = "SKCONVRFM_COMPILE"
+# Where the built libraries are kept; by default a folder of the user's.
+CACHE = "SKCONVRFM_CACHE"
+
+_SOURCE = Path(__file__).with_name("compiled.cpp")
+_FLAGS = (
+    "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -shared"
+).split()
+_BUILD_SECONDS = 120
+_REALS = {torch.float32: "float", torch.float64: "double"}
+# As in compiled.cpp.
+_VECTOR_BYTES = 64
+_LEFT_TOGETHER = 8
+
+# Pairs × locations × layers from which the array operations take longer (about ten
+# nanoseconds each) than the one or two seconds of the compiler.
+WORTH_COMPILING = 1e8
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_long)
+        for name in ("rows", "columns", "patch_rows", "patch_columns", "top", "left")
+    ]
+
+
+class _Kernel(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("depth", "tangent", "patch_dim")),
+        *((n, ctypes.c_double) for n in ("channels", "bias_square", "parallel_gap")),
+        ("layers", ctypes.POINTER(_Layer)),
+    ]
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        ("n", ctypes.c_long),
+        ("patches", ctypes.c_void_p),
+        ("roots", ctypes.POINTER(ctypes.c_void_p)),
+        ("inverse_roots", ctypes.POINTER(ctypes.c_void_p)),
+    ]
+
+
+class CompiledTiles:
+    """Tiles of a pair of blocks, the compiled twin of `convolutional.Tiles`.
+
+    Calls release the interpreter's lock and use one thread each: `value` and
+    `pullback` share rows out to as many threads as torch would use.
+
+    Parameters
+    ----------
+    library : ctypes.CDLL
+        The compiled functions, from `load`.
+    kernel : ConvolutionalKernel
+        The kernel.
+    left, right : Block
+        The images of the rows and of the columns, on the CPU.
+    """
+
+    # Rows that share the maps of a vector of columns while those are in the cache.
+    ROWS_TOGETHER = 16
+
+    def __init__(self, library, kernel, left, right):
+        self._dtype = left.patches.dtype
+        self._lanes = _VECTOR_BYTES // self._dtype.itemsize
+        self._value = getattr(library, f"kernel_value_{_REALS[self._dtype]}")
+        self._pullback = getattr(library, f"kernel_pullback_{_REALS[self._dtype]}")
+        self._kernel = _describe_kernel(kernel, self._dtype)
+        self._left = _PackedBlock(left, 1)
+        self._right = _PackedBlock(right, self._lanes)
+        self._locations = kernel.layers[0].locations
+
+    def value(self, rows, columns, diagonal=None):
+        """As `convolutional.Tiles.value`."""
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        out = torch.empty(shape, dtype=self._dtype)
+
+        def call(part):
+            start = columns.start
+            if diagonal is not None:  # leave whole vectors out
+                unneeded = max(0, diagonal + part.start - start)
+                start = min(columns.stop, start + unneeded // self._lanes * self._lanes)
+            target = out[part.start - rows.start :, start - columns.start :]
+            needed = slice(start, columns.stop)
+            self._call(self._value, part, needed, target, ctypes.c_long(shape[1]))
+
+        self._share_out(call, rows)
+        return out
+
+    def pullback(self, rows, columns, dual_coef):
+        """As `convolutional.kernel_pullback`, for slices of the blocks."""
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        weights, self_weights = torch.empty(
+            (2, *self._locations, *shape), dtype=self._dtype
+        )
+
+        def call(part):
+            first = part.start - rows.start
+            targets = weights[:, :, first:], self_weights[:, :, first:]
+            self._call(
+                self._pullback, part, columns, *targets, *map(ctypes.c_long, shape)
+            )
+
+        self._share_out(call, rows)
+        return weights, self_weights @ dual_coef
+
+    def _share_out(self, call, rows):
+        """Call for parts of the rows, in threads."""
+        threads, count = torch.get_num_threads(), rows.stop - rows.start
+        share = min(self.ROWS_TOGETHER, math.ceil(count / threads))
+        parts = balanced_blocks(rows, share)
+        if threads == 1 or len(parts) == 1:
+            for part in parts:
+                call(part)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(call, parts):
+                pass
+
+    def _call(self, function, rows, columns, *arguments):
+        bounds = (rows.start, rows.stop, columns.start, columns.stop)
+        failed = function(
+            ctypes.byref(self._kernel),
+            ctypes.byref(self._left.structure),
+            ctypes.byref(self._right.structure),
+            *map(ctypes.c_long, bounds),
+            *(_address(a) if isinstance(a, torch.Tensor) else a for a in arguments),
+        )
+        if failed:
+            raise MemoryError("no memory for the maps of an image")
+
+
+def _address(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+class _PackedBlock:
+    """A block as the C++ code reads it, by vectors of ``lanes`` images.
+
+    With one lane, arrays are (locations, ..., n); else (n / lanes, locations, ...,
+    lanes), the last vector padded with blank images.
+    """
+
+    def __init__(self, block, lanes):
+        n, depth = len(block), len(block.roots)
+        # Tensors are kept, for the structure holds no more than their addresses.
+        self._tensors = [
+            _pack(array, lanes)
+            for array in (block.patches, *block.roots, *block.inverse_roots)
+        ]
+        patches, *roots = (tensor.data_ptr() for tensor in self._tensors)
+        pointers = ctypes.c_void_p * depth
+        self.structure = _Block(
+            n, patches, pointers(*roots[:depth]), pointers(*roots[depth:])
+        )
+
+
+def _pack(array, lanes):
+    """An array of shape (rows, columns, ..., n) by vectors of images."""
+    array = array.flatten(0, 1)
+    if lanes == 1:
+        return array.contiguous()
+    n = array.shape[-1]
+    packed = array.new_zeros((math.ceil(n / lanes), *array.shape[:-1], lanes))
+    whole, rest = divmod(n, lanes)
+    if whole:
+        vectors = array[..., : whole * lanes].unflatten(-1, (whole, lanes))
+        packed[:whole] = vectors.movedim(-2, 0)
+    if rest:
+        packed[whole, ..., :rest] = array[..., whole * lanes :]
+    return packed
+
+
+def _describe_kernel(kernel, dtype):
+    """The kernel as the C++ code reads it."""
+    layers = (_Layer * len(kernel.layers))(
+        *(
+            _Layer(*layer.locations, *layer.patch, layer.padding[0], layer.padding[2])
+            for layer in kernel.layers
+        )
+    )
+    return _Kernel(
+        len(kernel.layers),
+        kernel.kind == "ntk",
+        kernel.patch_dim,
+        kernel.channels,
+        kernel.bias**2,
+        parallel_gap(dtype),
+        layers,
+    )
+
+
+def load(work):
+    """The compiled functions, built if need be; None where they cannot or need not be.
+
+    A library that lies in the cache serves every computation. Where there is none,
+    large ones wait for the compiler and small ones do without, here and for the
+    rest of the process, so that one computation gives one result in a process.
+
+    Parameters
+    ----------
+    work : float
+        Pairs × locations × layers of the computation.
+
+    Returns
+    -------
+    ctypes.CDLL or None
+    """
+    switch = os.environ.get(SWITCH)
+    if switch == "0":
+        return None
+    if switch == "1" or work >= WORTH_COMPILING or _was_in_cache():
+        return _load()
+    return None
+
+
+def scratch_bytes(kernel, itemsize, pullback):
+    """Bytes that one thread needs for the maps of a vector of images."""
+    maps = _LEFT_TOGETHER + (2 * len(kernel.layers) + 9 if pullback else 2)
+    locations = math.prod(kernel.layers[0].locations)
+    lanes = _VECTOR_BYTES // itemsize
+    return itemsize * lanes * locations * maps
+
+
+@functools.cache
+def _was_in_cache():
+    """Whether the library was there when this process first asked."""
+    try:
+        return _library_path().exists()
+    except OSError:
+        return False
+
+
+@functools.cache
+def _load():
+    try:
+        path = _library_path()
+        if not path.exists():
+            _build(path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _library_path():
+    """Where the library lies, by all that decides its instructions."""
+    identity = "\0".join((*_command(), _processor(), _SOURCE.read_text()))
+    return _cache_folder() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
+
+
+def _build(path):
+    """Compile the library: whole or not at all, whoever else builds it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        built = Path(scratch) / path.name
+        subprocess.run(
+            [*_command(), str(_SOURCE), "-o", str(built)],
+            check=True,
+            capture_output=True,
+            timeout=_BUILD_SECONDS,
+        )
+        built.replace(path)
+
+
+def _command():
+    """The compiler and its options."""
+    return [_compiler(), *_FLAGS]
+
+
+def _compiler():
+    """The C++ compiler: that of the environment variable CXX, or a common one."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and shutil.which(name):
+            return name
+    raise FileNotFoundError("no C++ compiler")
+
+
+def _processor():
+    """What tells processors with different instructions apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return f"{platform.machine()} {platform.processor()}"
+
+
+def _cache_folder():
+    """Where built libraries are kept."""
+    if CACHE in os.environ:
+        return Path(os.environ[CACHE])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "skconvrfm"
