@@ -317,14 +317,14 @@ def read_npz(path):
 def _read_arrays(path):
     """The four arrays of the archive."""
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UsageError(
-                f"--data {path}: holds one array; save an archive with "
-                f"np.savez({path.stem!r}, X_train=..., y_train=..., X_test=..., "
-                "y_test=...)"
-            )
-        with archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UsageError(
+                    f"--data {path}: holds one array; save an archive with "
+                    f"np.savez({path.stem!r}, X_train=..., y_train=..., X_test=..., "
+                    "y_test=...)"
+                )
             missing = [key for key in KEYS if key not in archive]
             if missing:
                 raise UsageError(

@@ -4,8 +4,7 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 
 import numpy as np
-import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq
 from sklearn.base import (
     BaseEstimator,
     ClassifierMixin,
@@ -44,6 +43,9 @@ DEFAULT_ALPHAS = tuple(
 # guide for the measured curve.
 AUTO_AGOP_SAMPLES = 100
 
+# Temperatures of the probabilities; scores of well separated classes are ±1.
+TEMPERATURE_RANGE = (1e-2, 1e3)
+
 # Widths from which rows of 3·k² columns look like colour images: 3·8·8.
 _SMALLEST_COLOUR_SIDE = 8
 # Widths from which a flat row of k² columns is taken for a square image.
@@ -81,7 +83,7 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         depth=3,
         patch_size=3,
         padding="valid",
-        bias=0.1,
+        bias=0.3,
         n_rounds=4,
         agop_power=0.5,
         agop_samples="auto",
@@ -164,7 +166,7 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
                 "best_round_": best.index,
                 "patch_transform_": best.transform,
                 "history_": {key: np.array(values) for key, values in history.items()},
-                **self._calibrate(best.solution.gcv_prediction, targets, weights),
+                **self._calibrate(best.solution.held_out_prediction, targets, weights),
             }
 
         def report(best, history):
@@ -378,7 +380,137 @@ def _fitted_attributes(estimator):
 
 
 class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
-    """TODO docstring."""
+    """Convolutional kernel classifier that learns its features.
+
+    Kernel ridge regression on the classes with a convolutional neural tangent
+    kernel. After each solve the patch average gradient outer product (AGOP) of the
+    predictor becomes the metric of patches for the next one: ConvRFM.
+
+    Parameters
+    ----------
+    image_shape : tuple of int, default=None
+        Rows and columns of an image, ``(h, w)``, or with channels ``(h, w, c)``, in
+        this order for either value of `channels`. None takes it from `X` where that has
+        three or four dimensions; a flat row is a square image where its width is a
+        perfect square from 16 on, else one row of pixels. Colour images in flat rows
+        need it.
+    channels : {"last", "first"}, default="last"
+        How the pixels of a flat row are laid out, (h, w, c) or (c, h, w); the same
+        for four-dimensional `X`.
+    kernel : {"ntk", "nngp"}, default="ntk"
+        The convolutional neural tangent kernel, or the kernel of the network's
+        Gaussian process. The former is the one of the paper and mostly the better.
+    depth : int, default=3
+        Number of convolutions of the infinitely wide network. Deeper kernels see
+        wider parts of an image; the cost is linear.
+    patch_size : int or (int, int), default=3
+        Rows and columns of a patch, clipped to the image.
+    padding : {"valid", "same"}, default="valid"
+        Whether maps shrink by the patch less one in each layer, or are padded with
+        zeros.
+    bias : float, default=0.3
+        Standard deviation of the bias of every convolution. With 0, as in the paper,
+        the kernel is homogeneous, and on few features it cannot place a threshold;
+        0.3 serves standardised columns and images in [0, 1] (measured: see "The
+        bias" in the guide).
+    n_rounds : int, default=4
+        Updates of the patch transform after the first fit. 0 is the fixed
+        convolutional kernel. More rounds cost time and no accuracy, for `selection`
+        keeps the best.
+    agop_power : float, default=0.5
+        The power of the patch AGOP that becomes the patch transform.
+    agop_samples : "auto", int, float or None, default="auto"
+        Images that carry the AGOP: a number, a fraction, or None for all. They are
+        drawn evenly over classes (or targets), and in proportion to the weights.
+        ``"auto"`` is 100, beyond which accuracy did not grow (measured: see "How
+        many images" in the guide).
+    alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
+        The ridge, in units of the largest diagonal entry of the kernel; of several,
+        `selection` chooses. One decomposition serves them all.
+    selection : {"gcv", "loo", "last"}, default="gcv"
+        What chooses ridge and round: generalised cross-validation, the default
+        because it makes weights count as repeated rows; the leave-one-out error; or
+        the last round, with the ridge by GCV. None needs a validation set.
+    class_weight : dict, "balanced" or None, default=None
+        Importance of the classes, of which only the ratios count.
+    device : str, default="auto"
+        ``"auto"`` is CUDA where torch finds it, else the CPU.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Precision of the kernel. ``"auto"`` is the smaller that holds the images
+        exactly: float64 stays float64, uint8 is computed in float32. Ridge and
+        eigenvalues are always float64.
+    n_jobs : int, default=None
+        Tasks that share the kernel's tiles, through joblib. None is 1 unless in a
+        :obj:`joblib.parallel_config` context; a single task uses the threads of torch.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draw of `agop_samples`. None is a seed as well: fits are
+        repeatable by default.
+    verbose : int, default=0
+        With 1, one line a round.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The classes.
+    temperature_ : float
+        Temperature of the probabilities.
+    X_fit_ : ndarray of shape (n_samples, n_features)
+        The training rows of positive weight, in their own dtype.
+    dual_coef_ : ndarray of shape (n_samples, n_outputs)
+        Coefficients of the kernel as :func:`~skconvrfm.kernels.convolutional_kernel`
+        returns it, not scaled: the decision function is ``K @ dual_coef_ + intercept_``.
+    intercept_ : ndarray of shape (n_outputs,)
+        The intercept, which is not penalised.
+    alpha_ : float
+        The ridge chosen.
+    best_round_ : int
+        The round chosen.
+    patch_transform_ : ndarray of shape (d, d)
+        The patch transform T of that round, of Frobenius norm sqrt(d), for patches of
+        d = c·rows·columns entries in the order (channel, row, column).
+    patch_agop_ : ndarray of shape (d, d)
+        The patch AGOP of the chosen predictor.
+    history_ : dict of ndarray
+        One entry a round: ``round``, ``alpha``, ``gcv``, ``loo_loss``, ``loo_score``
+        (the accuracy of left-out rows), ``seconds_kernel``, ``seconds_solve``,
+        ``seconds_agop``.
+    image_shape_ : tuple of int
+        Rows, columns and channels of an image.
+    patch_shape_ : tuple of int
+        Rows and columns of a patch of the first layer.
+    n_features_in_ : int
+        Number of features of a row.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where `X` had string names.
+
+    See Also
+    --------
+    ConvRFMRegressor : The same for real targets.
+    skconvrfm.kernels.convolutional_kernel : The kernel as a function.
+
+    Notes
+    -----
+    A fit costs, a round, ``n² / 2`` pairs of images times locations times layers, an
+    eigendecomposition of ``n³``, and the AGOP; see "What costs what" in the guide.
+    Sample weights count rows: weight 2 is the row twice, also in the selection.
+    Weights that sum to less than the number of rows are scaled to mean one.
+
+    References
+    ----------
+    Beaglehole, Radhakrishnan, Pandit, Belkin, "Mechanism of feature learning in
+    convolutional neural networks", arXiv:2309.00570, Algorithm 1.
+
+    Examples
+    --------
+    >>> from skconvrfm import ConvRFMClassifier
+    >>> from skconvrfm.datasets import load_digit_images
+    >>> X, y = load_digit_images(return_X_y=True)
+    >>> clf = ConvRFMClassifier(depth=2, n_rounds=1).fit(X[:200], y[:200])
+    >>> bool(clf.score(X[200:400], y[200:400]) > 0.9)
+    True
+    >>> clf.patch_agop_.shape
+    (9, 9)
+    """
 
     _parameter_constraints: dict = {
         **_BaseConvRFM._parameter_constraints,
@@ -394,7 +526,7 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
         depth=3,
         patch_size=3,
         padding="valid",
-        bias=0.1,
+        bias=0.3,
         n_rounds=4,
         agop_power=0.5,
         agop_samples="auto",
@@ -430,25 +562,86 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
-        """Fit the machine."""
+        """Fit the machine, round by round, and keep the best round.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, or rows of pixels, of any real dtype.
+        y : array-like of shape (n_samples,)
+            Classes.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator. If the fit fails or is interrupted, it is as it was.
+
+        Raises
+        ------
+        ValueError
+            If X, y or a parameter is not usable; the message says what to do.
+        """
         with _unchanged_on_failure(self):
             return self._fit(X, y, sample_weight)
 
     def decision_function(self, X):
-        """Scores of the classes."""
+        """Score the classes: the machine's targets were -1 and 1.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, laid out as in `fit`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
+            One score a class; for two classes, that of ``classes_[1]``.
+        """
         raw = self._predict_raw(X)
         return raw[:, 0] if len(self.classes_) == 2 else raw
 
     def predict(self, X):
-        """Classes."""
+        """Predict the class of the largest score.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, laid out as in `fit`.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+            Classes.
+        """
         scores = self.decision_function(X)
         if scores.ndim == 1:
             return self.classes_[(scores > 0).astype(int)]
         return self.classes_[scores.argmax(axis=1)]
 
     def predict_proba(self, X):
-        """Probabilities of the classes."""
-        return _link(self.decision_function(X), self.temperature_)
+        """Predict probabilities: a softmax of the scores at one temperature.
+
+        The temperature was fitted to the scores of held-out training rows, so that
+        probabilities are calibrated; the order of the scores is kept.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, laid out as in `fit`.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            Probabilities, in the order of ``classes_``.
+        """
+        scores = _class_scores(self.decision_function(X))
+        return softmax(scores / self.temperature_)
 
     def _check_y(self, y):
         y = column_or_1d(y, warn=True)
@@ -503,28 +696,207 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
         return {"temperature_": _fit_temperature(prediction, targets, weights)}
 
 
-def _link(scores, temperature):
-    """Probabilities from scores: a softmax at a temperature."""
-    if scores.ndim == 1:
-        scores = np.column_stack([-scores, scores])
-    return softmax(scores / temperature)
+def _class_scores(scores):
+    """One column a class: a binary score counts for one class and against the other."""
+    scores = np.reshape(scores, (len(scores), -1))
+    return np.hstack([-scores, scores]) if scores.shape[1] == 1 else scores
 
 
 def _fit_temperature(prediction, targets, weights):
-    return 0.5
+    """The temperature that makes the softmax of held-out scores likeliest.
+
+    Targets are smoothed by one more observation, of all classes in equal parts (in the
+    manner of Platt 1999), so that separable scores do not ask for certainty. The
+    likelihood is concave in the inverse temperature: its slope has one root.
+    """
+    scores, truth = _class_scores(prediction), _class_scores(targets) > 0
+    n_classes = scores.shape[1]
+    total = weights.sum()
+    smoothed = (truth * total + 1 / n_classes) / (total + 1)
+
+    def slope(inverse):
+        excess = softmax(inverse * scores) - smoothed
+        return weights @ (excess * scores).sum(axis=1)
+
+    coldest, hottest = TEMPERATURE_RANGE
+    if slope(1 / hottest) >= 0:
+        return hottest
+    if slope(1 / coldest) <= 0:
+        return coldest
+    return 1 / brentq(slope, 1 / hottest, 1 / coldest)
 
 
 class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _BaseConvRFM):
-    """TODO docstring."""
+    """Convolutional kernel regressor that learns its features.
+
+    Kernel ridge regression with a convolutional neural tangent kernel. After each
+    solve the patch average gradient outer product (AGOP) of the predictor becomes the
+    metric of patches for the next one: ConvRFM.
+
+    Parameters
+    ----------
+    image_shape : tuple of int, default=None
+        Rows and columns of an image, ``(h, w)``, or with channels ``(h, w, c)``, in
+        this order for either value of `channels`. None takes it from `X` where that has
+        three or four dimensions; a flat row is a square image where its width is a
+        perfect square from 16 on, else one row of pixels. Colour images in flat rows
+        need it.
+    channels : {"last", "first"}, default="last"
+        How the pixels of a flat row are laid out, (h, w, c) or (c, h, w); the same
+        for four-dimensional `X`.
+    kernel : {"ntk", "nngp"}, default="ntk"
+        The convolutional neural tangent kernel, or the kernel of the network's
+        Gaussian process. The former is the one of the paper and mostly the better.
+    depth : int, default=3
+        Number of convolutions of the infinitely wide network. Deeper kernels see
+        wider parts of an image; the cost is linear.
+    patch_size : int or (int, int), default=3
+        Rows and columns of a patch, clipped to the image.
+    padding : {"valid", "same"}, default="valid"
+        Whether maps shrink by the patch less one in each layer, or are padded with
+        zeros.
+    bias : float, default=0.3
+        Standard deviation of the bias of every convolution. With 0, as in the paper,
+        the kernel is homogeneous, and on few features it cannot place a threshold;
+        0.3 serves standardised columns and images in [0, 1] (measured: see "The
+        bias" in the guide).
+    n_rounds : int, default=4
+        Updates of the patch transform after the first fit. 0 is the fixed
+        convolutional kernel. More rounds cost time and no accuracy, for `selection`
+        keeps the best.
+    agop_power : float, default=0.5
+        The power of the patch AGOP that becomes the patch transform.
+    agop_samples : "auto", int, float or None, default="auto"
+        Images that carry the AGOP: a number, a fraction, or None for all. They are
+        drawn evenly over classes (or targets), and in proportion to the weights.
+        ``"auto"`` is 100, beyond which accuracy did not grow (measured: see "How
+        many images" in the guide).
+    alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
+        The ridge, in units of the largest diagonal entry of the kernel; of several,
+        `selection` chooses. One decomposition serves them all.
+    selection : {"gcv", "loo", "last"}, default="gcv"
+        What chooses ridge and round: generalised cross-validation, the default
+        because it makes weights count as repeated rows; the leave-one-out error; or
+        the last round, with the ridge by GCV. None needs a validation set.
+    device : str, default="auto"
+        ``"auto"`` is CUDA where torch finds it, else the CPU.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Precision of the kernel. ``"auto"`` is the smaller that holds the images
+        exactly: float64 stays float64, uint8 is computed in float32. Ridge and
+        eigenvalues are always float64.
+    n_jobs : int, default=None
+        Tasks that share the kernel's tiles, through joblib. None is 1 unless in a
+        :obj:`joblib.parallel_config` context; a single task uses the threads of torch.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draw of `agop_samples`. None is a seed as well: fits are
+        repeatable by default.
+    verbose : int, default=0
+        With 1, one line a round.
+
+    Attributes
+    ----------
+    X_fit_ : ndarray of shape (n_samples, n_features)
+        The training rows of positive weight, in their own dtype.
+    dual_coef_ : ndarray of shape (n_samples, n_outputs) or (n_samples,)
+        Coefficients of the kernel as :func:`~skconvrfm.kernels.convolutional_kernel`
+        returns it, not scaled: the prediction is ``K @ dual_coef_ + intercept_``.
+    intercept_ : float or ndarray of shape (n_outputs,)
+        The intercept, which is not penalised.
+    alpha_ : float
+        The ridge chosen.
+    best_round_ : int
+        The round chosen.
+    patch_transform_ : ndarray of shape (d, d)
+        The patch transform T of that round, of Frobenius norm sqrt(d), for patches of
+        d = c·rows·columns entries in the order (channel, row, column).
+    patch_agop_ : ndarray of shape (d, d)
+        The patch AGOP of the chosen predictor.
+    history_ : dict of ndarray
+        One entry a round: ``round``, ``alpha``, ``gcv``, ``loo_loss``, ``loo_score``
+        (R² of left-out rows), ``seconds_kernel``, ``seconds_solve``,
+        ``seconds_agop``.
+    image_shape_ : tuple of int
+        Rows, columns and channels of an image.
+    patch_shape_ : tuple of int
+        Rows and columns of a patch of the first layer.
+    n_features_in_ : int
+        Number of features of a row.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where `X` had string names.
+
+    See Also
+    --------
+    ConvRFMClassifier : The same for classes.
+    skconvrfm.kernels.convolutional_kernel : The kernel as a function.
+
+    Notes
+    -----
+    A fit costs, a round, ``n² / 2`` pairs of images times locations times layers, an
+    eigendecomposition of ``n³``, and the AGOP; see "What costs what" in the guide.
+    Sample weights count rows: weight 2 is the row twice, also in the selection.
+    Weights that sum to less than the number of rows are scaled to mean one.
+
+    References
+    ----------
+    Beaglehole, Radhakrishnan, Pandit, Belkin, "Mechanism of feature learning in
+    convolutional neural networks", arXiv:2309.00570, Algorithm 1.
+
+    With several outputs, the AGOP and the criteria add them up as they are: bring
+    targets of different units to one scale first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skconvrfm import ConvRFMRegressor
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(80, 6, 6))
+    >>> y = X[:, 2, 2] * X[:, 3, 3]
+    >>> reg = ConvRFMRegressor(depth=2, n_rounds=1).fit(X, y)
+    >>> reg.predict(X).shape
+    (80,)
+    """
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
-        """Fit the machine."""
+        """Fit the machine, round by round, and keep the best round.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, or rows of pixels, of any real dtype.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator. If the fit fails or is interrupted, it is as it was.
+
+        Raises
+        ------
+        ValueError
+            If X, y or a parameter is not usable; the message says what to do.
+        """
         with _unchanged_on_failure(self):
             return self._fit(X, y, sample_weight)
 
     def predict(self, X):
-        """Predict targets."""
+        """Predict targets.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, laid out as in `fit`.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            Predictions, float64.
+        """
         raw = self._predict_raw(X)
         return raw[:, 0] if np.ndim(self.dual_coef_) == 1 else raw
 

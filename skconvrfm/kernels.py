@@ -355,9 +355,7 @@ def _check_transform(patch_transform):
     """The patch transform as a float64 array, or None."""
     if patch_transform is None:
         return None
-    return check_array(
-        patch_transform, dtype=np.float64, input_name="patch_transform"
-    )
+    return check_array(patch_transform, dtype=np.float64, input_name="patch_transform")
 
 
 def _check_transform_size(transform, kernel):

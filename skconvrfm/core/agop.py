@@ -26,7 +26,6 @@ from .tiles import (
     image_bytes,
     load_blocks,
     open_tiles,
-    pair_bytes,
     tile_pairs,
 )
 

@@ -40,9 +40,9 @@ class RidgeSolution:
         Weighted mean of the squared leave-one-out residuals, summed over outputs.
     loo_prediction : ndarray of shape (n, n_outputs)
         Prediction of each row by the machine fitted without it.
-    gcv_prediction : ndarray of shape (n, n_outputs)
-        The same with the mean leverage for each row's own, the approximation
-        behind GCV: equal for weights and for repeated rows.
+    held_out_prediction : ndarray of shape (n, n_outputs)
+        Prediction of each row by the machine fitted with one less of its weight (of
+        all of it, up to one): equal for weights and for repeated rows.
     """
 
     alpha: float
@@ -51,7 +51,7 @@ class RidgeSolution:
     gcv: float
     loo_loss: float
     loo_prediction: np.ndarray
-    gcv_prediction: np.ndarray
+    held_out_prediction: np.ndarray
 
 
 class RidgePath:
@@ -112,7 +112,10 @@ class RidgePath:
         loo_residual = coef / diagonal[:, None]
         total = self._weights.sum()
         loo_loss = (self._weights @ loo_residual.square()).sum() / total
-        gcv_residual = residual * total / self._residual_freedom(alpha, inverse)
+        # Taking δ off the weight w_i divides the residual by 1 - δ H_ii / w_i.
+        kept = alpha * diagonal / self._weights  # 1 - H_ii
+        share = 1 / self._weights.clamp_min(1)
+        held_out_residual = residual / (1 - share * (1 - kept))[:, None]
         return RidgeSolution(
             alpha=float(alpha),
             dual_coef=(coef / self.scale).cpu().numpy(),
@@ -120,7 +123,7 @@ class RidgePath:
             gcv=self._gcv(alpha),
             loo_loss=float(loo_loss),
             loo_prediction=(self._targets - loo_residual).cpu().numpy(),
-            gcv_prediction=(self._targets - gcv_residual).cpu().numpy(),
+            held_out_prediction=(self._targets - held_out_residual).cpu().numpy(),
         )
 
     def _reduce(self, alpha):
@@ -132,9 +135,7 @@ class RidgePath:
 
     def _residual_freedom(self, alpha, inverse):
         """Σw - tr H, the degrees of freedom that are left to the residuals."""
-        taken = (self._ones * inverse).square().sum() / (
-            self._ones.square() @ inverse
-        )
+        taken = (self._ones * inverse).square().sum() / (self._ones.square() @ inverse)
         rank = len(self._eigenvalues)
         return self._weights.sum() - rank + alpha * (inverse.sum() - taken)
 

@@ -1,0 +1,1 @@
+"""Peers that skconvrfm is measured against, each in its own environment."""
