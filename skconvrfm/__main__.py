@@ -60,8 +60,8 @@ def main(argv=None):
     try:
         options = parse_options(argv)
         device = check_device(options.device)
-        folder = make_folder(options.out)
         split = load_split(options)
+        folder = make_folder(options.out)
     except UsageError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2

@@ -39,9 +39,10 @@ DEFAULT_ALPHAS = tuple(
     digit * 10.0**exponent for exponent in range(-6, 2) for digit in (1, 3)
 ) + (100.0,)
 
-# Images that carry the AGOP with agop_samples="auto"; see "How many images" in the
-# guide for the measured curve.
-AUTO_AGOP_SAMPLES = 100
+# agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
+# with them before this many; see "How many images" in the guide for the curve.
+AUTO_AGOP_PATCHES = 20_000
+AUTO_AGOP_IMAGES = 20
 
 # Temperatures of the probabilities; scores of well separated classes are ±1.
 TEMPERATURE_RANGE = (1e-2, 1e3)
@@ -138,7 +139,7 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         resources = make_resources(self.device, self.dtype, self.n_jobs, X)
         images = _as_images(X_fit, image_shape, self.channels)
         kernel = self._make_kernel(image_shape)
-        rows, row_weights = self._draw_agop_rows(X_fit, targets, y_fit, weights)
+        rows, row_weights = self._draw_agop_rows(X_fit, targets, weights, kernel)
         machine = KernelMachine(
             kernel=kernel,
             images=images,
@@ -279,13 +280,14 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
             raise ValueError(f"alpha={self.alpha!r} is not finite.")
         return alphas
 
-    def _draw_agop_rows(self, X, targets, y, weights):
+    def _draw_agop_rows(self, X, targets, weights, kernel):
         """The rows whose images carry the AGOP, and their weights."""
         samples, total = self.agop_samples, weights.sum()
         if samples is None:
             return np.arange(len(X)), weights
         if samples == "auto":
-            n_draws = AUTO_AGOP_SAMPLES
+            enough = AUTO_AGOP_PATCHES // np.prod(kernel.layers[0].locations)
+            n_draws = max(AUTO_AGOP_IMAGES, enough)
         elif isinstance(samples, Integral):
             n_draws = samples
         else:
@@ -422,8 +424,8 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
     agop_samples : "auto", int, float or None, default="auto"
         Images that carry the AGOP: a number, a fraction, or None for all. They are
         drawn evenly over classes (or targets), and in proportion to the weights.
-        ``"auto"`` is 100, beyond which accuracy did not grow (measured: see "How
-        many images" in the guide).
+        ``"auto"`` takes as many as make 20,000 patches, and at least 20; more did not
+        raise the accuracy (measured: see "How many images" in the guide).
     alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
         The ridge, in units of the largest diagonal entry of the kernel; of several,
         `selection` chooses. One decomposition serves them all.
@@ -769,8 +771,8 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _BaseConvRFM):
     agop_samples : "auto", int, float or None, default="auto"
         Images that carry the AGOP: a number, a fraction, or None for all. They are
         drawn evenly over classes (or targets), and in proportion to the weights.
-        ``"auto"`` is 100, beyond which accuracy did not grow (measured: see "How
-        many images" in the guide).
+        ``"auto"`` takes as many as make 20,000 patches, and at least 20; more did not
+        raise the accuracy (measured: see "How many images" in the guide).
     alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
         The ridge, in units of the largest diagonal entry of the kernel; of several,
         `selection` chooses. One decomposition serves them all.

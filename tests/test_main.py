@@ -271,6 +271,7 @@ def test_unreadable_file_is_one_line(run, tmp_path, write, words):
     path = tmp_path / "broken.npz"
     write(path)
     assert_one_line(run(None, "--data", str(path)), str(path), *words)
+    assert not (tmp_path / "out").exists()
 
 
 # --------------------------------------------------------------------- memory

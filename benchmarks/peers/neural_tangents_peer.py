@@ -69,7 +69,7 @@ class Options:
     depth: int = 3
     patch_size: int = 3
     block_size: int = 25
-    block_points: int = 5
+    block_points: int = 2
     n_threads: int = 2
     readout: str = "apart"
     class_map: str = "vmap"

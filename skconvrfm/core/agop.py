@@ -16,8 +16,11 @@ Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 (patch AGOP).
 import math
 
 import numpy as np
+import torch
 
+from . import compiled
 from .convolutional import prepare_block
+from .images import balanced_blocks
 from .tiles import (
     block_side,
     find_library,
@@ -29,9 +32,13 @@ from .tiles import (
     tile_pairs,
 )
 
-# Passing one number through memory costs about as much as this many
-# multiply-adds in a matrix product; it weighs the routes against each other.
-_PASS_COST = 12
+# What an operation of the route by outputs costs in those of the other, measured: its
+# matrix products are narrow.
+_OUTPUT_COST = 3
+# Temporaries of this size stay in the cache of a CPU core from one step to the next.
+_CACHE_BYTES = 2**20
+# Centres of a block on a CPU, where larger ones gain nothing.
+_MOST_CENTRES = 256
 
 
 def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources):
@@ -89,34 +96,38 @@ def compress_outputs(dual_coef):
 def _choose_route(kernel, centres, dual_coef, images, resources):
     """The cheaper route by a count of operations, and the images it takes at once."""
     n, n_outputs = dual_coef.shape
-    locations = math.prod(kernel.layers[0].locations)
-    quarter = resources.memory // 4
-    gradient = resources.itemsize * 3 * locations * n_outputs * kernel.patch_dim
+    d, locations = kernel.patch_dim, math.prod(kernel.layers[0].locations)
+    numbers = resources.memory // 4 // (resources.itemsize * locations)
     prepared = image_bytes(kernel, centres.shape[1:], resources.itemsize)
-    by_outputs = max(1, quarter // (gradient + prepared))
-    without = min(len(images), quarter // (resources.itemsize * locations * n))
-    # Multiply-adds a pair and location.
-    cost_by_outputs = n_outputs * (kernel.patch_dim + _PASS_COST)
-    if without and n * (1 + (kernel.patch_dim + _PASS_COST) / without) < 2 * (
-        cost_by_outputs
-    ):
+    prepared = math.ceil(prepared / (resources.itemsize * locations))
+    by_outputs = max(1, numbers // (3 * n_outputs * d + prepared))
+    without = min(len(images), (numbers - n * d) // (n + prepared))
+    # Operations a pair and location.
+    if without > 0 and n * (1 + d / without) < _OUTPUT_COST * n_outputs * d:
         return _sum_without_outputs, without
     return _sum_by_outputs, by_outputs
 
 
-def _walk(kernel, centres, dual_coef, left, transform, pairs, resources):
-    """Yield (slice, right block, w, β) over blocks of centres."""
+def _walk(kernel, centres, parts, dual_coef, left, transform, pairs, resources):
+    """Yield (slice, right block, w, β) over slices of the centres."""
     library = find_library(kernel, pairs, resources, pullback=True)
-    block = block_side(kernel, centres.shape[1:], resources)
-    result = 2 * resources.itemsize * math.prod(kernel.layers[0].locations)
-    columns = min(block, max(1, resources.memory // 8 // (result * len(left))))
-    if library is None:
-        columns = min(columns, tile_pairs(kernel, resources, True) // len(left))
-    parts = image_blocks(centres, columns)
     for part, right in load_blocks(kernel, centres, parts, transform, resources):
         tiles = open_tiles(kernel, left, right, library, resources, pullback=True)
         every = slice(0, len(left)), slice(0, len(right))
         yield part, right, *tiles.pullback(*every, dual_coef[part])
+
+
+def _centre_blocks(kernel, centres, n_images, resources):
+    """Slices of the centres whose tiles with some images fit in memory."""
+    result = 2 * resources.itemsize * math.prod(kernel.layers[0].locations)
+    largest = min(
+        block_side(kernel, centres.shape[1:], resources),
+        max(1, resources.memory // 8 // (result * n_images)),
+        max(1, tile_pairs(kernel, resources, pullback=True) // n_images)
+        if resources.device.type != "cpu"
+        else _MOST_CENTRES,
+    )
+    return image_blocks(centres, largest)
 
 
 @halving_memory
@@ -126,24 +137,33 @@ def _sum_by_outputs(
     """Σ_z ω_z Σ_o,u h hᵀ from the gradients h themselves."""
     transform, dual_coef = resources.tensor(transform), resources.tensor(dual_coef)
     left = prepare_block(kernel, resources.tensor(images), transform)
-    rows, columns, d, m = left.patches.shape
+    patches = left.patches.flatten(0, 1).transpose(1, 2)  # (locations, m, d)
+    locations, m, d = patches.shape
     n_outputs = dual_coef.shape[1]
-    gradients = left.patches.new_zeros((rows, columns, m, n_outputs, d))
+    gradients = patches.new_zeros((locations, m, n_outputs, d))
+    parts = _centre_blocks(kernel, centres, m, resources)
     for part, right, pair_weights, self_weights in _walk(
-        kernel, centres, dual_coef, left, transform, pairs, resources
+        kernel, centres, parts, dual_coef, left, transform, pairs, resources
     ):
-        coef = dual_coef[part].T
-        for row in range(rows):  # one row of the map at a time stays in the cache
-            by_output = pair_weights[row, :, :, None, :] * coef
-            by_output = by_output.reshape(columns, m * n_outputs, -1)
-            product = by_output @ right.patches[row].transpose(1, 2)
-            gradients[row] += product.view(gradients[row].shape)
-        patches = left.patches.transpose(2, 3)[:, :, :, None, :]
-        gradients.addcmul_(self_weights[..., None], patches, value=2)
+        coef, n = dual_coef[part].T.contiguous(), len(right)
+        pair_weights = pair_weights.flatten(0, 1)
+        centre_patches = right.patches.flatten(0, 1)
+        # α goes to the smaller factor: the centres' patches serve every image.
+        to_patches = 2 * m >= d
+        numbers = n_outputs * n * (d if to_patches else m)
+        for at in _location_blocks(locations, numbers, resources):
+            w, v = pair_weights[at], centre_patches[at]
+            if to_patches:
+                v = (v[:, None] * coef[:, None]).flatten(1, 2)
+            else:
+                w = (w[:, :, None] * coef).flatten(1, 2)
+            product = w @ v.transpose(1, 2)
+            gradients[at] += product.view(-1, m, n_outputs, d)
+        gradients.addcmul_(
+            self_weights.flatten(0, 1)[..., None], patches[:, :, None], value=2
+        )
     gradients *= resources.tensor(np.sqrt(weights))[:, None, None]
-    flat = gradients.view(rows, -1, d)
-    total = flat.transpose(1, 2) @ flat
-    return total.double().sum(0).cpu().numpy()
+    return _outer_sum(gradients, gradients).cpu().numpy()
 
 
 @halving_memory
@@ -152,57 +172,78 @@ def _sum_without_outputs(
 ):
     """Σ_z ω_z Σ_o,u h hᵀ from the sum over images and outputs, taken first."""
     transform, dual_coef = resources.tensor(transform), resources.tensor(dual_coef)
-    weights = resources.tensor(weights)
+    roots = resources.tensor(np.sqrt(weights))
     left = prepare_block(kernel, resources.tensor(images), transform)
-    rows, columns, d, m = left.patches.shape
-    pair_weights = left.patches.new_empty((rows, columns, m, len(centres)))
+    patches = left.patches.flatten(0, 1)  # (locations, d, m)
+    locations, d, m = patches.shape
+    n = len(centres)
+    pair_weights = patches.new_empty((locations, m, n))
+    centre_patches = patches.new_empty((locations, d, n))
     self_weights = 0
-    for part, _, tile_weights, tile_self_weights in _walk(
-        kernel, centres, dual_coef, left, transform, pairs, resources
+    parts = _centre_blocks(kernel, centres, m, resources)
+    for part, right, tile_weights, tile_self_weights in _walk(
+        kernel, centres, parts, dual_coef, left, transform, pairs, resources
     ):
-        pair_weights[..., part] = tile_weights
-        self_weights = self_weights + tile_self_weights
+        pair_weights[..., part] = tile_weights.flatten(0, 1)
+        centre_patches[..., part] = right.patches.flatten(0, 1)
+        self_weights = self_weights + tile_self_weights.flatten(0, 1)
 
-    patches = left.patches.transpose(2, 3)
-    self_total = 4 * weights * self_weights.square().sum(-1)
-    total = _outer_sum(patches * self_total[..., None], patches)
+    # With h = h₁ + 2 β v(z): the products of h₁, of both, and of v(z).
+    pair_weights *= roots[:, None]
+    self_weights *= 2 * roots[:, None]
+    coef_product = dual_coef @ dual_coef.T
+    library = find_library(kernel, pairs, resources, pullback=True)
+    total = 0
+    for at in _location_blocks(locations, n * max(m, d), resources):
+        w, v = pair_weights[at], centre_patches[at]
+        product = gram_product(w, coef_product, v, library, resources)
+        cross = (w * (self_weights[at] @ dual_coef.T)) @ v.transpose(1, 2)
+        z = patches[at].transpose(1, 2)
+        own = self_weights[at].square().sum(-1, keepdim=True) * z
+        total = total + _outer_sum(v.transpose(1, 2), product.transpose(1, 2))
+        total = total + _outer_sum(cross, z) + _outer_sum(z, cross + own)
+    return total.cpu().numpy()
 
-    # Half of what is symmetric: 2 Σ_z ω_z c_z v_zᵀ with c_z = Σ_j (Σ_o α_jo β_zo) w_zj v_j,
-    # and the pairs j, k of centres.
-    parts = image_blocks(centres, _centres_at_once(kernel, centres.shape, resources))
-    half = 0
-    for j, right in load_blocks(kernel, centres, parts, transform, resources):
-        before = parts[: parts.index(j) + 1]
-        right_patches = right.patches.transpose(2, 3)
-        for row in range(rows):
-            cross = 2 * weights[:, None] * (self_weights[row] @ dual_coef[j].T)
-            cross = (pair_weights[row, :, :, j] * cross) @ right_patches[row]
-            half = half + _outer_sum(cross, patches[row])
-        for k, other in load_blocks(kernel, centres, before, transform, resources):
-            coef_product = dual_coef[j] @ dual_coef[k].T
-            if j == k:
-                coef_product = coef_product / 2
-            for row in range(rows):
-                weighted = pair_weights[row, :, :, j] * weights[:, None]
-                product = weighted.transpose(1, 2) @ pair_weights[row, :, :, k]
-                inner = (product * coef_product) @ other.patches[row].transpose(1, 2)
-                half = half + _outer_sum(right_patches[row], inner)
-    return (total + half + half.T).cpu().numpy()
+
+def gram_product(weights, coef_product, patches, library, resources):
+    """``[(Wᵀ W) ∘ A] V`` at every location, in blocks of rows that fit in memory.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (locations, m, n)
+        W.
+    coef_product : Tensor of shape (n, n)
+        A = α αᵀ, symmetric.
+    patches : Tensor of shape (locations, d, n)
+        Vᵀ.
+    library : ctypes.CDLL or None
+        The compiled functions, if there are any.
+    resources : Resources
+        Memory of the blocks.
+
+    Returns
+    -------
+    Tensor of shape (locations, d, n)
+        The transpose of the product.
+    """
+    if library is not None:
+        return compiled.gram_product(library, weights, coef_product, patches)
+    product = torch.empty_like(patches)
+    locations, _, n = weights.shape
+    size = resources.memory // 8 // (resources.itemsize * locations * n)
+    for j in balanced_blocks(slice(0, n), size):
+        gram = weights.transpose(1, 2) @ weights[..., j]
+        product[..., j] = patches @ gram.mul_(coef_product[:, j])
+    return product
+
+
+def _location_blocks(locations, numbers, resources):
+    """Slices of locations, each of which takes so many numbers, for the cache."""
+    size = _CACHE_BYTES if resources.device.type == "cpu" else resources.memory // 8
+    largest = size // (resources.itemsize * numbers)
+    return balanced_blocks(slice(0, locations), largest)
 
 
 def _outer_sum(left, right):
-    """Σ l rᵀ over all but the last dimension, added up in float64."""
+    """Σ l rᵀ over all but the last dimension, in float64 where it is added up."""
     return (left.flatten(0, -2).T @ right.flatten(0, -2)).double()
-
-
-def _centres_at_once(kernel, centres_shape, resources):
-    """Centres of a block such that pairs of them fit in memory, row by row."""
-    columns = kernel.layers[0].locations[1]
-    square = resources.memory // 8 // (2 * resources.itemsize * columns)
-    return max(
-        1,
-        min(
-            math.isqrt(square),
-            block_side(kernel, centres_shape[1:], resources),
-        ),
-    )

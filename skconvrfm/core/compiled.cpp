@@ -407,6 +407,56 @@ template <class Real> class Tile {
     Real bias, gap;
 };
 
+// [(Wᵀ W) ∘ A] V, location by location, without a matrix of centres × centres: a few rows of
+// it at a time, in the cache. W is (locations, m, n), A (n, n), V and the result
+// (locations, d, n); n is a multiple of lanes.
+template <class Real>
+void gram_product(long locations, long m, long d, long n, const Real *w, const Real *a,
+                  const Real *v, Real *out) {
+    constexpr long lanes = Lanes<Real>::count;
+    constexpr long strip = 64, rows = 4, entries = 8;
+    Vec<Real> gram[strip];
+    for (long u = 0; u < locations; u++, w += m * n, v += d * n, out += d * n)
+        for (long j = 0; j < n; j += lanes)
+            for (long k0 = 0; k0 < n; k0 += strip) {
+                long k1 = k0 + strip < n ? k0 + strip : n;
+                for (long k = k0; k < k1; k += rows) {  // rows divides lanes divides n
+                    Vec<Real> sum[rows] = {};
+                    for (long z = 0; z < m; z++) {
+                        Vec<Real> lane = load(w + z * n + j);
+#pragma GCC unroll 4
+                        for (long r = 0; r < rows; r++)
+                            sum[r] += w[z * n + k + r] * lane;
+                    }
+                    for (long r = 0; r < rows; r++)
+                        gram[k + r - k0] = sum[r] * load(a + (k + r) * n + j);
+                }
+                for (long e0 = 0; e0 < d; e0 += entries) {
+                    long count = e0 + entries < d ? entries : d - e0;
+                    Vec<Real> sum[entries] = {};
+                    if (count == entries) {
+                        for (long k = k0; k < k1; k++) {
+#pragma GCC unroll 8
+                            for (long e = 0; e < entries; e++)
+                                sum[e] += v[(e0 + e) * n + k] * gram[k - k0];
+                        }
+                    } else {
+                        for (long e = 0; e < count; e++)
+                            for (long k = k0; k < k1; k++)
+                                sum[e] += v[(e0 + e) * n + k] * gram[k - k0];
+                    }
+                    for (long e = 0; e < count; e++) {
+                        Real *target = out + (e0 + e) * n + j;
+                        Vec<Real> before = {};
+                        if (k0)
+                            before = load(target);
+                        before += sum[e];
+                        std::memcpy(target, &before, sizeof before);
+                    }
+                }
+            }
+}
+
 // Nonzero where memory ran out: no exception crosses into Python.
 template <class Real>
 int value(const Kernel *k, const Block<Real> *left, const Block<Real> *right, long i0, long i1,
@@ -454,6 +504,11 @@ int pullback(const Kernel *k, const Block<Real> *left, const Block<Real> *right,
         long columns) {                                                                      \
         return pullback(k, left, right, i0, i1, j0, j1, weights, self_weights, rows,         \
                         columns);                                                            \
+    }                                                                                        \
+    extern "C" void gram_product_##Real(long locations, long m, long d, long n,              \
+                                        const Real *w, const Real *a, const Real *v,         \
+                                        Real *out) {                                         \
+        gram_product(locations, m, d, n, w, a, v, out);                                      \
     }
 TILE(float)
 TILE(double)

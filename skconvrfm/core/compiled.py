@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch.nn.functional import pad
 
 from .convolutional import parallel_gap
 from .images import balanced_blocks
@@ -38,6 +39,8 @@ _REALS = {torch.float32: "float", torch.float64: "double"}
 # As in compiled.cpp.
 _VECTOR_BYTES = 64
 _LEFT_TOGETHER = 8
+# Locations of one call of `gram_product`.
+_LOCATIONS_TOGETHER = 16
 
 # Pairs × locations × layers from which the array operations take longer (about ten
 # nanoseconds each) than the one or two seconds of the compiler.
@@ -71,8 +74,8 @@ class _Block(ctypes.Structure):
 class CompiledTiles:
     """Tiles of a pair of blocks, the compiled twin of `convolutional.Tiles`.
 
-    Calls release the interpreter's lock and use one thread each: `value` and
-    `pullback` share rows out to as many threads as torch would use.
+    Calls release the interpreter's lock; rows are shared out to as many threads as
+    torch would use.
 
     Parameters
     ----------
@@ -111,7 +114,7 @@ class CompiledTiles:
             needed = slice(start, columns.stop)
             self._call(self._value, part, needed, target, ctypes.c_long(shape[1]))
 
-        self._share_out(call, rows)
+        _share_out(call, rows, self.ROWS_TOGETHER)
         return out
 
     def pullback(self, rows, columns, dual_coef):
@@ -128,21 +131,8 @@ class CompiledTiles:
                 self._pullback, part, columns, *targets, *map(ctypes.c_long, shape)
             )
 
-        self._share_out(call, rows)
+        _share_out(call, rows, self.ROWS_TOGETHER)
         return weights, self_weights @ dual_coef
-
-    def _share_out(self, call, rows):
-        """Call for parts of the rows, in threads."""
-        threads, count = torch.get_num_threads(), rows.stop - rows.start
-        share = min(self.ROWS_TOGETHER, math.ceil(count / threads))
-        parts = balanced_blocks(rows, share)
-        if threads == 1 or len(parts) == 1:
-            for part in parts:
-                call(part)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(call, parts):
-                pass
 
     def _call(self, function, rows, columns, *arguments):
         bounds = (rows.start, rows.stop, columns.start, columns.stop)
@@ -155,6 +145,39 @@ class CompiledTiles:
         )
         if failed:
             raise MemoryError("no memory for the maps of an image")
+
+
+def gram_product(library, weights, coef_product, patches):
+    """``[(Wᵀ W) ∘ A] V`` at every location, the compiled twin of `agop.gram_product`."""
+    locations, m, n = weights.shape
+    padding = -n % (_VECTOR_BYTES // weights.dtype.itemsize)
+    weights = pad(weights, (0, padding)).contiguous()
+    coef_product = pad(coef_product, (0, padding, 0, padding)).contiguous()
+    patches = pad(patches, (0, padding)).contiguous()
+    out = torch.empty_like(patches)
+    function = getattr(library, f"gram_product_{_REALS[weights.dtype]}")
+    sizes = m, patches.shape[1], n + padding
+
+    def call(part):
+        arrays = weights[part], coef_product, patches[part], out[part]
+        count = part.stop - part.start
+        function(*map(ctypes.c_long, (count, *sizes)), *map(_address, arrays))
+
+    _share_out(call, slice(0, locations), _LOCATIONS_TOGETHER)
+    return out[..., :n]
+
+
+def _share_out(call, whole, largest):
+    """Call for parts of a slice, in as many threads as torch would use."""
+    threads, count = torch.get_num_threads(), whole.stop - whole.start
+    parts = balanced_blocks(whole, min(largest, math.ceil(count / threads)))
+    if threads == 1 or len(parts) == 1:
+        for part in parts:
+            call(part)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(call, parts):
+            pass
 
 
 def _address(tensor):
@@ -254,7 +277,7 @@ def _was_in_cache():
     """Whether the library was there when this process first asked."""
     try:
         return _library_path().exists()
-    except OSError:
+    except (OSError, RuntimeError):  # as in _load
         return False
 
 
@@ -265,8 +288,8 @@ def _load():
         if not path.exists():
             _build(path)
         return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
-        return None
+    except (OSError, RuntimeError, subprocess.SubprocessError):
+        return None  # no compiler, or it fails; no folder, or no home to put it in
 
 
 def _library_path():

@@ -1,0 +1,287 @@
+"""``python -m benchmarks.growth``: how time and memory grow.
+
+Time: of the kernel with the number of images and at a prime number of them, of the
+AGOP with the images that carry it, and of one worker with two threads against two
+workers with one. Memory: the peak above data and result against the budget
+``working_memory``, each measured in a process of its own.
+
+The best of several runs stands for a time, and runs to be compared take turns.
+"""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+import torch
+from joblib import parallel_config
+from sklearn import config_context
+
+from skconvrfm.kernels import convolutional_kernel, patch_agop
+
+from .harness import (
+    MEBIBYTE,
+    format_table,
+    growth_exponent,
+    in_subprocess,
+    peak_memory,
+    report,
+    smooth_images,
+    timed,
+)
+
+SMALL = (16, 16, 1)
+N_CLASSES = 10
+BUDGETS = (64, 256, 1024)
+
+
+def best_in_turns(calls, rounds):
+    """Seconds of several calls that take turns, the best of all rounds.
+
+    Parameters
+    ----------
+    calls : list of callable
+        What to measure; each is also run once before.
+    rounds : int
+        How often each is measured.
+
+    Returns
+    -------
+    list of float
+        One a call.
+    """
+    for call in calls:
+        call()
+    times = [[timed(call)[0]["seconds"] for call in calls] for _ in range(rounds)]
+    return np.min(times, axis=0).tolist()
+
+
+def kernel_by_images(sizes=(250, 500, 1000, 2000), rounds=3):
+    """Kernel time by number of images, and the exponent of its growth.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Numbers of images.
+    rounds : int, default=3
+        Runs of each.
+
+    Returns
+    -------
+    dict
+    """
+    images = smooth_images(max(sizes), SMALL)
+    calls = [lambda n=n: convolutional_kernel(images[:n]) for n in sizes]
+    seconds = best_in_turns(calls, rounds)
+    return {
+        "images": list(sizes),
+        "seconds": seconds,
+        "exponent": growth_exponent(sizes, seconds),
+    }
+
+
+def kernel_at_a_prime(prime=1009, rounds=5):
+    """Kernel time at a prime number of images and at its neighbours.
+
+    Parameters
+    ----------
+    prime : int, default=1009
+        The number of images.
+    rounds : int, default=5
+        Runs of each.
+
+    Returns
+    -------
+    dict
+        ``excess`` is the time at the prime over the mean of its neighbours, less 1.
+    """
+    sizes = [prime - 1, prime, prime + 1]
+    images = smooth_images(prime + 1, SMALL)
+    calls = [lambda n=n: convolutional_kernel(images[:n]) for n in sizes]
+    below, at, above = seconds = best_in_turns(calls, rounds)
+    return {
+        "images": sizes,
+        "seconds": seconds,
+        "excess": at / ((below + above) / 2) - 1,
+    }
+
+
+def agop_by_images(sizes=(20, 40, 80, 160), n_centres=500, rounds=3):
+    """AGOP time by number of images that carry it, and the exponent of its growth.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Numbers of images.
+    n_centres : int, default=500
+        Centres of the machine.
+    rounds : int, default=3
+        Runs of each.
+
+    Returns
+    -------
+    dict
+    """
+    images = smooth_images(n_centres, SMALL)
+    coef = np.random.default_rng(0).standard_normal((n_centres, N_CLASSES))
+    calls = [lambda n=n: patch_agop(images, coef, images[:n]) for n in sizes]
+    seconds = best_in_turns(calls, rounds)
+    return {
+        "images": list(sizes),
+        "seconds": seconds,
+        "exponent": growth_exponent(sizes, seconds),
+    }
+
+
+def workers_against_threads(n_images=1000, rounds=3):
+    """Kernel time of one worker with two threads and of two workers with one.
+
+    Parameters
+    ----------
+    n_images : int, default=1000
+        Number of images.
+    rounds : int, default=3
+        Runs of each.
+
+    Returns
+    -------
+    dict
+    """
+    images = smooth_images(n_images, SMALL)
+
+    def with_workers(backend):
+        # The workers share out the threads that this process has.
+        with parallel_config(backend):
+            return convolutional_kernel(images, n_jobs=2)
+
+    calls = {
+        "1 worker, 2 threads": lambda: convolutional_kernel(images, n_jobs=1),
+        "2 workers, loky": lambda: with_workers("loky"),
+        "2 workers, threading": lambda: with_workers("threading"),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seconds = best_in_turns(list(calls.values()), rounds)
+    finally:
+        torch.set_num_threads(threads)
+    return {"how": list(calls), "seconds": seconds}
+
+
+def memory_by_budget(budgets=BUDGETS):
+    """Peak memory above data and result by working_memory.
+
+    Parameters
+    ----------
+    budgets : sequence of int
+        Values of working_memory in MiB.
+
+    Returns
+    -------
+    dict
+        Peaks in MiB, of kernel and AGOP.
+    """
+    peaks = [
+        in_subprocess("benchmarks.growth", "--measure-memory", budget)
+        for budget in budgets
+    ]
+    return {
+        "working_memory": list(budgets),
+        "kernel": [peak["kernel"] for peak in peaks],
+        "agop": [peak["agop"] for peak in peaks],
+    }
+
+
+def measure_memory(budget, n_images=1200, n_points=60, image_shape=(32, 32, 3)):
+    """Peak memory of kernel and AGOP in this process.
+
+    Parameters
+    ----------
+    budget : int
+        working_memory in MiB.
+    n_images, n_points : int
+        Images of the kernel, and points of the AGOP.
+    image_shape : (int, int, int), default=(32, 32, 3)
+        Rows, columns and channels.
+
+    Returns
+    -------
+    dict
+        MiB above data and result.
+    """
+    images = smooth_images(n_images, image_shape)
+    coef = np.random.default_rng(0).standard_normal((n_images, N_CLASSES))
+    calls = {
+        "kernel": lambda n: convolutional_kernel(images[:n]),
+        "agop": lambda n: patch_agop(images[:n], coef[:n], images[:n][:n_points]),
+    }
+    peaks = {}
+    for name, call in calls.items():
+        call(min(100, n_images))  # Libraries are loaded and threads have started.
+        with config_context(working_memory=budget):
+            rise, result = peak_memory(call, n_images)
+        peaks[name] = (rise - result.nbytes) / MEBIBYTE
+    return peaks
+
+
+PARTS = {
+    "images": kernel_by_images,
+    "prime": kernel_at_a_prime,
+    "agop": agop_by_images,
+    "workers": workers_against_threads,
+    "memory": memory_by_budget,
+}
+
+# The title of each part, what heads its columns, and what is said of it in one line.
+TITLES = {
+    "images": ("Kernel, by images", "time grows with the power {exponent:.3f}"),
+    "prime": ("Kernel, at a prime", "the prime takes {excess:+.1%}"),
+    "agop": ("AGOP, by images", "time grows with the power {exponent:.3f}"),
+    "workers": ("Kernel, workers or threads", ""),
+    "memory": ("Peak above data and result, MiB", ""),
+}
+
+
+def make_table(name, results):
+    """The table of a part, under its title and over the line that sums it up.
+
+    Parameters
+    ----------
+    name : str
+        The part.
+    results : dict
+        What it measured: columns as lists, numbers for the line below.
+
+    Returns
+    -------
+    str
+    """
+    title, summary = TITLES[name]
+    columns = {key: value for key, value in results.items() if isinstance(value, list)}
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    lines = [title, format_table(list(columns), rows), summary.format(**results)]
+    return "\n".join(line for line in lines if line)
+
+
+def main(argv=None):
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.growth", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    parser.add_argument("--measure-memory", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.measure_memory:
+        json.dump(measure_memory(options.measure_memory), sys.stdout)
+        return 0
+    results = {name: PARTS[name]() for name in options.parts}
+    tables = [make_table(name, result) for name, result in results.items()]
+    report(tables, results, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

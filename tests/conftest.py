@@ -1,0 +1,67 @@
+"""What the tests share: small images, both kinds of tiles, a cache of their own."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skconvrfm.core import compiled
+
+SHARED = Path(
+    os.environ.get("SKCONVRFM_SHARED", Path(__file__).resolve().parents[2] / "shared")
+)
+
+
+def pytest_configure(config):
+    """Build the compiled tiles in a folder of this run, not in the user's."""
+    if compiled.CACHE not in os.environ:
+        config.skconvrfm_cache = tempfile.mkdtemp(prefix="skconvrfm-tests-")
+        os.environ[compiled.CACHE] = config.skconvrfm_cache
+
+
+def pytest_unconfigure(config):
+    """Remove that folder; workers of a distributed run leave it to their parent."""
+    if hasattr(config, "skconvrfm_cache"):
+        shutil.rmtree(config.skconvrfm_cache, ignore_errors=True)
+        del os.environ[compiled.CACHE]
+
+
+@pytest.fixture(params=["array", "compiled"])
+def tiles(request, monkeypatch):
+    """Take array operations, or the compiled tiles, however small the work is."""
+    switch_tiles(request.param, monkeypatch)
+    return request.param
+
+
+@pytest.fixture
+def array_tiles(monkeypatch):
+    """Take array operations for every tile."""
+    switch_tiles("array", monkeypatch)
+
+
+@pytest.fixture
+def compiled_tiles(monkeypatch):
+    """Take compiled tiles, however small the work is."""
+    switch_tiles("compiled", monkeypatch)
+
+
+def switch_tiles(kind, monkeypatch):
+    monkeypatch.setenv(compiled.SWITCH, "1" if kind == "compiled" else "0")
+    if kind == "compiled" and compiled.load(0) is None:
+        pytest.skip("no C++ compiler here")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Return the folder of reference values and real images, where there is one."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no folder {SHARED}; set SKCONVRFM_SHARED to where it is")
+    return SHARED

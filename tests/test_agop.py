@@ -1,0 +1,176 @@
+"""The patch AGOP is the average of outer products of gradients, by either route."""
+
+import numpy as np
+import pytest
+from by_hand import agop_of_gradients, assert_close, gradients_by_autograd
+from sklearn import config_context
+
+from skconvrfm.core import agop as agop_module
+from skconvrfm.core.agop import compress_outputs
+from skconvrfm.kernels import patch_agop
+
+ROUTES = ["_sum_by_outputs", "_sum_without_outputs"]
+CASES = {
+    "plain": {"depth": 2},
+    "nngp": {"depth": 2, "kind": "nngp"},
+    "deep, bias": {"depth": 3, "bias": 0.5},
+    "same, even": {"depth": 2, "padding": "same", "patch_size": (2, 3)},
+    "one layer": {"depth": 1, "padding": "same", "bias": 0.1},
+}
+
+
+@pytest.fixture(params=ROUTES)
+def route(request, monkeypatch):
+    """Take one of the two routes whatever it costs; gives its name."""
+    choose = agop_module._choose_route
+
+    def forced(*arguments):
+        _, largest = choose(*arguments)
+        return getattr(agop_module, request.param), max(1, min(largest, 4))
+
+    monkeypatch.setattr(agop_module, "_choose_route", forced)
+    return request.param
+
+
+@pytest.fixture
+def machine(rng):
+    """Return centres, images and coefficients of three outputs."""
+    X, Y = rng.normal(size=(6, 6, 6, 2)), rng.normal(size=(5, 6, 6, 2))
+    return X, Y, rng.normal(size=(6, 3))
+
+
+def transform_for(options):
+    d = 2 * int(np.prod(np.broadcast_to(options.get("patch_size", 3), 2)))
+    root = np.random.default_rng(5).normal(size=(d, d))
+    return (root + root.T) / 4
+
+
+@pytest.mark.parametrize("metric", ["identity", "transform"])
+@pytest.mark.parametrize("case", CASES)
+def test_agop_is_the_average_of_outer_products_of_gradients(
+    case, metric, route, tiles, machine
+):
+    X, Y, dual_coef = machine
+    options = dict(CASES[case])
+    if metric == "transform":
+        options["patch_transform"] = transform_for(options)
+    weights = np.array([1.0, 0.0, 2.5, 0.3, 1.0])
+    gradients = gradients_by_autograd(X, dual_coef, Y, **options)
+    agop = patch_agop(X, dual_coef, Y, sample_weight=weights, **options)
+    assert agop.dtype == np.float64
+    assert_close(agop, agop_of_gradients(gradients, weights), 1e-11)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agop_is_symmetric_and_positive_semi_definite(case, route, machine):
+    X, Y, dual_coef = machine
+    agop = patch_agop(X, dual_coef, Y, **CASES[case])
+    np.testing.assert_array_equal(agop, agop.T)
+    eigenvalues = np.linalg.eigvalsh(agop)
+    assert eigenvalues[0] > -1e-12 * eigenvalues[-1]
+
+
+def test_without_images_it_is_averaged_over_the_centres(machine):
+    X, _, dual_coef = machine
+    given = patch_agop(X, dual_coef, X.copy(), depth=2)
+    assert_close(patch_agop(X, dual_coef, depth=2), given, 1e-13)
+
+
+def test_one_column_of_coefficients_may_be_flat(machine):
+    X, Y, dual_coef = machine
+    flat = patch_agop(X, dual_coef[:, 0], Y, depth=2)
+    assert_close(flat, patch_agop(X, dual_coef[:, :1], Y, depth=2), 1e-13)
+
+
+def test_weights_equal_repeated_images(route, machine):
+    X, Y, dual_coef = machine
+    counts = np.array([1, 3, 2, 0, 1])
+    weighted = patch_agop(X, dual_coef, Y, sample_weight=counts, depth=2)
+    repeated = patch_agop(X, dual_coef, np.repeat(Y, counts, axis=0), depth=2)
+    assert_close(weighted, repeated, 1e-12)
+
+
+def test_only_the_ratios_of_weights_count(machine):
+    X, Y, dual_coef = machine
+    weights = np.arange(1.0, 6)
+    agop = patch_agop(X, dual_coef, Y, sample_weight=weights)
+    assert_close(patch_agop(X, dual_coef, Y, sample_weight=9 * weights), agop, 1e-13)
+
+
+def test_outputs_add_up(route, machine):
+    X, Y, dual_coef = machine
+    parts = [patch_agop(X, column, Y, depth=2) for column in dual_coef.T]
+    assert_close(patch_agop(X, dual_coef, Y, depth=2), sum(parts), 1e-12)
+
+
+def test_a_rotation_of_the_outputs_changes_nothing(route, machine, rng):
+    X, Y, dual_coef = machine
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    agop = patch_agop(X, dual_coef, Y, depth=2)
+    assert_close(patch_agop(X, dual_coef @ rotation, Y, depth=2), agop, 1e-12)
+
+
+@pytest.mark.parametrize("n_outputs", [5, 6, 7, 50])
+def test_more_outputs_than_centres_are_carried_as_so_many(n_outputs, machine, rng):
+    X, Y, _ = machine
+    dual_coef = rng.normal(size=(6, n_outputs))
+    compressed = compress_outputs(dual_coef)
+    assert compressed.shape == (6, min(6, n_outputs))
+    assert_close(compressed @ compressed.T, dual_coef @ dual_coef.T, 1e-13)
+    parts = [patch_agop(X, column, Y, depth=2) for column in dual_coef.T]
+    assert_close(patch_agop(X, dual_coef, Y, depth=2), sum(parts), 1e-11)
+
+
+def test_blank_images_add_nothing(route, machine):
+    X, Y, dual_coef = machine
+    agop = patch_agop(X, dual_coef, Y, depth=2)
+    with_blanks = patch_agop(
+        np.concatenate([X, np.zeros_like(X[:2])]),
+        np.concatenate([dual_coef, np.ones((2, 3))]),
+        np.concatenate([Y, np.zeros_like(Y)]),
+        depth=2,
+    )
+    assert_close(with_blanks, agop / 2, 1e-12)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("bias", [0.0, 0.4])
+def test_routes_agree_at_the_centres_themselves(padding, bias, monkeypatch, tiles, rng):
+    X, dual_coef = rng.normal(size=(30, 7, 7)), rng.normal(size=(30, 4))
+    X[3, :5] = 0
+    results = []
+    for name in ROUTES:
+        function = getattr(agop_module, name)
+        monkeypatch.setattr(
+            agop_module, "_choose_route", lambda *_, function=function: (function, 11)
+        )
+        results.append(patch_agop(X, dual_coef, padding=padding, bias=bias))
+    assert_close(*results, 1e-12)
+
+
+@pytest.mark.parametrize(("n_outputs", "route"), zip([1, 200], ROUTES, strict=True))
+def test_the_cheaper_route_is_taken(n_outputs, route, monkeypatch, rng):
+    taken = []
+    function = getattr(agop_module, route)
+    monkeypatch.setattr(
+        agop_module, route, lambda *task: taken.append(route) or function(*task)
+    )
+    X = rng.normal(size=(200, 5, 5, 3))
+    patch_agop(X, rng.normal(size=(200, n_outputs)), X[:50], depth=1)
+    assert taken
+
+
+@pytest.mark.parametrize("budget", [1e-5, 0.05, 1])
+def test_routes_do_not_depend_on_working_memory(budget, route, tiles, machine):
+    X, Y, dual_coef = machine
+    expected = patch_agop(X, dual_coef, Y, depth=2)
+    with config_context(working_memory=budget):
+        assert_close(patch_agop(X, dual_coef, Y, depth=2), expected, 1e-11)
+
+
+def test_float32_is_close_to_float64(route, tiles, machine):
+    X, Y, dual_coef = machine
+    agop = patch_agop(X, dual_coef, Y, depth=2)
+    single = patch_agop(X, dual_coef, Y, depth=2, dtype="float32")
+    assert single.dtype == np.float64
+    assert_close(single, agop, 1e-5)

@@ -1,0 +1,296 @@
+"""The benchmarks run and tell the truth; how fast they are is not tested."""
+
+import inspect
+import itertools
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import bench_engine, compare, growth, harness, published
+from benchmarks.peers import client
+
+linux_only = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="memory is read from /proc"
+)
+needs_peer = pytest.mark.skipif(
+    client.python_of(compare.PEER) is None,
+    reason="the peer's environment is built by python -m benchmarks.compare",
+)
+
+
+@pytest.fixture
+def images():
+    """A few tiny colour images."""
+    return harness.smooth_images(8, (8, 9, 3))
+
+
+# ---------------------------------------------------------------------- harness
+
+
+def test_smooth_images_are_seeded_smooth_and_in_range():
+    images = harness.smooth_images(5, (16, 12, 3), seed=1)
+    assert images.shape == (5, 16, 12, 3)
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images.min(axis=(1, 2, 3)), 0)
+    np.testing.assert_array_equal(images.max(axis=(1, 2, 3)), 1)
+    np.testing.assert_array_equal(images, harness.smooth_images(5, (16, 12, 3), seed=1))
+    assert np.abs(np.diff(images, axis=1)).mean() < 0.8 * images.std()
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 4, 3)])
+def test_load_images_scales_bytes_and_refuses_too_few(tmp_path, shape):
+    path = tmp_path / "images.npz"
+    np.savez(path, X_train=np.full(shape, 255, dtype=np.uint8))
+    images = harness.load_images(path, 3)
+    assert images.shape == (3, 5, 4, 3 if len(shape) == 4 else 1)
+    assert (images == 1).all()
+    with pytest.raises(ValueError, match="6 images in X_train, not 7"):
+        harness.load_images(path, 7)
+
+
+def test_format_table_aligns_and_rounds():
+    table = harness.format_table(["case", "s"], [["a", 0.123456], ["longer", None]])
+    assert table.splitlines() == [
+        "======  =====",
+        "case        s",
+        "======  =====",
+        "a       0.123",
+        "longer      -",
+        "======  =====",
+    ]
+
+
+def test_growth_exponent_of_a_power():
+    sizes = np.array([10, 20, 40])
+    assert harness.growth_exponent(sizes, 3.0 * sizes**2) == pytest.approx(2)
+
+
+def test_timed_returns_times_and_result():
+    measured, result = harness.timed(sum, [1, 2])
+    assert result == 3
+    assert measured.keys() == {"seconds", "cpu_seconds"}
+    assert min(measured.values()) >= 0
+
+
+@linux_only
+def test_peak_memory_sees_what_is_freed_again():
+    def allocate(mebibytes):
+        np.ones(mebibytes * harness.MEBIBYTE, dtype=np.uint8)
+        return "freed"
+
+    rise, result = harness.peak_memory(allocate, 64)
+    assert result == "freed"
+    assert 60 < rise / harness.MEBIBYTE < 80
+    rise, _ = harness.peak_memory(allocate, 16)
+    assert rise / harness.MEBIBYTE < 32
+
+
+def test_report_writes_what_it_prints(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    harness.report(["a table"], {"answer": 42}, path)
+    assert "a table" in capsys.readouterr().out
+    record = json.loads(path.read_text())
+    assert record["answer"] == 42
+    assert record["machine"]["versions"]["numpy"] == np.__version__
+    assert record["machine"]["cores"] >= 1
+
+
+# ------------------------------------------------------------- the asv entries
+
+
+def entries():
+    """Every measuring method of every class, with its parameters."""
+    for _, cls in inspect.getmembers(bench_engine, inspect.isclass):
+        if cls.__module__ != bench_engine.__name__:
+            continue
+        for name in vars(cls):
+            if name.startswith(("time_", "peakmem_")):
+                for values in itertools.product(*cls.params):
+                    label = "-".join(map(str, (cls.__name__, name, *values)))
+                    yield pytest.param(cls, name, values, id=label)
+
+
+@pytest.mark.parametrize(("cls", "name", "values"), list(entries()))
+def test_entries_run(cls, name, values):
+    entry = cls()
+    entry.setup(*values)
+    result = getattr(entry, name)(*values)
+    if isinstance(result, np.ndarray) and result.dtype.kind == "f":
+        assert np.isfinite(result).all()
+
+
+# ---------------------------------------------------------------------- compare
+
+
+@pytest.mark.parametrize("case", compare.CASES.values(), ids=compare.CASES)
+def test_elements_count_pairs_locations_and_layers(case, images):
+    pairs = 36 if case.task == "kernel" else 8 * case.n_points
+    locations = 6 * 7 + 4 * 5 + 2 * 3 if case.depth == 3 else 6 * 7
+    assert case.elements(images) == pairs * locations
+
+
+def test_compare_without_peer(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    code = compare.main(
+        ["--peer", "none", "--images", "4", "--rounds", "2", "--json", str(path)]
+    )
+    assert code == 0
+    assert "100 classes over 10" in capsys.readouterr().out
+    cases = json.loads(path.read_text())["cases"]
+    assert cases.keys() == compare.CASES.keys()
+    for measured in cases.values():
+        assert len(measured["ours"]) == 2
+        assert measured["peer"] == []
+
+
+def test_summary_takes_medians_and_ratios():
+    def times(*seconds):
+        return [{"seconds": value, "cpu_seconds": 2 * value} for value in seconds]
+
+    measured = {"elements": 10**9, "ours": times(1, 9, 2), "peer": times(8, 9, 100)}
+    summary = compare.summarize(measured)
+    assert summary["ours"] == {"seconds": 2, "cpu_seconds": 4, "nanoseconds": 2}
+    assert summary["ratio"] == summary["cpu_ratio"] == 4.5
+    table = compare.make_tables({"a-case": {**measured, "summary": summary}})[0]
+    assert "a-case" in table
+    assert "4.5" in table
+
+
+@pytest.mark.parametrize(("disagreement", "code"), [(1e-5, 0), (1e-3, 1)])
+def test_compare_fails_where_results_differ(
+    monkeypatch, capsys, images, disagreement, code
+):
+    case = compare.CASES["kernel-depth1"]
+    measured = compare.compare_case(case, images, rounds=1)
+    measured["disagreement"] = disagreement
+    options = compare.parse_options([])
+    assert compare._finish({"kernel-depth1": measured}, None, options) == code
+    assert ("results differ" in capsys.readouterr().out) == bool(code)
+
+
+@needs_peer
+@pytest.mark.parametrize("transformed", [False, True], ids=["identity", "transform"])
+@pytest.mark.parametrize("readout", ["apart", "fused"])
+@pytest.mark.parametrize("class_map", ["vmap", "lax.map"])
+def test_peer_agrees(images, worker, transformed, readout, class_map):
+    shared = {"depth": 2, "patch_size": 3}
+    choices = {"readout": readout, "class_map": class_map, "block_size": 3}
+    arrays = compare.Case("agop", 2, n_classes=3, n_points=5).make_arrays(images)
+    transform = None
+    if transformed:
+        root = np.random.default_rng(0).standard_normal((27, 27)) / 5
+        transform = arrays["patch_transform"] = root @ root.T
+    _, kernel = worker.compute(arrays, task="kernel", **shared, **choices)
+    _, agop = worker.compute(arrays, task="agop", **shared, **choices)
+    ours = {**shared, "patch_transform": transform}
+    expected = compare.convolutional_kernel(images, **ours)
+    assert compare.disagreement(expected, kernel) < compare.TOLERANCE
+    expected = compare.patch_agop(images, arrays["dual_coef"], arrays["points"], **ours)
+    assert compare.disagreement(expected, agop) < compare.TOLERANCE
+
+
+@needs_peer
+def test_peer_is_warm_the_second_time(images, worker):
+    arrays = {"images": images[:, :7]}
+    first, second = (worker.compute(arrays, task="kernel")[0] for _ in range(2))
+    assert first["compile_seconds"] > 0
+    assert second["compile_seconds"] == 0
+    assert second["seconds"] > 0
+
+
+@needs_peer
+def test_peer_that_fails_says_why(images):
+    with (
+        client.PeerWorker(compare.PEER) as worker,
+        pytest.raises(RuntimeError, match="no-such-task"),
+    ):
+        worker.compute({"images": images}, task="no-such-task")
+
+
+@pytest.fixture(scope="module")
+def worker():
+    """The peer."""
+    with client.PeerWorker(compare.PEER) as worker:
+        yield worker
+
+
+def test_environment_is_current_only_with_these_requirements(monkeypatch, tmp_path):
+    monkeypatch.setattr(client, "ENVIRONMENTS", tmp_path)
+    assert client.python_of(compare.PEER) is None
+    folder = tmp_path / compare.PEER
+    folder.mkdir()
+    requirements = client.HERE / f"{compare.PEER}_requirements.txt"
+    (folder / "installed.txt").write_text(requirements.read_text())
+    assert client.python_of(compare.PEER) == folder / "bin" / "python"
+    (folder / "installed.txt").write_text("jax==0.1")
+    assert client.python_of(compare.PEER) is None
+
+
+# --------------------------------------------------- growth and the publication
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("images", {"sizes": (6, 8), "rounds": 1}),
+        ("prime", {"prime": 7, "rounds": 1}),
+        ("agop", {"sizes": (2, 4), "n_centres": 5, "rounds": 1}),
+        ("workers", {"n_images": 6, "rounds": 1}),
+    ],
+)
+def test_parts_of_growth_run(name, sizes):
+    results = growth.PARTS[name](**sizes)
+    assert len(results["seconds"]) >= 2
+    title = growth.TITLES[name][0]
+    assert growth.make_table(name, results).startswith(title)
+
+
+@linux_only
+def test_growth_measures_memory(capsys):
+    peaks = growth.measure_memory(64, n_images=20, n_points=2, image_shape=(8, 8, 1))
+    assert peaks.keys() == {"kernel", "agop"}
+    results = {"working_memory": [64], **{key: [v] for key, v in peaks.items()}}
+    assert "working_memory" in growth.make_table("memory", results)
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """An archive like that of MNIST, small."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "digits.npz"
+    arrays = {}
+    for part, n in (("train", 30), ("test", 10)):
+        arrays[f"y_{part}"] = np.arange(n) % 3
+        noise = rng.integers(0, 100, size=(n, 6, 6))
+        arrays[f"X_{part}"] = (noise + 70 * arrays[f"y_{part}"][:, None, None]).astype(
+            np.uint8
+        )
+    np.savez(path, **arrays)
+    return path
+
+
+def published_options(path, *more):
+    """The command line of a tiny experiment."""
+    sizes = ["--n-train", "30", "--n-test", "10", "--depth", "2", "--rounds", "1"]
+    return published.parse_options(["--data", str(path), *sizes, *more])
+
+
+@linux_only
+def test_published_passes_run(digits):
+    pytest.importorskip("sklearn.callback")
+    options = published_options(digits)
+    results = {name: run(options) for name, run in published.PASSES.items()}
+    json.dumps(results)
+    assert results["cost"]["chosen_round"] in (0, 1)
+    assert results["rounds"]["round"] == [0, 1]
+    assert len(results["rounds"]["accuracy"]) == 2
+    cost, rounds = published.make_tables(results)
+    assert "peak mib" in cost
+    assert "54.5" in rounds
+
+
+def test_published_refuses_more_images_than_there_are(digits):
+    with pytest.raises(ValueError, match="--n-train"):
+        published.load_split(published_options(digits, "--n-train", "31"))
