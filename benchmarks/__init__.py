@@ -3,7 +3,7 @@
 ``python -m benchmarks.compare``
     Kernel and AGOP, alternating with a peer in an environment of its own.
 ``python -m benchmarks.growth``
-    How time and memory grow with what they should, and do not with what they should not.
+    How time and memory grow: with images, with the budget, with workers.
 ``python -m benchmarks.published``
     The published experiment on framed MNIST: time, memory and accuracy by round.
 ``benchmarks/bench_engine.py``

@@ -8,9 +8,11 @@ environment, which is built when missing.
 
 import argparse
 import itertools
+import os
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from skconvrfm.kernels import convolutional_kernel, patch_agop
 
@@ -220,6 +222,18 @@ def make_tables(cases):
     return tables
 
 
+def use_cores(n_cores):
+    """Bind this process and the peer that it starts to so many cores.
+
+    Parameters
+    ----------
+    n_cores : int
+        Cores, and threads of torch; the peer counts the cores itself.
+    """
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:n_cores])
+    torch.set_num_threads(n_cores)
+
+
 def tune_peer(worker, case, images):
     """Measure the peer with every combination of its choices.
 
@@ -267,6 +281,12 @@ def parse_options(argv=None):
         help="auto spares the peer the 100 classes",
     )
     parser.add_argument(
+        "--cores",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="cores and threads of either side; 1 is the surer where others compute",
+    )
+    parser.add_argument(
         "--tune", action="store_true", help="search the peer's best options instead"
     )
     return parser.parse_args(argv)
@@ -275,6 +295,7 @@ def parse_options(argv=None):
 def main(argv=None):
     """Run the command line."""
     options = parse_options(argv)
+    use_cores(options.cores)
     if options.data:
         images = load_images(options.data, options.images)
     else:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: data, clocks, memory, tables and the machine."""
+"""What the benchmarks share: data, clocks, memory, tables and the machine (Linux)."""
 
 import gc
 import json
@@ -118,7 +118,7 @@ def growth_exponent(sizes, seconds):
 
 
 def peak_memory(function, *args, **kwargs):
-    """Call a function and measure how far it raises the resident memory (Linux).
+    """Call a function and measure how far it raises the resident memory.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def peak_memory(function, *args, **kwargs):
 
 
 def peak_resident():
-    """Bytes that were resident at the worst moment of this process (Linux)."""
+    """Bytes that were resident at the worst moment of this process."""
     return _status_bytes("VmHWM")
 
 
@@ -242,10 +242,7 @@ def describe_machine():
 
 def _processor():
     """Model name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
     return next(names, platform.processor())
 
@@ -286,7 +283,7 @@ def report(tables, results, json_path=None):
     """
     machine = describe_machine()
     print(
-        f"{machine['date']}  {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['date']}  {machine['processor']}, cores: {machine['cores']}, "
         f"load {machine['load_average']:.1f}; torch {machine['versions']['torch']}; "
         f"revision {machine['revision']}"
     )

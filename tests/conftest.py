@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 
 from skconvrfm.core import compiled
 
-SHARED = Path(
-    os.environ.get("SKCONVRFM_SHARED", Path(__file__).resolve().parents[2] / "shared")
-)
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("SKCONVRFM_SHARED", ROOT.parent / "shared"))
+
+# For the benchmarks, which are not installed; last, so that the package is.
+sys.path.append(str(ROOT))
 
 
 def pytest_configure(config):

@@ -148,7 +148,9 @@ def test_routes_agree_at_the_centres_themselves(padding, bias, monkeypatch, tile
     assert_close(*results, 1e-12)
 
 
-@pytest.mark.parametrize(("n_outputs", "route"), zip([1, 200], ROUTES, strict=True))
+@pytest.mark.parametrize(
+    ("n_outputs", "route"), [(1, "_sum_by_outputs"), (200, "_sum_without_outputs")]
+)
 def test_the_cheaper_route_is_taken(n_outputs, route, monkeypatch, rng):
     taken = []
     function = getattr(agop_module, route)

@@ -160,7 +160,7 @@ def compute_kernel(options, arrays):
     n = len(arrays["images"])
     result = np.empty((n, n), dtype=np.float32)
     with ThreadPoolExecutor(options.n_threads) as pool:
-        for (i, j), values in zip(pairs, pool.map(compute, pairs)):
+        for (i, j), values in zip(pairs, pool.map(compute, pairs), strict=True):
             top, left = i * options.block_size, j * options.block_size
             rows = slice(top, top + values.shape[0])
             columns = slice(left, left + values.shape[1])
@@ -176,9 +176,8 @@ def compute_agop(options, arrays):
     coefs = _split(arrays["dual_coef"], options.block_size)
 
     def compute(points):
-        total = sum(
-            gradients(block, coef, points) for block, coef in zip(centres, coefs)
-        )
+        blocks = zip(centres, coefs, strict=True)
+        total = sum(gradients(block, coef, points) for block, coef in blocks)
         return np.asarray(outer_products(total))
 
     points = _split(arrays["points"], options.block_points)

@@ -407,20 +407,38 @@ template <class Real> class Tile {
     Real bias, gap;
 };
 
-// [(Wᵀ W) ∘ A] V, location by location, without a matrix of centres × centres: a few rows of
-// it at a time, in the cache. W is (locations, m, n), A (n, n), V and the result
+// out[e] (+)= Σ_k v[e][k] gram[k] for `entries` rows of n, all in registers.
+template <class Real, int entries>
+INLINE void strip_product(const Vec<Real> *gram, long count, long n, const Real *v, Real *out,
+                          bool add) {
+    Vec<Real> sum[entries] = {};
+    for (long k = 0; k < count; k++) {
+#pragma GCC unroll 8
+        for (int e = 0; e < entries; e++)
+            sum[e] += v[e * n + k] * gram[k];
+    }
+    for (int e = 0; e < entries; e++) {
+        if (add)
+            sum[e] += load(out + e * n);
+        std::memcpy(out + e * n, &sum[e], sizeof sum[e]);
+    }
+}
+
+// [(Wᵀ W) ∘ A] V, location by location, without a matrix of centres × centres: a strip of
+// its rows at a time, in the cache. W is (locations, m, n), A (n, n), V and the result
 // (locations, d, n); n is a multiple of lanes.
 template <class Real>
 void gram_product(long locations, long m, long d, long n, const Real *w, const Real *a,
                   const Real *v, Real *out) {
     constexpr long lanes = Lanes<Real>::count;
-    constexpr long strip = 64, rows = 4, entries = 8;
+    constexpr long strip = 64, rows = 4, most_entries = 8;
+    const long parts = (d + most_entries - 1) / most_entries;
     Vec<Real> gram[strip];
     for (long u = 0; u < locations; u++, w += m * n, v += d * n, out += d * n)
         for (long j = 0; j < n; j += lanes)
             for (long k0 = 0; k0 < n; k0 += strip) {
-                long k1 = k0 + strip < n ? k0 + strip : n;
-                for (long k = k0; k < k1; k += rows) {  // rows divides lanes divides n
+                long count = n - k0 < strip ? n - k0 : strip;
+                for (long k = k0; k < k0 + count; k += rows) {  // rows divides lanes
                     Vec<Real> sum[rows] = {};
                     for (long z = 0; z < m; z++) {
                         Vec<Real> lane = load(w + z * n + j);
@@ -431,27 +449,19 @@ void gram_product(long locations, long m, long d, long n, const Real *w, const R
                     for (long r = 0; r < rows; r++)
                         gram[k + r - k0] = sum[r] * load(a + (k + r) * n + j);
                 }
-                for (long e0 = 0; e0 < d; e0 += entries) {
-                    long count = e0 + entries < d ? entries : d - e0;
-                    Vec<Real> sum[entries] = {};
-                    if (count == entries) {
-                        for (long k = k0; k < k1; k++) {
-#pragma GCC unroll 8
-                            for (long e = 0; e < entries; e++)
-                                sum[e] += v[(e0 + e) * n + k] * gram[k - k0];
-                        }
-                    } else {
-                        for (long e = 0; e < count; e++)
-                            for (long k = k0; k < k1; k++)
-                                sum[e] += v[(e0 + e) * n + k] * gram[k - k0];
-                    }
-                    for (long e = 0; e < count; e++) {
-                        Real *target = out + (e0 + e) * n + j;
-                        Vec<Real> before = {};
-                        if (k0)
-                            before = load(target);
-                        before += sum[e];
-                        std::memcpy(target, &before, sizeof before);
+                for (long part = 0; part < parts; part++) {  // equal but for one entry
+                    long e0 = d * part / parts, entries = d * (part + 1) / parts - e0;
+                    const Real *from = v + e0 * n + k0;
+                    Real *to = out + e0 * n + j;
+                    switch (entries) {
+                    case 1: strip_product<Real, 1>(gram, count, n, from, to, k0); break;
+                    case 2: strip_product<Real, 2>(gram, count, n, from, to, k0); break;
+                    case 3: strip_product<Real, 3>(gram, count, n, from, to, k0); break;
+                    case 4: strip_product<Real, 4>(gram, count, n, from, to, k0); break;
+                    case 5: strip_product<Real, 5>(gram, count, n, from, to, k0); break;
+                    case 6: strip_product<Real, 6>(gram, count, n, from, to, k0); break;
+                    case 7: strip_product<Real, 7>(gram, count, n, from, to, k0); break;
+                    default: strip_product<Real, 8>(gram, count, n, from, to, k0);
                     }
                 }
             }
