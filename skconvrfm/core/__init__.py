@@ -1,5 +1,5 @@
-"""The numerics: torch only, without scikit-learn.
+"""The numerics: torch, numpy and scipy, without scikit-learn.
 
-Imports point one way, in this order: ``devices``, ``images``,
-``convolutional``, ``tiles``, ``agop``, ``ridge``, ``rounds``.
+Imports point one way, in this order: ``devices``, ``images``, ``convolutional``,
+``compiled``, ``tiles``, ``agop``, ``sampling``, ``ridge``, ``machine``, ``rounds``.
 """

@@ -14,6 +14,7 @@ Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 (patch AGOP).
 """
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ import torch
 from . import compiled
 from .convolutional import prepare_block
 from .images import balanced_blocks
+from .threads import own_threads, share_out
 from .tiles import (
     block_side,
     find_library,
@@ -71,10 +73,20 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
     largest = min(largest, math.ceil(len(images) / resources.n_workers))
     pairs = len(centres) * len(images)
     tasks = (
-        (kernel, centres, dual_coef, images[p], weights[p], transform, pairs, worker)
+        (
+            route,
+            kernel,
+            centres,
+            dual_coef,
+            images[p],
+            weights[p],
+            transform,
+            pairs,
+            worker,
+        )
         for p in image_blocks(images, largest)
     )
-    total = sum(resources.run(route, tasks))
+    total = sum(resources.run(_sum_of_products, tasks))
     agop = total / (weights.sum() * kernel.channels**2)
     if transform is not None:
         agop = transform.T @ agop @ transform
@@ -108,9 +120,8 @@ def _choose_route(kernel, centres, dual_coef, images, resources):
     return _sum_by_outputs, by_outputs
 
 
-def _walk(kernel, centres, parts, dual_coef, left, transform, pairs, resources):
+def _walk(kernel, centres, parts, dual_coef, left, transform, library, resources):
     """Yield (slice, right block, w, β) over slices of the centres."""
-    library = find_library(kernel, pairs, resources, pullback=True)
     for part, right in load_blocks(kernel, centres, parts, transform, resources):
         tiles = open_tiles(kernel, left, right, library, resources, pullback=True)
         every = slice(0, len(left)), slice(0, len(right))
@@ -131,48 +142,84 @@ def _centre_blocks(kernel, centres, n_images, resources):
 
 
 @halving_memory
-def _sum_by_outputs(
-    kernel, centres, dual_coef, images, weights, transform, pairs, resources
+def _sum_of_products(
+    route, kernel, centres, dual_coef, images, weights, transform, pairs, resources
 ):
-    """Σ_z ω_z Σ_o,u h hᵀ from the gradients h themselves."""
-    transform, dual_coef = resources.tensor(transform), resources.tensor(dual_coef)
+    """Σ_z ω_z Σ_o,u h hᵀ by one of the routes, for some images z."""
+    library = find_library(kernel, pairs, resources, pullback=True)
+    with nullcontext() if library is None else own_threads():
+        tensors = map(resources.tensor, (dual_coef, np.sqrt(weights), transform))
+        return route(kernel, centres, images, *tensors, library, resources)
+
+
+def _sum_by_outputs(
+    kernel, centres, images, dual_coef, roots, transform, library, resources
+):
+    """From the gradients h themselves."""
     left = prepare_block(kernel, resources.tensor(images), transform)
     patches = left.patches.flatten(0, 1).transpose(1, 2)  # (locations, m, d)
     locations, m, d = patches.shape
     n_outputs = dual_coef.shape[1]
-    gradients = patches.new_zeros((locations, m, n_outputs, d))
+    width = d if library is None else compiled.padded_entries(d, patches.dtype)
+    gradients = patches.new_zeros((locations, m, n_outputs, width))
     parts = _centre_blocks(kernel, centres, m, resources)
     for part, right, pair_weights, self_weights in _walk(
-        kernel, centres, parts, dual_coef, left, transform, pairs, resources
+        kernel, centres, parts, dual_coef, left, transform, library, resources
     ):
-        coef, n = dual_coef[part].T.contiguous(), len(right)
-        pair_weights = pair_weights.flatten(0, 1)
-        centre_patches = right.patches.flatten(0, 1)
-        # α goes to the smaller factor: the centres' patches serve every image.
-        to_patches = 2 * m >= d
-        numbers = n_outputs * n * (d if to_patches else m)
-        for at in _location_blocks(locations, numbers, resources):
-            w, v = pair_weights[at], centre_patches[at]
-            if to_patches:
-                v = (v[:, None] * coef[:, None]).flatten(1, 2)
-            else:
-                w = (w[:, :, None] * coef).flatten(1, 2)
-            product = w @ v.transpose(1, 2)
-            gradients[at] += product.view(-1, m, n_outputs, d)
-        gradients.addcmul_(
+        add_output_product(
+            pair_weights.flatten(0, 1),
+            dual_coef[part].T.contiguous(),
+            right.patches.flatten(0, 1),
+            gradients,
+            library,
+            resources,
+        )
+        gradients[..., :d].addcmul_(
             self_weights.flatten(0, 1)[..., None], patches[:, :, None], value=2
         )
-    gradients *= resources.tensor(np.sqrt(weights))[:, None, None]
-    return _outer_sum(gradients, gradients).cpu().numpy()
+    gradients *= roots[:, None, None]
+    return _outer_sum(gradients, gradients)[:d, :d].cpu().numpy()
 
 
-@halving_memory
+def add_output_product(weights, coef, patches, gradients, library, resources):
+    """Add ``(W ∘ α_o) V`` to the gradients, for every location, image and output.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (locations, m, n)
+        W.
+    coef : Tensor of shape (n_outputs, n)
+        α.
+    patches : Tensor of shape (locations, d, n)
+        Vᵀ.
+    gradients : Tensor of shape (locations, m, n_outputs, d or more)
+        What is added to.
+    library : ctypes.CDLL or None
+        The compiled functions, if there are any.
+    resources : Resources
+        Memory of the blocks.
+    """
+    if library is not None:
+        compiled.add_output_product(library, weights, coef, patches, gradients)
+        return
+    locations, m, n = weights.shape
+    n_outputs, d = len(coef), patches.shape[1]
+    # α goes to the smaller factor: the centres' patches serve every image.
+    to_patches = 2 * m >= d
+    numbers = n_outputs * n * (d if to_patches else m)
+    for at in _location_blocks(locations, numbers, resources):
+        w, v = weights[at], patches[at]
+        if to_patches:
+            v = (v[:, None] * coef[:, None]).flatten(1, 2)
+        else:
+            w = (w[:, :, None] * coef).flatten(1, 2)
+        gradients[at] += (w @ v.transpose(1, 2)).view(-1, m, n_outputs, d)
+
+
 def _sum_without_outputs(
-    kernel, centres, dual_coef, images, weights, transform, pairs, resources
+    kernel, centres, images, dual_coef, roots, transform, library, resources
 ):
-    """Σ_z ω_z Σ_o,u h hᵀ from the sum over images and outputs, taken first."""
-    transform, dual_coef = resources.tensor(transform), resources.tensor(dual_coef)
-    roots = resources.tensor(np.sqrt(weights))
+    """From the sum over images and outputs, taken first."""
     left = prepare_block(kernel, resources.tensor(images), transform)
     patches = left.patches.flatten(0, 1)  # (locations, d, m)
     locations, d, m = patches.shape
@@ -182,7 +229,7 @@ def _sum_without_outputs(
     self_weights = 0
     parts = _centre_blocks(kernel, centres, m, resources)
     for part, right, tile_weights, tile_self_weights in _walk(
-        kernel, centres, parts, dual_coef, left, transform, pairs, resources
+        kernel, centres, parts, dual_coef, left, transform, library, resources
     ):
         pair_weights[..., part] = tile_weights.flatten(0, 1)
         centre_patches[..., part] = right.patches.flatten(0, 1)
@@ -192,16 +239,22 @@ def _sum_without_outputs(
     pair_weights *= roots[:, None]
     self_weights *= 2 * roots[:, None]
     coef_product = dual_coef @ dual_coef.T
-    library = find_library(kernel, pairs, resources, pullback=True)
-    total = 0
-    for at in _location_blocks(locations, n * max(m, d), resources):
+
+    def products(at):
         w, v = pair_weights[at], centre_patches[at]
         product = gram_product(w, coef_product, v, library, resources)
         cross = (w * (self_weights[at] @ dual_coef.T)) @ v.transpose(1, 2)
         z = patches[at].transpose(1, 2)
         own = self_weights[at].square().sum(-1, keepdim=True) * z
-        total = total + _outer_sum(v.transpose(1, 2), product.transpose(1, 2))
-        total = total + _outer_sum(cross, z) + _outer_sum(z, cross + own)
+        total = _outer_sum(v.transpose(1, 2), product.transpose(1, 2))
+        return total + _outer_sum(cross, z) + _outer_sum(z, cross + own)
+
+    every = slice(0, locations)
+    if library is not None:
+        total = sum(share_out(products, every, compiled.LOCATIONS_TOGETHER))
+    else:
+        blocks = _location_blocks(locations, n * max(m, d), resources)
+        total = sum(products(at) for at in blocks)
     return total.cpu().numpy()
 
 

@@ -467,6 +467,73 @@ void gram_product(long locations, long m, long d, long n, const Real *w, const R
             }
 }
 
+// out[o] += Σ_k scaled[o][k] patches[k], for `outputs` rows of out, two vectors wide.
+template <class Real, int outputs, long strip>
+INLINE void add_outputs(const Real (*scaled)[strip], const Vec<Real> (*patches)[2], long count,
+                        long width, Real *out) {
+    Vec<Real> sum[outputs][2] = {};
+    for (long k = 0; k < count; k++) {
+#pragma GCC unroll 8
+        for (int o = 0; o < outputs; o++) {
+            sum[o][0] += scaled[o][k] * patches[k][0];
+            sum[o][1] += scaled[o][k] * patches[k][1];
+        }
+    }
+    for (int o = 0; o < outputs; o++) {
+        Real *target = out + o * width;
+        sum[o][0] += load(target);
+        sum[o][1] += load(target + Lanes<Real>::count);
+        std::memcpy(target, sum[o], sizeof sum[o]);
+    }
+}
+
+// out[z][o] += Σ_k w[z][k] α[o][k] v[k], location by location. W is (locations, m, n), α
+// (outputs, n), V (locations, d, n) and out (locations, m, outputs, width) with d padded to
+// pairs of vectors; n is a multiple of lanes.
+template <class Real>
+void output_product(long locations, long m, long outputs, long d, long n, const Real *w,
+                    const Real *alpha, const Real *v, long width, Real *out) {
+    constexpr long lanes = Lanes<Real>::count;
+    constexpr long strip = 64, most_outputs = 8;
+    const long parts = (outputs + most_outputs - 1) / most_outputs;
+    alignas(vector_bytes) Vec<Real> patches[strip][2];
+    alignas(vector_bytes) Real scaled[most_outputs][strip];
+    for (long u = 0; u < locations; u++, w += m * n, v += d * n, out += m * outputs * width)
+        for (long k0 = 0; k0 < n; k0 += strip) {
+            long count = n - k0 < strip ? n - k0 : strip;
+            for (long e0 = 0; e0 < d; e0 += 2 * lanes) {
+                long entries = d - e0 < 2 * lanes ? d - e0 : 2 * lanes;
+                std::memset(patches, 0, sizeof patches);
+                Real *flat = reinterpret_cast<Real *>(patches);
+                for (long e = 0; e < entries; e++)
+                    for (long k = 0; k < count; k++)
+                        flat[k * 2 * lanes + e] = v[(e0 + e) * n + k0 + k];
+                for (long z = 0; z < m; z++)
+                    for (long part = 0; part < parts; part++) {  // equal but for one
+                        long o0 = outputs * part / parts;
+                        long here = outputs * (part + 1) / parts - o0;
+                        for (long o = 0; o < here; o++)
+                            for (long k = 0; k < count; k += lanes) {
+                                Vec<Real> product = load(w + z * n + k0 + k) *
+                                                    load(alpha + (o0 + o) * n + k0 + k);
+                                std::memcpy(scaled[o] + k, &product, sizeof product);
+                            }
+                        Real *to = out + (z * outputs + o0) * width + e0;
+                        switch (here) {
+                        case 1: add_outputs<Real, 1>(scaled, patches, count, width, to); break;
+                        case 2: add_outputs<Real, 2>(scaled, patches, count, width, to); break;
+                        case 3: add_outputs<Real, 3>(scaled, patches, count, width, to); break;
+                        case 4: add_outputs<Real, 4>(scaled, patches, count, width, to); break;
+                        case 5: add_outputs<Real, 5>(scaled, patches, count, width, to); break;
+                        case 6: add_outputs<Real, 6>(scaled, patches, count, width, to); break;
+                        case 7: add_outputs<Real, 7>(scaled, patches, count, width, to); break;
+                        default: add_outputs<Real, 8>(scaled, patches, count, width, to);
+                        }
+                    }
+            }
+        }
+}
+
 // Nonzero where memory ran out: no exception crosses into Python.
 template <class Real>
 int value(const Kernel *k, const Block<Real> *left, const Block<Real> *right, long i0, long i1,
@@ -519,6 +586,11 @@ int pullback(const Kernel *k, const Block<Real> *left, const Block<Real> *right,
                                         const Real *w, const Real *a, const Real *v,         \
                                         Real *out) {                                         \
         gram_product(locations, m, d, n, w, a, v, out);                                      \
+    }                                                                                        \
+    extern "C" void output_product_##Real(long locations, long m, long outputs, long d,      \
+                                          long n, const Real *w, const Real *alpha,          \
+                                          const Real *v, long width, Real *out) {            \
+        output_product(locations, m, outputs, d, n, w, alpha, v, width, out);                \
     }
 TILE(float)
 TILE(double)

@@ -16,14 +16,13 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch.nn.functional import pad
 
 from .convolutional import parallel_gap
-from .images import balanced_blocks
+from .threads import share_out
 
 # "0" does without the compiled tiles, "1" takes them however small the work.
 SWITCH = "SKCONVRFM_COMPILE"
@@ -39,8 +38,8 @@ _REALS = {torch.float32: "float", torch.float64: "double"}
 # As in compiled.cpp.
 _VECTOR_BYTES = 64
 _LEFT_TOGETHER = 8
-# Locations of one call of `gram_product`.
-_LOCATIONS_TOGETHER = 16
+# Locations that one thread takes at once.
+LOCATIONS_TOGETHER = 16
 
 # Pairs × locations × layers from which the array operations take longer (about ten
 # nanoseconds each) than the one or two seconds of the compiler.
@@ -114,7 +113,7 @@ class CompiledTiles:
             needed = slice(start, columns.stop)
             self._call(self._value, part, needed, target, ctypes.c_long(shape[1]))
 
-        _share_out(call, rows, self.ROWS_TOGETHER)
+        share_out(call, rows, self.ROWS_TOGETHER)
         return out
 
     def pullback(self, rows, columns, dual_coef):
@@ -131,7 +130,7 @@ class CompiledTiles:
                 self._pullback, part, columns, *targets, *map(ctypes.c_long, shape)
             )
 
-        _share_out(call, rows, self.ROWS_TOGETHER)
+        share_out(call, rows, self.ROWS_TOGETHER)
         return weights, self_weights @ dual_coef
 
     def _call(self, function, rows, columns, *arguments):
@@ -148,36 +147,50 @@ class CompiledTiles:
 
 
 def gram_product(library, weights, coef_product, patches):
-    """``[(Wᵀ W) ∘ A] V`` at every location, the compiled twin of `agop.gram_product`."""
+    """The compiled twin of `agop.gram_product`, in the calling thread."""
     locations, m, n = weights.shape
-    padding = -n % (_VECTOR_BYTES // weights.dtype.itemsize)
-    weights = pad(weights, (0, padding)).contiguous()
-    coef_product = pad(coef_product, (0, padding, 0, padding)).contiguous()
-    patches = pad(patches, (0, padding)).contiguous()
+    weights, coef_product, patches = _whole_vectors(weights, coef_product, patches)
+    if weights.shape[2] > n:
+        coef_product = pad(coef_product, (0, 0, 0, weights.shape[2] - n))
     out = torch.empty_like(patches)
     function = getattr(library, f"gram_product_{_REALS[weights.dtype]}")
-    sizes = m, patches.shape[1], n + padding
-
-    def call(part):
-        arrays = weights[part], coef_product, patches[part], out[part]
-        count = part.stop - part.start
-        function(*map(ctypes.c_long, (count, *sizes)), *map(_address, arrays))
-
-    _share_out(call, slice(0, locations), _LOCATIONS_TOGETHER)
+    sizes = locations, m, patches.shape[1], weights.shape[2]
+    arrays = weights, coef_product, patches, out
+    function(*map(ctypes.c_long, sizes), *map(_address, arrays))
     return out[..., :n]
 
 
-def _share_out(call, whole, largest):
-    """Call for parts of a slice, in as many threads as torch would use."""
-    threads, count = torch.get_num_threads(), whole.stop - whole.start
-    parts = balanced_blocks(whole, min(largest, math.ceil(count / threads)))
-    if threads == 1 or len(parts) == 1:
-        for part in parts:
-            call(part)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(call, parts):
-            pass
+def add_output_product(library, weights, coef, patches, out):
+    """The compiled twin of `agop.add_output_product`."""
+    locations, m, _ = weights.shape
+    weights, coef, patches = _whole_vectors(weights, coef, patches)
+    function = getattr(library, f"output_product_{_REALS[weights.dtype]}")
+
+    def call(part):
+        n_outputs, n = coef.shape
+        sizes = part.stop - part.start, m, n_outputs, patches.shape[1], n
+        arrays = weights[part], coef, patches[part]
+        function(
+            *map(ctypes.c_long, sizes),
+            *map(_address, arrays),
+            ctypes.c_long(out.shape[-1]),
+            _address(out[part]),
+        )
+
+    share_out(call, slice(0, locations), LOCATIONS_TOGETHER)
+
+
+def padded_entries(d, dtype):
+    """Entries of a patch in `add_output_product`'s result, the last of which are 0."""
+    pair = 2 * _VECTOR_BYTES // dtype.itemsize
+    return math.ceil(d / pair) * pair
+
+
+def _whole_vectors(*arrays):
+    """Arrays whose last dimension, the centres, is padded to whole vectors."""
+    lanes = _VECTOR_BYTES // arrays[0].dtype.itemsize
+    padding = (0, -arrays[0].shape[-1] % lanes)
+    return [(pad(a, padding) if padding[1] else a).contiguous() for a in arrays]
 
 
 def _address(tensor):

@@ -8,6 +8,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from . import compiled
 from .convolutional import Tiles, diagonal, prepare_block
 from .devices import resolve_device
 from .images import balanced_blocks, to_tensor
+from .threads import own_thread_count, own_threads, share_out, thread_count
 
 # Arrays of one value a pair and location that are alive at once in a tile, at the
 # worst moment; and those that every layer keeps for the pullback.
@@ -149,9 +151,9 @@ def tile_pairs(kernel, resources, pullback=False):
 
 
 def block_side(kernel, image_shape, resources):
-    """Images of a prepared block, of which two are alive at a time."""
+    """Images of a prepared block: one on the left, and a wave of them on the right."""
     size = image_bytes(kernel, image_shape, resources.itemsize)
-    return max(1, resources.memory // 6 // size)
+    return max(1, resources.memory // 3 // (1 + own_thread_count()) // size)
 
 
 def work(kernel, pairs):
@@ -165,10 +167,20 @@ def image_blocks(images, largest):
 
 
 def load_blocks(kernel, images, parts, transform, resources):
-    """Yield (slice, prepared block) for some slices of images in a numpy array."""
-    for part in parts:
-        images_here = resources.tensor(images[part])
-        yield part, prepare_block(kernel, images_here, transform)
+    """Yield (slice, prepared block) for some slices of images in a numpy array.
+
+    As many blocks as there are threads of our own are prepared at a time.
+    """
+
+    def prepare(ahead):
+        return [
+            (part, prepare_block(kernel, resources.tensor(images[part]), transform))
+            for part in parts[ahead]
+        ]
+
+    for wave in balanced_blocks(slice(0, len(parts)), own_thread_count()):
+        for blocks in share_out(prepare, wave, 1):
+            yield from blocks
 
 
 def open_tiles(kernel, left, right, library, resources, pullback=False):
@@ -184,7 +196,7 @@ def find_library(kernel, pairs, resources, pullback=False):
     if resources.device.type != "cpu":
         return None
     scratch = compiled.scratch_bytes(kernel, resources.itemsize, pullback)
-    if scratch * torch.get_num_threads() > resources.memory // 4:
+    if scratch * thread_count() > resources.memory // 4:
         return None
     return compiled.load(work(kernel, pairs))
 
@@ -268,8 +280,13 @@ def _strip(kernel, X, Y, transform, symmetric, pairs, resources):
 
     Then tiles below the diagonal are mirrored and the diagonal gets its exact values.
     """
-    transform = resources.tensor(transform)
     library = find_library(kernel, pairs, resources)
+    with nullcontext() if library is None else own_threads():
+        return _compute_strip(kernel, X, Y, transform, symmetric, library, resources)
+
+
+def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
+    transform = resources.tensor(transform)
     largest = block_side(kernel, X.shape[1:], resources)
     strip = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
     for rows, left in load_blocks(

@@ -1,0 +1,66 @@
+"""Threads of our own over coarse parts of the work, while torch keeps to one.
+
+Torch splits every operation over its threads and waits for the last of them; on
+operations of a tile's size that gains little, and where another process holds a
+core it loses a lot.
+"""
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from .images import balanced_blocks
+
+_own = threading.local()
+
+
+def thread_count():
+    """Threads that this computation may use: as many as torch was given."""
+    return getattr(_own, "count", None) or torch.get_num_threads()
+
+
+def own_thread_count():
+    """The same where threads are our own, and 1 where they are torch's."""
+    return getattr(_own, "count", 1)
+
+
+@contextmanager
+def own_threads():
+    """Let torch use one thread, and `share_out` all of them; restored at the end."""
+    if hasattr(_own, "count"):  # already so
+        yield
+        return
+    _own.count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_own.count)
+        del _own.count
+
+
+def share_out(call, whole, largest):
+    """Call for parts of a slice, in threads; results come in order.
+
+    Parameters
+    ----------
+    call : callable
+        ``call(part)`` for a slice; it releases the interpreter's lock.
+    whole : slice
+        What is to be cut into parts.
+    largest : int
+        Most of one part.
+
+    Returns
+    -------
+    list
+    """
+    threads, count = thread_count(), whole.stop - whole.start
+    parts = balanced_blocks(whole, min(largest, math.ceil(count / threads)))
+    if threads == 1 or len(parts) == 1:
+        return [call(part) for part in parts]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(call, parts))
