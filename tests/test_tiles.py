@@ -318,6 +318,7 @@ def test_threads_of_torch_are_shared_out_to_the_workers(images, monkeypatch):
         return prepare_block(*arguments)
 
     monkeypatch.setattr(tiles_module, "prepare_block", watching)
+    monkeypatch.setenv("SKCONVRFM_COMPILE", "0")  # compiled tiles bring their threads
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:

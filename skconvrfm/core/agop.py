@@ -39,7 +39,7 @@ from .tiles import (
 _OUTPUT_COST = 3
 # Temporaries of this size stay in the cache of a CPU core from one step to the next.
 _CACHE_BYTES = 2**20
-# Centres of a block on a CPU, where larger ones gain nothing.
+# Centres of a block; larger ones gain nothing.
 _MOST_CENTRES = 256
 
 
@@ -128,16 +128,16 @@ def _walk(kernel, centres, parts, dual_coef, left, transform, library, resources
         yield part, right, *tiles.pullback(*every, dual_coef[part])
 
 
-def _centre_blocks(kernel, centres, n_images, resources):
+def _centre_blocks(kernel, centres, n_images, library, resources):
     """Slices of the centres whose tiles with some images fit in memory."""
     result = 2 * resources.itemsize * math.prod(kernel.layers[0].locations)
     largest = min(
         block_side(kernel, centres.shape[1:], resources),
         max(1, resources.memory // 8 // (result * n_images)),
-        max(1, tile_pairs(kernel, resources, pullback=True) // n_images)
-        if resources.device.type != "cpu"
-        else _MOST_CENTRES,
+        _MOST_CENTRES,
     )
+    if library is None:
+        largest = min(largest, tile_pairs(kernel, resources, pullback=True))
     return image_blocks(centres, largest)
 
 
@@ -162,7 +162,7 @@ def _sum_by_outputs(
     n_outputs = dual_coef.shape[1]
     width = d if library is None else compiled.padded_entries(d, patches.dtype)
     gradients = patches.new_zeros((locations, m, n_outputs, width))
-    parts = _centre_blocks(kernel, centres, m, resources)
+    parts = _centre_blocks(kernel, centres, m, library, resources)
     for part, right, pair_weights, self_weights in _walk(
         kernel, centres, parts, dual_coef, left, transform, library, resources
     ):
@@ -227,7 +227,7 @@ def _sum_without_outputs(
     pair_weights = patches.new_empty((locations, m, n))
     centre_patches = patches.new_empty((locations, d, n))
     self_weights = 0
-    parts = _centre_blocks(kernel, centres, m, resources)
+    parts = _centre_blocks(kernel, centres, m, library, resources)
     for part, right, tile_weights, tile_self_weights in _walk(
         kernel, centres, parts, dual_coef, left, transform, library, resources
     ):

@@ -261,9 +261,13 @@ class Tiles:
 
     def pullback(self, rows, columns, dual_coef):
         """As `kernel_pullback`, for slices of the blocks."""
-        return kernel_pullback(
-            self._kernel, self._left[rows], self._right[columns], dual_coef
-        )
+        right = self._right[columns]
+        tiles = [
+            kernel_pullback(self._kernel, self._left[i], right, dual_coef)
+            for i in balanced_blocks(rows, self._side**2 // len(right))
+        ]
+        weights, self_weights = zip(*tiles, strict=True)
+        return torch.cat(weights, 2), torch.cat(self_weights, 2)
 
 
 def kernel_pullback(kernel, left, right, dual_coef):
