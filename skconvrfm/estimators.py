@@ -237,8 +237,8 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
                 )
             if np.prod(shape) != width:
                 raise ValueError(
-                    f"image_shape={self.image_shape!r} has {np.prod(shape)} pixels, but "
-                    f"X has {width} features a row; they must agree."
+                    f"image_shape={self.image_shape!r} has {np.prod(shape)} pixels, "
+                    f"but X has {width} features a row; they must agree."
                 )
             return shape
         if seen is not None:
@@ -250,8 +250,8 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         if 3 * side**2 == width and side >= _SMALLEST_COLOUR_SIDE:
             raise ValueError(
                 f"X has {width} features a row, which may be colour images: pass "
-                f"image_shape=({side}, {side}, 3), or image_shape=(1, {width}) for rows "
-                "that are not images."
+                f"image_shape=({side}, {side}, 3), or image_shape=(1, {width}) for "
+                "rows that are not images."
             )
         return (1, width, 1)
 
@@ -459,8 +459,9 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
     X_fit_ : ndarray of shape (n_samples, n_features)
         The training rows of positive weight, in their own dtype.
     dual_coef_ : ndarray of shape (n_samples, n_outputs)
-        Coefficients of the kernel as :func:`~skconvrfm.kernels.convolutional_kernel`
-        returns it, not scaled: the decision function is ``K @ dual_coef_ + intercept_``.
+        Coefficients of the kernel K as
+        :func:`~skconvrfm.kernels.convolutional_kernel` returns it, not scaled: the
+        decision function is ``K @ dual_coef_ + intercept_``.
     intercept_ : ndarray of shape (n_outputs,)
         The intercept, which is not penalised.
     alpha_ : float
