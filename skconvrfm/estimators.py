@@ -14,7 +14,7 @@ from sklearn.base import (
 )
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_random_state, compute_sample_weight
+from sklearn.utils import check_random_state, compute_sample_weight, gen_batches
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.extmath import softmax
 from sklearn.utils.multiclass import check_classification_targets
@@ -43,6 +43,9 @@ DEFAULT_ALPHAS = tuple(
 # with them before this many; see "How many images" in the guide for the curve.
 AUTO_AGOP_PATCHES = 20_000
 AUTO_AGOP_IMAGES = 20
+
+# Rows that are cast to float at once when they are projected for the draw.
+PROJECTION_BATCH = 256
 
 # Temperatures of the probabilities; scores of well separated classes are ±1.
 TEMPERATURE_RANGE = (1e-2, 1e3)
@@ -299,8 +302,11 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         offset = rng.uniform()
         if n_draws >= total:
             return np.arange(len(X)), weights
+        # Batch by batch, so that integers are never cast as a whole.
+        batches = gen_batches(len(X), PROJECTION_BATCH)
+        positions = np.concatenate([X[batch] @ direction for batch in batches])
         return systematic_sample(
-            self._strata(targets, rng), X @ direction, weights, n_draws, offset
+            self._strata(targets, rng), positions, weights, n_draws, offset
         )
 
     def _describe_round(self, history):

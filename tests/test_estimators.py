@@ -110,21 +110,21 @@ def assert_same_fit(first, second, X, tolerance=0.0):
 
 
 def test_learned_features_beat_the_fixed_kernel():
-    X, y = make_binary(90, size=8, noise=0.6)
-    X_test, y_test = make_binary(300, size=8, noise=0.6, seed=1)
-    options = {"depth": 1, "patch_size": 4}
-    learned = ConvRFMClassifier(n_rounds=3, **options).fit(X, y)
-    fixed = ConvRFMClassifier(n_rounds=0, **options).fit(X, y)
+    (X, y), (X_test, y_test) = make_products(200), make_products(300, seed=1)
+    y, y_test = y[:, 0] > 0, y_test[:, 0] > 0
+    learned = ConvRFMClassifier(depth=1, patch_size=5, n_rounds=3).fit(X, y)
+    fixed = clone(learned).set_params(n_rounds=0).fit(X, y)
     assert learned.best_round_ > 0
-    assert learned.score(X_test, y_test) > fixed.score(X_test, y_test) + 0.03
+    assert learned.score(X_test, y_test) > fixed.score(X_test, y_test) + 0.05
 
 
 def test_learned_features_beat_the_fixed_kernel_in_regression():
-    (X, y), (X_test, y_test) = make_products(80), make_products(200, seed=1)
-    learned = ConvRFMRegressor(depth=1, patch_size=5, n_rounds=3).fit(X, y[:, 0])
-    fixed = clone(learned).set_params(n_rounds=0).fit(X, y[:, 0])
+    (X, y), (X_test, y_test) = make_products(200), make_products(200, seed=1)
+    y, y_test = y[:, 0], y_test[:, 0]
+    learned = ConvRFMRegressor(depth=1, patch_size=5, n_rounds=3).fit(X, y)
+    fixed = clone(learned).set_params(n_rounds=0).fit(X, y)
     assert learned.best_round_ > 0
-    assert learned.score(X_test, y_test[:, 0]) > fixed.score(X_test, y_test[:, 0]) + 0.1
+    assert learned.score(X_test, y_test) > fixed.score(X_test, y_test) + 0.2
 
 
 def test_the_agop_finds_the_two_pixels_that_matter():
@@ -270,9 +270,10 @@ def test_balanced_classes_are_the_dictionary_of_their_weights():
     X, y = make_strokes(27)
     keep = np.r_[np.flatnonzero(y == 0), np.flatnonzero(y == 1)[:4], [2, 5, 8, 11]]
     X, y = X[keep], y[keep]
-    by_name = ConvRFMClassifier(class_weight="balanced", **SMALL).fit(X, y)
-    by_dict = ConvRFMClassifier(class_weight={0: 4 / 9}, **SMALL).fit(X, y)
-    plain = ConvRFMClassifier(**SMALL).fit(X, y)
+    options = {"alpha": 0.1, **SMALL}
+    by_name = ConvRFMClassifier(class_weight="balanced", **options).fit(X, y)
+    by_dict = ConvRFMClassifier(class_weight={0: 4 / 9}, **options).fit(X, y)
+    plain = ConvRFMClassifier(**options).fit(X, y)
     assert_same_fit(by_name, by_dict, X, 1e-8)
     assert np.abs(scores(by_name, X) - scores(plain, X)).max() > 1e-3
 
@@ -290,7 +291,11 @@ def test_balanced_classes_see_weights_as_repeated_rows():
     rows = np.repeat(np.arange(18), counts)
     model = ConvRFMClassifier(class_weight="balanced", **SMALL)
     weighted = clone(model).fit(X, y, sample_weight=counts)
-    assert_same_fit(weighted, model.fit(X[rows], y[rows]), X, 1e-7)
+    repeated = model.fit(X[rows], y[rows])
+    assert weighted.alpha_ == repeated.alpha_
+    assert weighted.best_round_ == repeated.best_round_
+    assert_allclose(scores(weighted, X), scores(repeated, X), rtol=0, atol=1e-7)
+    assert_allclose(weighted.patch_agop_, repeated.patch_agop_, rtol=1e-6, atol=1e-7)
 
 
 # Repeatable, and independent of the resources
@@ -404,11 +409,12 @@ def test_probabilities_sum_to_one_and_agree_with_the_scores(make):
         )
 
 
-def test_probabilities_of_pure_noise_are_those_of_the_classes():
-    rng = np.random.default_rng(0)
-    model = ConvRFMClassifier(**SMALL).fit(rng.normal(size=(60, 25)), np.arange(60) % 2)
-    probabilities = model.predict_proba(rng.normal(size=(50, 25)))
-    assert np.abs(probabilities - 0.5).max() < 0.2
+def test_probabilities_are_calibrated_on_rows_that_were_not_seen():
+    (X, y), (X_test, y_test) = make_products(150), make_products(400, seed=1)
+    model = ConvRFMClassifier(depth=1, n_rounds=1).fit(X, y[:, 0] > 0)
+    probabilities = model.predict_proba(X_test)
+    confidence = probabilities.max(axis=1).mean()
+    assert abs(confidence - model.score(X_test, y_test[:, 0] > 0)) < 0.06
 
 
 def test_several_outputs_share_one_machine():
