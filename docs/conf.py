@@ -21,6 +21,7 @@ exclude_patterns = ["_build"]
 default_role = "literal"
 extlinks = {"arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s")}
 
+autodoc_preserve_defaults = True
 autosummary_generate = True
 # Methods are listed by the template of a class.
 numpydoc_show_class_members = False

@@ -17,9 +17,10 @@ N_TRAIN = 50
 
 
 def draw_star(path):
-    """Draw images of noise, some with a star, and what is learned from fifty of them."""
+    """Images of noise, some with a star, and what is learned from fifty of them."""
     X, y = make_star(550, random_state=0)
-    clf = ConvRFMClassifier(depth=1, patch_size=11).fit(X[:N_TRAIN], y[:N_TRAIN])
+    clf = ConvRFMClassifier(depth=1, patch_size=11, n_rounds=2)
+    clf.fit(X[:N_TRAIN], y[:N_TRAIN])
 
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     images, rounds, patterns = figure.subfigures(3, 1, height_ratios=(1, 1.8, 0.9))

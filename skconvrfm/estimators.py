@@ -19,7 +19,6 @@ from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.extmath import softmax
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
-    _check_sample_weight,
     check_is_fitted,
     column_or_1d,
     validate_data,
@@ -31,7 +30,13 @@ from .core.machine import KernelMachine
 from .core.rounds import SELECTIONS, fit_rounds
 from .core.sampling import systematic_sample
 from .core.tiles import kernel_product
-from .kernels import KERNEL_CONSTRAINTS, as_numpy, make_kernel, make_resources
+from .kernels import (
+    KERNEL_CONSTRAINTS,
+    as_numpy,
+    check_weights,
+    make_kernel,
+    make_resources,
+)
 
 # Ridges in units of the largest diagonal entry of the kernel: half decades from
 # nearly interpolating to the mean of a thousand rows.
@@ -120,14 +125,7 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
     def _fit(self, X, y, sample_weight):
         """Fit the rounds and keep the best; set attributes only when all is done."""
         X, y, image_shape = self._validate_fit(X, y)
-        weights = _check_sample_weight(
-            sample_weight, X, dtype=np.float64, ensure_non_negative=True
-        )
-        if not weights.any():
-            raise ValueError(
-                "sample_weight is all zero, so no row is left to fit: "
-                "give at least two rows a positive weight."
-            )
+        weights = check_weights(sample_weight, X)
         kept = np.flatnonzero(weights)
         X_fit, y_fit, weights = X[kept], y[kept], weights[kept]
         if len(kept) < 2:
@@ -489,7 +487,7 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
         Rows and columns of a patch of the first layer.
     n_features_in_ : int
         Number of features of a row.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, where `X` had string names.
 
     See Also
@@ -663,8 +661,8 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
         n_classes = len(classes)
         if n_classes < 2:
             raise ValueError(
-                f"y has only one class, {classes[0]!r}, among the rows with a positive "
-                "weight; a classifier needs at least two classes."
+                f"y has only one class, {classes.tolist()[0]!r}, among the rows with a "
+                "positive weight; a classifier needs at least two classes."
             )
         weights = self._class_weighted(weights, y, codes, n_classes)
         if n_classes == 2:
@@ -830,7 +828,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _BaseConvRFM):
         Rows and columns of a patch of the first layer.
     n_features_in_ : int
         Number of features of a row.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, where `X` had string names.
 
     See Also

@@ -221,18 +221,18 @@ def patch_agop(
     Y = X if Y is None else Y
     transform = _check_transform(patch_transform)
     dual_coef = check_array(
-        dual_coef, dtype=np.float64, ensure_2d=False, input_name="dual_coef"
+        dual_coef,
+        dtype=np.float64,
+        ensure_2d=False,
+        allow_nd=True,  # refused below, in better words
+        input_name="dual_coef",
     )
     if dual_coef.ndim not in (1, 2) or len(dual_coef) != len(X):
         raise ValueError(
             f"dual_coef has shape {dual_coef.shape}; it needs one row for each of "
             f"the {len(X)} images in X: (n_X,) or (n_X, n_outputs)."
         )
-    weights = _check_sample_weight(
-        sample_weight, Y, dtype=np.float64, ensure_non_negative=True
-    )
-    if not weights.sum() > 0:
-        raise ValueError("sample_weight is all zero; give some image a weight.")
+    weights = check_weights(sample_weight, Y)
     kernel = make_kernel(kind, X.shape[1:], patch_size, padding, depth, bias)
     _check_transform_size(transform, kernel)
     resources = make_resources(device, dtype, n_jobs, X, Y)
@@ -337,6 +337,18 @@ def check_image_array(images, name):
             "Reshape flat rows first, for instance X.reshape(-1, 28, 28)."
         )
     return images[..., None] if images.ndim == 3 else images
+
+
+def check_weights(sample_weight, X):
+    """One weight a row of X as float64, none negative, not all of them zero."""
+    if sample_weight is not None and not np.asarray(sample_weight).any():
+        raise ValueError(
+            "sample_weight is all zero, so that no row is left: give some rows a "
+            "positive weight."
+        )
+    return _check_sample_weight(
+        sample_weight, X, dtype=np.float64, ensure_non_negative=True
+    )
 
 
 def as_numpy(values, name):

@@ -236,14 +236,14 @@ def test_a_transform_of_another_size_is_refused(images, coef):
         patch_agop(images, coef, patch_transform=np.eye(9))
 
 
-@pytest.mark.parametrize("shape", [(5,), (6, 1, 1), (1, 6)])
+@pytest.mark.parametrize("shape", [(5,), (7, 2), (1, 6)])
 def test_coefficients_that_are_not_one_for_each_image_are_refused(images, shape):
     with pytest.raises(ValueError, match="dual_coef has shape.*6 images in X"):
         patch_agop(images, np.ones(shape))
 
 
 def test_weights_that_cannot_be_averaged_with_are_refused(images, coef):
-    with pytest.raises(ValueError, match="sample_weight is all zero"):
+    with pytest.raises(ValueError, match="(?i)sample.weight.*(all zero|non-zero)"):
         patch_agop(images, coef, sample_weight=np.zeros(6))
     with pytest.raises(ValueError, match="(?i)negative.*sample_weight"):
         patch_agop(images, coef, sample_weight=-np.ones(6))
