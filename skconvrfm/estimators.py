@@ -135,7 +135,7 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         encoding, targets, weights = self._encode(y_fit, weights)
         # Weights count rows; where they do not even add up to the rows, only their
         # ratios can be meant, and they are read as having mean one.
-        weights = weights * max(1.0, len(weights) / weights.sum())
+        weights = weights / min(1.0, weights.mean())
 
         resources = make_resources(self.device, self.dtype, self.n_jobs, X)
         images = _as_images(X_fit, image_shape, self.channels)
@@ -218,7 +218,7 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         shape = X.shape[1:] if ndim == 4 else (*X.shape[1:], 1)
         if ndim == 4 and self.channels == "first":
             shape = (*shape[1:], shape[0])
-        return X.reshape(len(X), -1), shape
+        return X.reshape(len(X), np.prod(shape, dtype=int)), shape
 
     def _resolve_image_shape(self, width, seen):
         """The shape (h, w, c) from image_shape, the array, or the width of a row."""

@@ -249,6 +249,8 @@ def make_kernel(kind, image_shape, patch_size, padding, depth, bias):
                 f"patch_size={patch_size!r} is neither a positive int nor a pair "
                 "(rows, columns) of them."
             )
+    if not np.isfinite(np.square(float(bias))):
+        raise ValueError(f"bias={bias!r} is too large to be squared; take 1, say.")
     layers = convolution_layers(image_shape, patch_size, padding, depth)
     return ConvolutionalKernel(kind, layers, image_shape[2], float(bias))
 
@@ -336,6 +338,8 @@ def check_image_array(images, name):
             f"{name} has shape {images.shape}; images are (n, h, w) or (n, h, w, c). "
             "Reshape flat rows first, for instance X.reshape(-1, 28, 28)."
         )
+    if 0 in images.shape:
+        raise ValueError(f"{name} has shape {images.shape}, which has no pixels.")
     return images[..., None] if images.ndim == 3 else images
 
 

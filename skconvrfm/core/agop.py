@@ -29,6 +29,7 @@ from .tiles import (
     halving_memory,
     image_blocks,
     image_bytes,
+    largest_value,
     load_blocks,
     open_tiles,
     tile_pairs,
@@ -87,6 +88,13 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
         for p in image_blocks(images, largest)
     )
     total = sum(resources.run(_sum_of_products, tasks))
+    if not np.isfinite(total).all():
+        raise ValueError(
+            f"the patch AGOP overflows {resources.numpy_dtype}: X has values up to "
+            f"{largest_value(centres, images):.3g} and dual_coef up to "
+            f"{largest_value(dual_coef):.3g}; scale the images, for instance to [0, 1], "
+            "and the targets, or take dtype='float64'."
+        )
     agop = total / (weights.sum() * kernel.channels**2)
     if transform is not None:
         agop = transform.T @ agop @ transform

@@ -149,6 +149,11 @@ def fit_rounds(machine, *, patch_dim, n_rounds, agop_power, selection, score, re
 def _choose_ridge(path, selection):
     """The solution at the ridge that the criterion likes best."""
     criterion = path.loo_loss() if selection == "loo" else path.gcv()
+    if not np.isfinite(criterion).all():
+        raise ValueError(
+            f"the error of the fit is not finite for alpha={path.alphas.min():g}: take "
+            "larger ridges, or scale the targets y."
+        )
     return path.solve(path.alphas[np.argmin(criterion)])
 
 

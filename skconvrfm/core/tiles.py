@@ -310,7 +310,19 @@ def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
     if symmetric:
         square = strip[:, : len(X)]
         square[...] = np.triu(square) + np.triu(square, 1).T
+    if not np.isfinite(strip).all():
+        raise ValueError(
+            f"the kernel overflows {strip.dtype}: X has values up to "
+            f"{largest_value(X, Y):.3g}, which each of {len(kernel.layers)} layers adds "
+            "up over its patches; scale the images, for instance to [0, 1], or take a "
+            "smaller depth, or dtype='float64'."
+        )
     return strip
+
+
+def largest_value(*arrays):
+    """The largest absolute value in some arrays."""
+    return max(abs(float(end)) for a in arrays for end in (a.min(), a.max()))
 
 
 def _right_blocks(kernel, left, images, transform, symmetric, largest, resources):
