@@ -132,10 +132,10 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
             raise ValueError(
                 "X has 1 sample with a positive weight; a fit needs at least 2."
             )
-        encoding, targets, weights = self._encode(y_fit, weights)
         # Weights count rows; where they do not even add up to the rows, only their
         # ratios can be meant, and they are read as having mean one.
-        weights = weights / min(1.0, weights.mean())
+        counts = weights / min(1.0, weights.mean())
+        encoding, targets, weights = self._encode(y_fit, counts)
 
         resources = make_resources(self.device, self.dtype, self.n_jobs, X)
         images = _as_images(X_fit, image_shape, self.channels)
@@ -146,6 +146,7 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
             images=images,
             targets=targets,
             weights=weights,
+            counts=counts,
             alphas=self._alphas(),
             agop_rows=rows,
             agop_weights=row_weights,

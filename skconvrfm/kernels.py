@@ -24,6 +24,9 @@ from .core.images import convolution_layers
 
 __all__ = ["convolutional_kernel", "patch_agop"]
 
+# Its square must not overflow; what images are made of is nothing to it long before.
+_LARGEST_BIAS = 1e100
+
 KERNEL_CONSTRAINTS = {
     "depth": [Interval(Integral, 1, None, closed="left")],
     "patch_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
@@ -249,8 +252,8 @@ def make_kernel(kind, image_shape, patch_size, padding, depth, bias):
                 f"patch_size={patch_size!r} is neither a positive int nor a pair "
                 "(rows, columns) of them."
             )
-    if not np.isfinite(np.square(float(bias))):
-        raise ValueError(f"bias={bias!r} is too large to be squared; take 1, say.")
+    if bias > _LARGEST_BIAS:
+        raise ValueError(f"bias={bias!r} is too large; take at most {_LARGEST_BIAS}.")
     layers = convolution_layers(image_shape, patch_size, padding, depth)
     return ConvolutionalKernel(kind, layers, image_shape[2], float(bias))
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from sklearn.exceptions import NotFittedError
 
@@ -300,6 +301,96 @@ def test_long_doubles_are_not_cut_short_in_silence(Estimator, images, labels):
 
 
 @BOTH
-def test_values_too_large_to_square(Estimator, images, labels):
-    with pytest.raises(ValueError, match="X"):
-        Estimator(**SMALL).fit(images * 1e200, labels)
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 1e30), ("float64", 1e200)])
+def test_values_too_large_to_square(Estimator, images, labels, dtype, factor):
+    images = images.astype(dtype)
+    large = images * np.asarray(factor, dtype)
+    with pytest.raises(ValueError, match=rf"kernel overflows {dtype}: X .*scale"):
+        Estimator(**SMALL).fit(large, labels)
+    model = Estimator(**SMALL).fit(images, labels)
+    with pytest.raises(ValueError, match=rf"kernel overflows {dtype}: X .*scale"):
+        model.predict(large)
+
+
+def test_a_depth_at_which_values_grow_too_large(images, labels):
+    model = ConvRFMClassifier(depth=60, padding="same", n_rounds=0)
+    with pytest.raises(ValueError, match="60 layers.*smaller depth"):
+        model.fit(images.astype(np.float32), labels)
+    model.fit(images, labels)
+
+
+def test_values_too_small_for_their_gradients(images, labels):
+    tiny = (1e-15 * images).astype(np.float32)
+    with pytest.raises(ValueError, match="patch AGOP overflows float32: X .*scale"):
+        ConvRFMRegressor(bias=0, **SMALL).fit(tiny, labels)
+
+
+@pytest.mark.parametrize("n_rounds", [0, 1])
+def test_targets_too_large_to_square(images, labels, n_rounds):
+    with pytest.raises(ValueError, match="error of the fit.*scale the targets y"):
+        ConvRFMRegressor(n_rounds=n_rounds).fit(images, labels * 1e200)
+
+
+@BOTH
+def test_a_ridge_too_small_to_divide_by(Estimator, images, labels):
+    images[6:] = images[:6]
+    with pytest.raises(ValueError, match="alpha=1e-300: take larger"):
+        Estimator(alpha=1e-300, **SMALL).fit(images, labels)
+
+
+@BOTH
+def test_a_bias_too_large_to_square(Estimator, images, labels):
+    with pytest.raises(ValueError, match=r"bias=1e\+160 is too large; take at most"):
+        Estimator(bias=1e160, **SMALL).fit(images, labels)
+
+
+@BOTH
+def test_no_rows_and_no_pixels(Estimator, images, labels):
+    model = Estimator(**SMALL).fit(images, labels)
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        model.predict(images[:0])
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        Estimator(**SMALL).fit(images[:0], labels[:0])
+    with pytest.raises(ValueError, match=r"0 feature\(s\)"):
+        Estimator(**SMALL).fit(images[:, :0], labels)
+
+
+@BOTH
+def test_sparse_rows(Estimator, images, labels):
+    rows = scipy.sparse.csr_array(images.reshape(12, -1))
+    with pytest.raises(TypeError, match=r"dense data is required. Use '.toarray\(\)'"):
+        Estimator(**SMALL).fit(rows, labels)
+
+
+# Not errors, though close
+
+
+@BOTH
+@pytest.mark.parametrize("weight", [1e-320, 1e-300, 1e300])
+def test_weights_of_any_size(Estimator, images, labels, weight):
+    plain = Estimator(**SMALL).fit(images, labels)
+    model = Estimator(**SMALL).fit(images, labels, sample_weight=np.full(12, weight))
+    assert np.isfinite(model.history_["gcv"]).all()
+    assert np.isfinite(model.predict(images)).all()
+    if weight < 1:  # read as ones
+        np.testing.assert_allclose(model.dual_coef_, plain.dual_coef_, rtol=1e-3)
+
+
+@BOTH
+def test_equal_images_of_all_classes(Estimator, labels):
+    model = Estimator(**SMALL).fit(np.ones((12, 4, 4)), labels)
+    assert np.isfinite(model.predict(np.ones((3, 4, 4)))).all()
+
+
+@BOTH
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("selection", ["gcv", "loo"])
+def test_two_or_three_rows(Estimator, images, labels, n, selection):
+    model = Estimator(selection=selection, **SMALL).fit(images[:n], labels[:n])
+    assert np.isfinite(model.predict(images)).all()
+
+
+def test_constant_targets(images):
+    model = ConvRFMRegressor(**SMALL).fit(images, np.full(12, 7.0))
+    np.testing.assert_allclose(model.predict(images), 7.0)
+    assert all(np.isfinite(values).all() for values in model.history_.values())

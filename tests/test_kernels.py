@@ -278,3 +278,25 @@ def test_an_unknown_device_is_refused(images):
 def test_tensors_elsewhere_are_refused():
     with pytest.raises(TypeError, match=r"Y is a tensor on meta.*Y\.cpu\(\)"):
         convolutional_kernel(np.zeros((2, 4, 4)), torch.zeros((2, 4, 4), device="meta"))
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 1e30), ("float64", 1e200)])
+def test_values_too_large_to_square_are_refused(images, coef, dtype, factor):
+    large = images.astype(dtype) * np.asarray(factor, dtype)
+    with pytest.raises(ValueError, match=f"kernel overflows {dtype}: X has values up"):
+        convolutional_kernel(large)
+    with pytest.raises(ValueError, match=f"kernel overflows {dtype}: X has values up"):
+        convolutional_kernel(images.astype(dtype), large)
+    with pytest.raises(ValueError, match=f"AGOP overflows {dtype}: X has values up"):
+        patch_agop(large, coef)
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 4), (3, 4, 0), (3, 4, 4, 0)])
+def test_images_without_pixels_are_refused(shape):
+    with pytest.raises(ValueError, match=r"X has shape \(3, .* no pixels"):
+        convolutional_kernel(np.zeros(shape))
+
+
+def test_no_images_are_refused(images):
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        convolutional_kernel(images, images[:0])

@@ -92,8 +92,8 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
         raise ValueError(
             f"the patch AGOP overflows {resources.numpy_dtype}: X has values up to "
             f"{largest_value(centres, images):.3g} and dual_coef up to "
-            f"{largest_value(dual_coef):.3g}; scale the images, for instance to [0, 1], "
-            "and the targets, or take dtype='float64'."
+            f"{largest_value(dual_coef):.3g}; scale the images, for instance to "
+            "[0, 1], and the targets, or take dtype='float64'."
         )
     agop = total / (weights.sum() * kernel.channels**2)
     if transform is not None:

@@ -23,7 +23,9 @@ class KernelMachine:
     targets : ndarray of shape (n, n_outputs)
         The targets.
     weights : ndarray of shape (n,)
-        The sample weights, all positive.
+        The weights of the rows, all positive.
+    counts : ndarray of shape (n,)
+        How many observations each row stands for.
     alphas : ndarray of shape (n_alphas,)
         The ridges of the path.
     agop_rows, agop_weights : ndarray of shape (m,)
@@ -36,6 +38,7 @@ class KernelMachine:
     images: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
+    counts: np.ndarray
     alphas: np.ndarray
     agop_rows: np.ndarray
     agop_weights: np.ndarray
@@ -48,7 +51,12 @@ class KernelMachine:
     def ridge_path(self, design):
         """The ridge regressions on a kernel matrix."""
         return RidgePath(
-            design, self.targets, self.weights, self.alphas, self.resources.device
+            design,
+            self.targets,
+            self.weights,
+            self.alphas,
+            self.resources.device,
+            counts=self.counts,
         )
 
     def patch_agop(self, dual_coef, transform):

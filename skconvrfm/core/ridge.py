@@ -42,8 +42,8 @@ class RidgeSolution:
     loo_prediction : ndarray of shape (n, n_outputs)
         Prediction of each row by the machine fitted without it.
     held_out_prediction : ndarray of shape (n, n_outputs)
-        Prediction of each row by the machine fitted with one less of its weight (of
-        all of it, up to one): equal for weights and for repeated rows.
+        Prediction of each row by the machine fitted with one of its observations less
+        (or without it, if it is less than one): equal for weights and repeated rows.
     """
 
     alpha: float
@@ -71,15 +71,20 @@ class RidgePath:
         The ridges λ, in units of the largest diagonal entry of K.
     device : torch.device
         Where the decomposition is computed, in float64.
+    counts : ndarray of shape (n,), default=None
+        How many observations each row stands for; None is the weights. They differ
+        where classes have weights.
     """
 
-    def __init__(self, kernel_matrix, targets, weights, alphas, device):
+    def __init__(self, kernel_matrix, targets, weights, alphas, device, counts=None):
         largest = float(np.diagonal(kernel_matrix).max())
         # A kernel of blanks only is zero: leave it so, rather than divide by it.
         self.scale = largest if largest > 0 else 1.0
         self.alphas = alphas
         self._targets = torch.tensor(targets, dtype=torch.float64, device=device)
         self._weights = torch.tensor(weights, dtype=torch.float64, device=device)
+        counts = weights if counts is None else counts
+        self._counts = torch.tensor(counts, dtype=torch.float64, device=device)
         root = self._weights.sqrt()
         scaled = torch.tensor(kernel_matrix, dtype=torch.float64, device=device)
         scaled *= root[:, None] * root / self.scale
@@ -112,9 +117,9 @@ class RidgePath:
         loo_residual = coef / diagonal[:, None]
         total = self._weights.sum()
         loo_loss = (self._weights @ loo_residual.square()).sum() / total
-        # Taking δ off the weight w_i divides the residual by 1 - δ H_ii / w_i.
+        # Taking a share of the weight w_i away divides the residual by 1 - share H_ii.
         kept = alpha * diagonal / self._weights  # 1 - H_ii
-        share = 1 / self._weights.clamp_min(1)
+        share = 1 / self._counts.clamp_min(1)
         held_out_residual = residual / (1 - share * (1 - kept))[:, None]
         return RidgeSolution(
             alpha=float(alpha),

@@ -313,9 +313,9 @@ def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
     if not np.isfinite(strip).all():
         raise ValueError(
             f"the kernel overflows {strip.dtype}: X has values up to "
-            f"{largest_value(X, Y):.3g}, which each of {len(kernel.layers)} layers adds "
-            "up over its patches; scale the images, for instance to [0, 1], or take a "
-            "smaller depth, or dtype='float64'."
+            f"{largest_value(X, Y):.3g}, added up over the patches of "
+            f"{len(kernel.layers)} layers; scale the images, for instance to [0, 1], "
+            "or take a smaller depth, or dtype='float64'."
         )
     return strip
 
