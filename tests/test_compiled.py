@@ -1,6 +1,7 @@
 """Compiled tiles equal those of array operations, and are done without in silence."""
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
@@ -48,20 +49,15 @@ def fresh(monkeypatch, tmp_path, library_file):
     monkeypatch.setattr(compiled, "_build", build)
     monkeypatch.setenv(compiled.CACHE, str(tmp_path / "cache"))
     monkeypatch.delenv(compiled.SWITCH, raising=False)
-    yield from as_new_process(tmp_path / "cache", built)
+    begin_new_process(monkeypatch)
+    return tmp_path / "cache", built
 
 
-def as_new_process(*gives):
-    compiled._load.cache_clear()
-    compiled._was_in_cache.cache_clear()
-    yield gives
-    compiled._load.cache_clear()
-    compiled._was_in_cache.cache_clear()
-
-
-def begin_new_process():
-    compiled._load.cache_clear()
-    compiled._was_in_cache.cache_clear()
+def begin_new_process(monkeypatch):
+    """Forget, for one test, what this process has found and loaded."""
+    for name in ("_load", "_was_in_cache"):
+        function = getattr(compiled, name).__wrapped__
+        monkeypatch.setattr(compiled, name, functools.cache(function))
 
 
 # ---------------------------------------------------------------- the cache
@@ -79,10 +75,10 @@ def test_large_work_is_compiled_once_into_the_cache_folder(fresh):
     assert len(built) == 1 and built[0].parent == folder
 
 
-def test_what_lies_in_the_cache_serves_small_work_too(fresh):
+def test_what_lies_in_the_cache_serves_small_work_too(fresh, monkeypatch):
     _, built = fresh
     compiled.load(LARGE)
-    begin_new_process()
+    begin_new_process(monkeypatch)
     assert isinstance(compiled.load(SMALL), ctypes.CDLL) and len(built) == 1
 
 
@@ -210,11 +206,11 @@ def test_where_nothing_can_be_built_array_operations_serve_in_silence(
     monkeypatch.delenv(compiled.SWITCH)
     monkeypatch.setenv(compiled.CACHE, str(tmp_path / "cache"))
     obstacle(monkeypatch, tmp_path)
-    for _ in as_new_process():
-        assert compiled.load(SMALL) is None
-        assert compiled.load(LARGE) is None
-        monkeypatch.setenv(compiled.SWITCH, "1")
-        result = convolutional_kernel(X), patch_agop(X, coef)
+    begin_new_process(monkeypatch)
+    assert compiled.load(SMALL) is None
+    assert compiled.load(LARGE) is None
+    monkeypatch.setenv(compiled.SWITCH, "1")
+    result = convolutional_kernel(X), patch_agop(X, coef)
     np.testing.assert_array_equal(result[0], expected[0])
     np.testing.assert_array_equal(result[1], expected[1])
     assert len(recwarn) == 0 and capfd.readouterr() == ("", "")
