@@ -137,12 +137,12 @@ def agop_by_images(sizes=(20, 40, 80, 160), n_centres=500, rounds=3):
     return {"images": list(sizes), **times, **exponents(sizes, times)}
 
 
-def workers_against_threads(n_images=1000, rounds=3):
+def workers_against_threads(n_images=3000, rounds=3):
     """Kernel time of one worker with two threads and of two workers with one.
 
     Parameters
     ----------
-    n_images : int, default=1000
+    n_images : int, default=3000
         Number of images.
     rounds : int, default=3
         Runs of each.

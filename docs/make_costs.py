@@ -15,11 +15,11 @@ PATH = Path(__file__).parent / "images" / "costs.png"
 SIDE = 28
 PARTS = ("kernel", "solve", "agop")
 AGOP_IMAGES = 20
-REPEATS = 3
+REPEATS = 1
 
 
 def seconds(n, depth=3, n_classes=10):
-    """Seconds of the parts of one round, the median of some fits, by name."""
+    """Seconds of the parts of one round, by name."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(n, SIDE, SIDE)).astype(np.float32)
     y = np.arange(n) % n_classes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from skconvrfm.core import compiled
 
@@ -30,6 +31,12 @@ def pytest_unconfigure(config):
     if hasattr(config, "skconvrfm_cache"):
         shutil.rmtree(config.skconvrfm_cache, ignore_errors=True)
         del os.environ[compiled.CACHE]
+
+
+def pytest_runtest_setup(item):
+    """Skip what needs a GPU where there is none, also with ``-m gpu``."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
 
 
 @pytest.fixture(params=["array", "compiled"])

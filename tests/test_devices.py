@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from by_hand import assert_close
 
+from skconvrfm import ConvRFMClassifier
 from skconvrfm.core.devices import resolve_device, resolve_dtype
+from skconvrfm.kernels import convolutional_kernel, patch_agop
 
 
 @pytest.fixture(params=[0, 2])
@@ -76,3 +79,43 @@ def test_values_wider_than_doubles_are_not_cut_in_silence():
 def test_other_precisions_are_refused():
     with pytest.raises(ValueError, match="dtype='half'.*'float32' or 'float64'"):
         resolve_dtype("half")
+
+
+# Where there is a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("n_outputs", [2, 400])
+def test_cuda_equals_the_cpu(dtype, tolerance, padding, n_outputs, rng):
+    X, Y = rng.normal(size=(61, 12, 9, 3)), rng.normal(size=(23, 12, 9, 3))
+    X[3, :6], Y[5] = 0, X[7]
+    coef = rng.normal(size=(61, n_outputs))
+
+    def results(device):
+        options = {"padding": padding, "bias": 0.1, "device": device, "dtype": dtype}
+        return (
+            convolutional_kernel(X, **options),
+            convolutional_kernel(X, Y, **options),
+            patch_agop(X, coef, Y, **options),
+        )
+
+    for ours, theirs in zip(results("cuda"), results("cpu"), strict=True):
+        assert_close(ours, theirs, tolerance)
+
+
+@pytest.mark.gpu
+def test_a_model_fitted_on_cuda_predicts_without_it(rng):
+    X, y = rng.normal(size=(40, 8, 8)), np.arange(40) % 3
+    model = ConvRFMClassifier(device="cuda", depth=2, n_rounds=1).fit(X, y)
+    scores = model.decision_function(X)
+    assert not any(isinstance(value, torch.Tensor) for value in vars(model).values())
+    assert_close(model.set_params(device="cpu").decision_function(X), scores, 1e-9)
+
+
+@pytest.mark.gpu
+def test_tensors_on_cuda_are_refused(rng):
+    X = torch.from_numpy(rng.normal(size=(6, 5, 5))).cuda()
+    with pytest.raises(TypeError, match=r"X is a tensor on cuda:0; pass X\.cpu\(\)"):
+        convolutional_kernel(X)
