@@ -41,7 +41,7 @@ from .kernels import (
 # Ridges in units of the largest diagonal entry of the kernel: half decades from
 # nearly interpolating to the mean of a thousand rows.
 DEFAULT_ALPHAS = tuple(
-    digit * 10.0**exponent for exponent in range(-6, 2) for digit in (1, 3)
+    float(f"{digit}e{exponent}") for exponent in range(-6, 2) for digit in (1, 3)
 ) + (100.0,)
 
 # agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
@@ -844,13 +844,13 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _BaseConvRFM):
     Sample weights count rows: weight 2 is the row twice, also in the selection.
     Weights that sum to less than the number of rows are scaled to mean one.
 
+    With several outputs, the AGOP and the criteria add them up as they are: bring
+    targets of different units to one scale first.
+
     References
     ----------
     Beaglehole, Radhakrishnan, Pandit, Belkin, "Mechanism of feature learning in
     convolutional neural networks", arXiv:2309.00570, Algorithm 1.
-
-    With several outputs, the AGOP and the criteria add them up as they are: bring
-    targets of different units to one scale first.
 
     Examples
     --------

@@ -214,7 +214,7 @@ def test_out_of_memory_goes_on_with_half_the_tile_and_one_warning(
         warnings.simplefilter("always")
         result = call(*images)
     (warning,) = seen
-    assert warning.category is ResourceWarning
+    assert warning.category is RuntimeWarning
     assert "4 MiB" in str(warning.message) and "working_memory" in str(warning.message)
     assert_close(result, expected, 1e-10)
 
@@ -223,7 +223,7 @@ def test_halving_goes_on_until_it_is_enough(images, fail_once):
     expected = convolutional_kernel(images[0])
     fail_once(MemoryError(), times=3)
     with config_context(working_memory=64):
-        with pytest.warns(ResourceWarning, match="half") as seen:
+        with pytest.warns(RuntimeWarning, match="half") as seen:
             result = convolutional_kernel(images[0])
     assert ["32 MiB", "16 MiB", "8 MiB"] == [
         str(warning.message).split("(")[1].split(")")[0] for warning in seen
@@ -233,7 +233,7 @@ def test_halving_goes_on_until_it_is_enough(images, fail_once):
 
 def test_where_halving_does_not_help_the_error_comes_through(images, fail_once):
     fail_once(MemoryError("really none"), times=100)
-    with config_context(working_memory=8), pytest.warns(ResourceWarning) as seen:
+    with config_context(working_memory=8), pytest.warns(RuntimeWarning) as seen:
         with pytest.raises(MemoryError, match="really none"):
             convolutional_kernel(images[0])
     assert len(seen) == 3

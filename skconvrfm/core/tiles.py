@@ -113,7 +113,7 @@ def halving_memory(task):
                 "out of memory: going on with tiles of half the size "
                 f"({resources.memory / 2**20:.0f} MiB); set a smaller working_memory "
                 "with sklearn.set_config to avoid the first attempt.",
-                ResourceWarning,
+                RuntimeWarning,
                 stacklevel=2,
             )
 
@@ -122,7 +122,7 @@ def halving_memory(task):
 
 def _is_out_of_memory(error):
     """Whether an allocation failed; torch's CPU allocator has no error of its own."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
