@@ -299,8 +299,6 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         rng = check_random_state(seed)
         direction = rng.standard_normal(X.shape[1])
         offset = rng.uniform()
-        if n_draws >= total:
-            return np.arange(len(X)), weights
         # Batch by batch, so that integers are never cast as a whole.
         batches = gen_batches(len(X), PROJECTION_BATCH)
         positions = np.concatenate([X[batch] @ direction for batch in batches])

@@ -14,7 +14,6 @@ Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 (patch AGOP).
 """
 
 import math
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -155,7 +154,7 @@ def _sum_of_products(
 ):
     """Σ_z ω_z Σ_o,u h hᵀ by one of the routes, for some images z."""
     library = find_library(kernel, pairs, resources, pullback=True)
-    with nullcontext() if library is None else own_threads():
+    with own_threads(library is not None):
         tensors = map(resources.tensor, (dual_coef, np.sqrt(weights), transform))
         return route(kernel, centres, images, *tensors, library, resources)
 

@@ -204,11 +204,7 @@ def kernel_value(kernel, left, right):
     for index in range(len(kernel.layers)):
         if index:
             covariance, theta = _next_covariance(kernel, index, covariance, theta)
-        scale = _outer(left.roots[index], right.roots[index])
-        cosine = _cosine(left, right, index, covariance)
-        sine, k0 = _arc_cosine(cosine)
-        covariance = scale * (sine / math.pi + k0 * cosine)
-        theta = None if theta is None else k0 * theta
+        covariance, theta = _relu(left, right, index, covariance, theta)
     value = covariance.mean((0, 1))
     return value if theta is None else value + theta.mean((0, 1))
 
@@ -301,12 +297,7 @@ def kernel_pullback(kernel, left, right, dual_coef):
     tangent = kernel.kind == "ntk"
     inputs = [_first_covariance(kernel, left, right)]
     for index in range(1, len(kernel.layers)):
-        covariance, theta = inputs[-1]
-        scale = _outer(left.roots[index - 1], right.roots[index - 1])
-        cosine = _cosine(left, right, index - 1, covariance)
-        sine, k0 = _arc_cosine(cosine)
-        covariance = scale * (sine / math.pi + k0 * cosine)
-        theta = k0 * theta if tangent else None
+        covariance, theta = _relu(left, right, index - 1, *inputs[-1])
         inputs.append(_next_covariance(kernel, index, covariance, theta))
 
     # Below: `d_name` is the derivative of k with respect to `name`.
@@ -355,6 +346,15 @@ def _next_covariance(kernel, index, covariance, theta):
     layer = kernel.layers[index]
     covariance = window_sum(covariance, layer) + kernel.bias**2
     return covariance, None if theta is None else window_sum(theta, layer) + covariance
+
+
+def _relu(left, right, index, covariance, theta):
+    """S' and Θ' of layer ``index`` from its S and Θ."""
+    scale = _outer(left.roots[index], right.roots[index])
+    cosine = _cosine(left, right, index, covariance)
+    sine, k0 = _arc_cosine(cosine)
+    covariance = scale * (sine / math.pi + k0 * cosine)
+    return covariance, None if theta is None else k0 * theta
 
 
 def _outer(left, right):

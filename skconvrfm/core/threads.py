@@ -28,9 +28,9 @@ def own_thread_count():
 
 
 @contextmanager
-def own_threads():
+def own_threads(wanted=True):
     """Let torch use one thread, and `share_out` all of them; restored at the end."""
-    if hasattr(_own, "count"):  # already so
+    if not wanted or hasattr(_own, "count"):  # or already so
         yield
         return
     _own.count = torch.get_num_threads()

@@ -8,7 +8,6 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -281,7 +280,7 @@ def _strip(kernel, X, Y, transform, symmetric, pairs, resources):
     Then tiles below the diagonal are mirrored and the diagonal gets its exact values.
     """
     library = find_library(kernel, pairs, resources)
-    with nullcontext() if library is None else own_threads():
+    with own_threads(library is not None):
         return _compute_strip(kernel, X, Y, transform, symmetric, library, resources)
 
 
