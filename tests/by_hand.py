@@ -9,7 +9,6 @@ import math
 import numpy as np
 import torch
 
-from skconvrfm.core.convolutional import prepare_block
 from skconvrfm.core.tiles import find_library, open_tiles
 from skconvrfm.kernels import make_kernel, make_resources
 
@@ -164,7 +163,7 @@ def gradients_by_pullback(
     resources = make_resources("cpu", dtype, None, X)
     transform = resources.tensor(patch_transform)
     left, right = (
-        prepare_block(kernel, resources.tensor(images), transform) for images in (Y, X)
+        kernel.prepare_block(resources.tensor(images), transform) for images in (Y, X)
     )
     library = find_library(kernel, len(X) * len(Y), resources, pullback=True)
     tile = open_tiles(kernel, left, right, library, resources, pullback=True)

@@ -15,7 +15,7 @@ import torch
 from by_hand import assert_close
 
 from skconvrfm.core import compiled
-from skconvrfm.core.convolutional import Tiles, prepare_block
+from skconvrfm.core.tiles import Tiles
 from skconvrfm.kernels import convolutional_kernel, make_kernel, patch_agop
 
 LARGE, SMALL = compiled.WORTH_COMPILING, compiled.WORTH_COMPILING / 2
@@ -265,7 +265,7 @@ def blocks(shape, kind, dtype, rng, n_left=19, n_right=35, **options):
     left, right = (rng.normal(size=(n, *shape)) for n in (n_left, n_right))
     left[1], left[2, :2], right[3], right[5] = 0, 0, 0, left[4]
     return kernel, *(
-        prepare_block(kernel, torch.tensor(images, dtype=dtype), None)
+        kernel.prepare_block(torch.tensor(images, dtype=dtype), None)
         for images in (left, right)
     )
 

@@ -15,10 +15,6 @@ from by_hand import (
 )
 
 from skconvrfm.core.convolutional import (
-    diagonal,
-    kernel_pullback,
-    kernel_value,
-    prepare_block,
     window_sum,
     window_sum_adjoint,
 )
@@ -108,9 +104,9 @@ def test_diagonal_equals_that_of_the_matrix(case, kind):
     options = {"depth": 3, "patch_size": 3, "padding": "valid", "bias": 0.0, **options}
     kernel = make_kernel(kind, X.shape[1:], **{**options, "depth": options["depth"]})
     transform = torch.from_numpy(some_transform(X, options))
-    block = prepare_block(kernel, torch.from_numpy(X), transform)
-    expected = kernel_value(kernel, block, block).diagonal()
-    assert_close(diagonal(kernel, block).numpy(), expected.numpy(), 1e-12)
+    block = kernel.prepare_block(torch.from_numpy(X), transform)
+    expected = kernel.value(block, block).diagonal()
+    assert_close(kernel.diagonal(block).numpy(), expected.numpy(), 1e-12)
 
 
 @BOTH_KINDS
@@ -338,14 +334,14 @@ def array_gradients(X, coef, Y, **options):
 def test_pullback_of_several_outputs_is_that_of_each(rng):
     kernel = make_kernel("ntk", (6, 6, 1), 3, "valid", 2, 0.1)
     left, right = (
-        prepare_block(kernel, torch.from_numpy(rng.normal(size=(n, 6, 6, 1))), None)
+        kernel.prepare_block(torch.from_numpy(rng.normal(size=(n, 6, 6, 1))), None)
         for n in (2, 5)
     )
     coef = torch.from_numpy(rng.normal(size=(5, 3)))
-    weights, self_weights = kernel_pullback(kernel, left, right, coef)
+    weights, self_weights = kernel.pullback(left, right, coef)
     for output in range(3):
         column = slice(output, output + 1)
-        alone = kernel_pullback(kernel, left, right, coef[:, column])
+        alone = kernel.pullback(left, right, coef[:, column])
         torch.testing.assert_close(alone[0], weights)
         torch.testing.assert_close(alone[1], self_weights[..., column])
 

@@ -15,6 +15,7 @@ from joblib.externals.loky import get_reusable_executor
 from sklearn import config_context
 
 from skconvrfm.core import tiles as tiles_module
+from skconvrfm.core.convolutional import ConvolutionalKernel
 from skconvrfm.core.tiles import kernel_matrix, kernel_product
 from skconvrfm.kernels import (
     convolutional_kernel,
@@ -177,23 +178,16 @@ def fail_once(monkeypatch):
 
     def fail_with(error, times=1):
         left = [error] * times
-        prepare_block = tiles_module.prepare_block
+        prepare_block = ConvolutionalKernel.prepare_block
 
         def failing(*arguments):
             if left:
                 raise left.pop()
             return prepare_block(*arguments)
 
-        for module in (tiles_module, agop_module()):
-            monkeypatch.setattr(module, "prepare_block", failing)
+        monkeypatch.setattr(ConvolutionalKernel, "prepare_block", failing)
 
     return fail_with
-
-
-def agop_module():
-    from skconvrfm.core import agop
-
-    return agop
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -311,13 +305,13 @@ def test_no_thread_setting_is_left_behind_by_a_failure(images, fail_once):
 
 
 def test_threads_of_torch_are_shared_out_to_the_workers(images, monkeypatch):
-    seen, prepare_block = [], tiles_module.prepare_block
+    seen, prepare_block = [], ConvolutionalKernel.prepare_block
 
     def watching(*arguments):
         seen.append(torch.get_num_threads())
         return prepare_block(*arguments)
 
-    monkeypatch.setattr(tiles_module, "prepare_block", watching)
+    monkeypatch.setattr(ConvolutionalKernel, "prepare_block", watching)
     monkeypatch.setenv("SKCONVRFM_COMPILE", "0")  # compiled tiles bring their threads
     before = torch.get_num_threads()
     torch.set_num_threads(4)

@@ -3,11 +3,11 @@ r"""The patch AGOP of a kernel machine, by two exact routes.
 For :math:`f_o(z) = \sum_j \alpha_{jo} k(x_j, z)` and images z with weights ω,
 
 .. math:: G = \frac1{\sum\omega} \sum_z \omega_z \sum_o \sum_u
-          g_{o,u}(z)\, g_{o,u}(z)^\top, \qquad g_{o,u}(z) = T h_{o,u}(z) / c .
+          g_{o,u}(z)\, g_{o,u}(z)^\top, \qquad g_{o,u}(z) = s\, T h_{o,u}(z),
 
-By outputs, h itself is formed, location by location:
-``h = (w ∘ α)ᵀ (T v(x)) + 2 β T v(z)``. Without outputs, the sum over z and o is
-taken first, ``Σ (w_z ∘ α_o)(w_z ∘ α_o)ᵀ = (Wᵀ ω W) ∘ (α αᵀ)``, at a cost that does
+where s is the kernel's `patch_scale`. By outputs, h itself is formed, location by
+location: ``h = (w ∘ α)ᵀ (T v(x)) + 2 β T v(z)``. Without outputs, the sum over z and o
+is taken first, ``Σ (w_z ∘ α_o)(w_z ∘ α_o)ᵀ = (Wᵀ ω W) ∘ (α αᵀ)``, at a cost that does
 not depend on their number. The cheaper route is taken.
 
 Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 (patch AGOP).
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from . import compiled
-from .convolutional import prepare_block
 from .images import balanced_blocks
 from .threads import own_threads, share_out
 from .tiles import (
@@ -48,7 +47,7 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
 
     Parameters
     ----------
-    kernel : ConvolutionalKernel
+    kernel : ConvolutionalKernel or PatchKernel
         The kernel.
     centres : ndarray of shape (n, h, w, c)
         The images x_j.
@@ -94,7 +93,7 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
             f"{largest_value(dual_coef):.3g}; scale the images, for instance to "
             "[0, 1], and the targets, or take dtype='float64'."
         )
-    agop = total / (weights.sum() * kernel.channels**2)
+    agop = total * (kernel.patch_scale**2 / weights.sum())
     if transform is not None:
         agop = transform.T @ agop @ transform
     return (agop + agop.T) / 2
@@ -163,7 +162,7 @@ def _sum_by_outputs(
     kernel, centres, images, dual_coef, roots, transform, library, resources
 ):
     """From the gradients h themselves."""
-    left = prepare_block(kernel, resources.tensor(images), transform)
+    left = kernel.prepare_block(resources.tensor(images), transform)
     patches = left.patches.flatten(0, 1).transpose(1, 2)  # (locations, m, d)
     locations, m, d = patches.shape
     n_outputs = dual_coef.shape[1]
@@ -227,7 +226,7 @@ def _sum_without_outputs(
     kernel, centres, images, dual_coef, roots, transform, library, resources
 ):
     """From the sum over images and outputs, taken first."""
-    left = prepare_block(kernel, resources.tensor(images), transform)
+    left = kernel.prepare_block(resources.tensor(images), transform)
     patches = left.patches.flatten(0, 1)  # (locations, d, m)
     locations, d, m = patches.shape
     n = len(centres)

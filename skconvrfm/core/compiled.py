@@ -71,7 +71,7 @@ class _Block(ctypes.Structure):
 
 
 class CompiledTiles:
-    """Tiles of a pair of blocks, the compiled twin of `convolutional.Tiles`.
+    """Tiles of a pair of blocks, the compiled twin of `tiles.Tiles`.
 
     Calls release the interpreter's lock; rows are shared out to as many threads as
     torch would use.
@@ -100,7 +100,7 @@ class CompiledTiles:
         self._locations = kernel.layers[0].locations
 
     def value(self, rows, columns, diagonal=None):
-        """As `convolutional.Tiles.value`."""
+        """As `tiles.Tiles.value`."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         out = torch.empty(shape, dtype=self._dtype)
 
@@ -117,7 +117,7 @@ class CompiledTiles:
         return out
 
     def pullback(self, rows, columns, dual_coef):
-        """As `convolutional.kernel_pullback`, for slices of the blocks."""
+        """As `ConvolutionalKernel.pullback`, for slices of the blocks."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         weights, self_weights = torch.empty(
             (2, *self._locations, *shape), dtype=self._dtype

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .images import Layer, balanced_blocks, extract_patches
+from .images import Layer, extract_patches
 
 KINDS = ("ntk", "nngp")
 # κ of a patch with itself, or with its multiple, comes out this close to 1 in units
@@ -59,6 +59,137 @@ class ConvolutionalKernel:
         """Entries d of a patch."""
         rows, columns = self.layers[0].patch
         return self.channels * rows * columns
+
+    @property
+    def patch_scale(self):
+        """What the inner products of patches are multiplied by."""
+        return 1 / self.channels
+
+    def prepare_block(self, images, transform):
+        """Patches, transformed, and the variances of a block of images.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, h, w, c)
+            The images.
+        transform : Tensor of shape (d, d) or None
+            The patch transform T; None is the identity.
+
+        Returns
+        -------
+        Block
+        """
+        patches = extract_patches(images, self.layers[0])
+        blank_below = 0.0
+        if transform is not None:
+            # A patch in the null space of T comes out as rounding noise: blank it.
+            noise = torch.finfo(images.dtype).eps * torch.linalg.matrix_norm(transform)
+            blank_below = noise.square() * patches.square().sum(2) * self.patch_dim
+            patches = transform @ patches
+        variances = layer_variances(self, patches)
+        if self.bias == 0:
+            variances[0] = variances[0].where(variances[0] > blank_below, 0)
+        roots = [variance.sqrt() for variance in variances]
+        inverse_roots = [torch.where(root > 0, 1 / root, 0) for root in roots]
+        return Block(patches, roots, inverse_roots)
+
+    def diagonal(self, block):
+        """k(x, x) of every image of a block: κ = 1, so S' = a and Θ' = Θ exactly."""
+        theta = block.roots[0].square()
+        for layer, root in zip(self.layers[1:], block.roots[1:], strict=True):
+            theta = window_sum(theta, layer) + root.square()
+        value = block.roots[-1].square()
+        if self.kind == "ntk":
+            value = value + theta
+        return value.mean((0, 1))
+
+    def value(self, left, right):
+        """The kernel between two blocks.
+
+        Parameters
+        ----------
+        left, right : Block
+            The images of the rows and of the columns.
+
+        Returns
+        -------
+        Tensor of shape (len(left), len(right))
+        """
+        covariance, theta = _first_covariance(self, left, right)
+        for index in range(len(self.layers)):
+            if index:
+                covariance, theta = _next_covariance(self, index, covariance, theta)
+            covariance, theta = _relu(left, right, index, covariance, theta)
+        value = covariance.mean((0, 1))
+        return value if theta is None else value + theta.mean((0, 1))
+
+    def pullback(self, left, right, dual_coef):
+        r"""Gradients of f_o = Σ_j dual_coef[j, o] k(·, x_j) at the left images.
+
+        With respect to the patches of a left image z, each its own variable,
+
+        .. math:: g_{o,u}(z) = \frac1c T \Bigl[\sum_j \alpha_{jo} w_{zj}(u) T v_u(x_j)
+                  + 2 \beta_{zo}(u) T v_u(z)\Bigr]
+
+        where w and β serve all outputs from one backward sweep, and 1/c is
+        `patch_scale`. β is ∂k/∂a, already summed over j with the coefficients: its
+        window sums are the same for all j, so they are taken after that sum, once an
+        output.
+
+        Parameters
+        ----------
+        left, right : Block
+            Images z at which to differentiate, and centres x_j.
+        dual_coef : Tensor of shape (len(right), n_outputs)
+            The coefficients α of the centres.
+
+        Returns
+        -------
+        weights : Tensor of shape (rows, columns, len(left), len(right))
+            w: ∂k/∂S + ∂k/∂Θ at layer 1.
+        self_weights : Tensor of shape (rows, columns, len(left), n_outputs)
+            β: Σ_j α_jo ∂k/∂a at layer 1.
+        """
+        tangent = self.kind == "ntk"
+        inputs = [_first_covariance(self, left, right)]
+        for index in range(1, len(self.layers)):
+            covariance, theta = _relu(left, right, index - 1, *inputs[-1])
+            inputs.append(_next_covariance(self, index, covariance, theta))
+
+        # Below: `d_name` is the derivative of k with respect to `name`.
+        top = inputs[-1][0]
+        d_out = torch.full_like(top, 1 / math.prod(self.layers[-1].locations))
+        d_theta_out = d_out if tangent else None
+        d_variance = 0
+        for index in reversed(range(len(self.layers))):
+            covariance, theta = inputs.pop()
+            cosine = _cosine(left, right, index, covariance)
+            sine, k0 = _arc_cosine(cosine)
+            d_covariance = d_out * k0
+            d_scale = d_out * sine / math.pi
+            d_theta = None
+            if tangent:
+                inverse = _outer(left.inverse_roots[index], right.inverse_roots[index])
+                through_k0 = (
+                    d_theta_out * theta * _inverse_sine(sine) * inverse / math.pi
+                )
+                d_covariance = d_covariance + through_k0
+                d_scale = d_scale - through_k0 * cosine
+                d_theta = d_theta_out * k0
+            d_scale = d_scale * right.roots[index][:, :, None, :]
+            d_variance = d_variance + (d_scale @ dual_coef) * (
+                left.inverse_roots[index][..., None] / 2
+            )
+            if tangent:
+                d_covariance = d_covariance + d_theta  # Θ = window sum of Θ' + S
+            if index:
+                layer = self.layers[index]
+                d_out = window_sum_adjoint(d_covariance, layer)
+                d_variance = window_sum_adjoint(d_variance, layer)
+                if tangent:
+                    d_theta_out = window_sum_adjoint(d_theta, layer)
+        blank = left.roots[0] == 0
+        return d_covariance.masked_fill_(blank[..., None], 0), d_variance
 
 
 @dataclass(frozen=True)
@@ -142,196 +273,6 @@ def layer_variances(kernel, patches):
         variance = window_sum(variance, layer) + bias
         variances.append(variance)
     return variances
-
-
-def prepare_block(kernel, images, transform):
-    """Patches, transformed, and the variances of a block of images.
-
-    Parameters
-    ----------
-    kernel : ConvolutionalKernel
-        The kernel.
-    images : Tensor of shape (n, h, w, c)
-        The images.
-    transform : Tensor of shape (d, d) or None
-        The patch transform T; None is the identity.
-
-    Returns
-    -------
-    Block
-    """
-    patches = extract_patches(images, kernel.layers[0])
-    blank_below = 0.0
-    if transform is not None:
-        # A patch in the null space of T comes out as rounding noise: blank it.
-        noise = torch.finfo(images.dtype).eps * torch.linalg.matrix_norm(transform)
-        blank_below = noise.square() * patches.square().sum(2) * kernel.patch_dim
-        patches = transform @ patches
-    variances = layer_variances(kernel, patches)
-    if kernel.bias == 0:
-        variances[0] = variances[0].where(variances[0] > blank_below, 0)
-    roots = [variance.sqrt() for variance in variances]
-    inverse_roots = [torch.where(root > 0, 1 / root, 0) for root in roots]
-    return Block(patches, roots, inverse_roots)
-
-
-def diagonal(kernel, block):
-    """k(x, x) of every image of a block: κ = 1, so S' = a and Θ' = Θ exactly."""
-    theta = block.roots[0].square()
-    for layer, root in zip(kernel.layers[1:], block.roots[1:], strict=True):
-        theta = window_sum(theta, layer) + root.square()
-    value = block.roots[-1].square()
-    if kernel.kind == "ntk":
-        value = value + theta
-    return value.mean((0, 1))
-
-
-def kernel_value(kernel, left, right):
-    """The kernel between two blocks.
-
-    Parameters
-    ----------
-    kernel : ConvolutionalKernel
-        The kernel.
-    left, right : Block
-        The images of the rows and of the columns.
-
-    Returns
-    -------
-    Tensor of shape (len(left), len(right))
-    """
-    covariance, theta = _first_covariance(kernel, left, right)
-    for index in range(len(kernel.layers)):
-        if index:
-            covariance, theta = _next_covariance(kernel, index, covariance, theta)
-        covariance, theta = _relu(left, right, index, covariance, theta)
-    value = covariance.mean((0, 1))
-    return value if theta is None else value + theta.mean((0, 1))
-
-
-class Tiles:
-    """The tiles of a pair of blocks by array operations, on any device.
-
-    Parameters
-    ----------
-    kernel : ConvolutionalKernel
-        The kernel.
-    left, right : Block
-        The images of the rows and of the columns.
-    side : int
-        Images on the side of a square tile.
-    """
-
-    def __init__(self, kernel, left, right, side):
-        self._kernel, self._left, self._right = kernel, left, right
-        self._side = side
-
-    def value(self, rows, columns, diagonal=None):
-        """The kernel of a slice of the left block with a slice of the right block.
-
-        Parameters
-        ----------
-        rows, columns : slice
-            Images of the left and of the right block.
-        diagonal : int or None
-            Where given, row i may be wrong left of column ``diagonal + i``: a
-            symmetric matrix needs one triangle.
-
-        Returns
-        -------
-        Tensor of shape (n_rows, n_columns)
-        """
-        out = self._left.patches.new_empty(
-            (rows.stop - rows.start, columns.stop - columns.start)
-        )
-        for i in balanced_blocks(rows, self._side):
-            for j in balanced_blocks(columns, self._side):
-                if diagonal is not None and j.stop <= diagonal + i.start:
-                    continue
-                tile = kernel_value(self._kernel, self._left[i], self._right[j])
-                out[
-                    i.start - rows.start : i.stop - rows.start,
-                    j.start - columns.start : j.stop - columns.start,
-                ] = tile
-        return out
-
-    def pullback(self, rows, columns, dual_coef):
-        """As `kernel_pullback`, for slices of the blocks."""
-        right = self._right[columns]
-        tiles = [
-            kernel_pullback(self._kernel, self._left[i], right, dual_coef)
-            for i in balanced_blocks(rows, self._side**2 // len(right))
-        ]
-        weights, self_weights = zip(*tiles, strict=True)
-        return torch.cat(weights, 2), torch.cat(self_weights, 2)
-
-
-def kernel_pullback(kernel, left, right, dual_coef):
-    r"""Gradients of f_o = Σ_j dual_coef[j, o] k(·, x_j) at the left images.
-
-    With respect to the patches of a left image z, each its own variable,
-
-    .. math:: g_{o,u}(z) = \frac1c T \Bigl[\sum_j \alpha_{jo} w_{zj}(u) T v_u(x_j)
-              + 2 \beta_{zo}(u) T v_u(z)\Bigr]
-
-    where w and β serve all outputs from one backward sweep. β is
-    ∂k/∂a, already summed over j with the coefficients: its window sums are the
-    same for all j, so they are taken after that sum, once an output.
-
-    Parameters
-    ----------
-    kernel : ConvolutionalKernel
-        The kernel.
-    left, right : Block
-        Images z at which to differentiate, and centres x_j.
-    dual_coef : Tensor of shape (len(right), n_outputs)
-        The coefficients α of the centres.
-
-    Returns
-    -------
-    weights : Tensor of shape (rows, columns, len(left), len(right))
-        w: ∂k/∂S + ∂k/∂Θ at layer 1.
-    self_weights : Tensor of shape (rows, columns, len(left), n_outputs)
-        β: Σ_j α_jo ∂k/∂a at layer 1.
-    """
-    tangent = kernel.kind == "ntk"
-    inputs = [_first_covariance(kernel, left, right)]
-    for index in range(1, len(kernel.layers)):
-        covariance, theta = _relu(left, right, index - 1, *inputs[-1])
-        inputs.append(_next_covariance(kernel, index, covariance, theta))
-
-    # Below: `d_name` is the derivative of k with respect to `name`.
-    top = inputs[-1][0]
-    d_out = torch.full_like(top, 1 / math.prod(kernel.layers[-1].locations))
-    d_theta_out = d_out if tangent else None
-    d_variance = 0
-    for index in reversed(range(len(kernel.layers))):
-        covariance, theta = inputs.pop()
-        cosine = _cosine(left, right, index, covariance)
-        sine, k0 = _arc_cosine(cosine)
-        d_covariance = d_out * k0
-        d_scale = d_out * sine / math.pi
-        d_theta = None
-        if tangent:
-            inverse = _outer(left.inverse_roots[index], right.inverse_roots[index])
-            through_k0 = d_theta_out * theta * _inverse_sine(sine) * inverse / math.pi
-            d_covariance = d_covariance + through_k0
-            d_scale = d_scale - through_k0 * cosine
-            d_theta = d_theta_out * k0
-        d_scale = d_scale * right.roots[index][:, :, None, :]
-        d_variance = d_variance + (d_scale @ dual_coef) * (
-            left.inverse_roots[index][..., None] / 2
-        )
-        if tangent:
-            d_covariance = d_covariance + d_theta  # Θ = window sum of Θ' + S
-        if index:
-            layer = kernel.layers[index]
-            d_out = window_sum_adjoint(d_covariance, layer)
-            d_variance = window_sum_adjoint(d_variance, layer)
-            if tangent:
-                d_theta_out = window_sum_adjoint(d_theta, layer)
-    blank = left.roots[0] == 0
-    return d_covariance.masked_fill_(blank[..., None], 0), d_variance
 
 
 def _first_covariance(kernel, left, right):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from . import compiled
-from .convolutional import Tiles, diagonal, prepare_block
+from .convolutional import ConvolutionalKernel
 from .devices import resolve_device
 from .images import balanced_blocks, to_tensor
 from .threads import own_thread_count, own_threads, share_out, thread_count
@@ -173,13 +173,70 @@ def load_blocks(kernel, images, parts, transform, resources):
 
     def prepare(ahead):
         return [
-            (part, prepare_block(kernel, resources.tensor(images[part]), transform))
+            (part, kernel.prepare_block(resources.tensor(images[part]), transform))
             for part in parts[ahead]
         ]
 
     for wave in balanced_blocks(slice(0, len(parts)), own_thread_count()):
         for blocks in share_out(prepare, wave, 1):
             yield from blocks
+
+
+class Tiles:
+    """The tiles of a pair of blocks by array operations, on any device.
+
+    Parameters
+    ----------
+    kernel : ConvolutionalKernel or PatchKernel
+        The kernel.
+    left, right : Block
+        The images of the rows and of the columns.
+    side : int
+        Images on the side of a square tile.
+    """
+
+    def __init__(self, kernel, left, right, side):
+        self._kernel, self._left, self._right = kernel, left, right
+        self._side = side
+
+    def value(self, rows, columns, diagonal=None):
+        """The kernel of a slice of the left block with a slice of the right block.
+
+        Parameters
+        ----------
+        rows, columns : slice
+            Images of the left and of the right block.
+        diagonal : int or None
+            Where given, row i may be wrong left of column ``diagonal + i``: a
+            symmetric matrix needs one triangle.
+
+        Returns
+        -------
+        Tensor of shape (n_rows, n_columns)
+        """
+        out = self._left.patches.new_empty(
+            (rows.stop - rows.start, columns.stop - columns.start)
+        )
+        for i in balanced_blocks(rows, self._side):
+            for j in balanced_blocks(columns, self._side):
+                if diagonal is not None and j.stop <= diagonal + i.start:
+                    continue
+                tile = self._kernel.value(self._left[i], self._right[j])
+                out[
+                    i.start - rows.start : i.stop - rows.start,
+                    j.start - columns.start : j.stop - columns.start,
+                ] = tile
+        return out
+
+    def pullback(self, rows, columns, dual_coef):
+        """As the kernel's `pullback`, for slices of the blocks."""
+        right = self._right[columns]
+        tiles = [
+            self._kernel.pullback(self._left[i], right, dual_coef)
+            for i in balanced_blocks(rows, self._side**2 // len(right))
+        ]
+        weights, self_weights = zip(*tiles, strict=True)
+        return torch.cat(weights, 2), torch.cat(self_weights, 2)
 
 
 def open_tiles(kernel, left, right, library, resources, pullback=False):
@@ -192,7 +249,7 @@ def open_tiles(kernel, left, right, library, resources, pullback=False):
 
 def find_library(kernel, pairs, resources, pullback=False):
     """The compiled tiles if they are worth it, can be had, and fit in memory."""
-    if resources.device.type != "cpu":
+    if resources.device.type != "cpu" or not isinstance(kernel, ConvolutionalKernel):
         return None
     scratch = compiled.scratch_bytes(kernel, resources.itemsize, pullback)
     if scratch * thread_count() > resources.memory // 4:
@@ -205,7 +262,7 @@ def kernel_matrix(kernel, X, Y, transform, resources):
 
     Parameters
     ----------
-    kernel : ConvolutionalKernel
+    kernel : ConvolutionalKernel or PatchKernel
         The kernel.
     X : ndarray of shape (n_X, h, w, c)
         The images of the rows, of any real dtype.
@@ -305,7 +362,7 @@ def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
             strip[rows, columns] = tile.cpu().numpy()
         if symmetric:
             index = np.arange(rows.start, rows.stop)
-            strip[index, index] = diagonal(kernel, left).cpu().numpy()
+            strip[index, index] = kernel.diagonal(left).cpu().numpy()
     if symmetric:
         square = strip[:, : len(X)]
         square[...] = np.triu(square) + np.triu(square, 1).T

@@ -1,0 +1,194 @@
+r"""Laplace and Gaussian kernels of patches, averaged over locations, on one tile.
+
+With patches :math:`v_u(x)`, patch transform :math:`T` and bandwidth h,
+
+.. math:: k(x, z) = \frac1P \sum_u κ(r_u), \qquad
+          r_u = \| T (v_u(x) - v_u(z)) \| / h,
+
+where κ(r) = exp(-r) (Laplace) or exp(-r²/2) (Gaussian). With respect to the patch of z
+at u, its gradient is
+
+.. math:: \frac{-κ'(r_u)}{P h^2 r_u} \, T [T v_u(x) - T v_u(z)],
+
+which has the form of the convolutional one: w = -κ'(r) / (P h² r), and β = -w / 2.
+
+Source: the Laplace kernel of recursive feature machines, Radhakrishnan et al.,
+arXiv:2212.13881, put on patches.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from .images import Layer, extract_patches
+
+RADIAL_KINDS = ("laplace", "gaussian")
+# Squared distances come out this close to 0 for equal patches, in units of eps times
+# their squared lengths.
+_EQUAL_ROUNDINGS = 32
+
+
+@dataclass(frozen=True)
+class PatchKernel:
+    """What defines a patch kernel but for the patch transform.
+
+    Attributes
+    ----------
+    kind : {"laplace", "gaussian"}
+        The profile κ.
+    layers : tuple of one Layer
+        The patches.
+    channels : int
+        Channels of an image.
+    bandwidth : float or None
+        The bandwidth h; None where it is yet to be measured.
+    """
+
+    kind: str
+    layers: tuple[Layer]
+    channels: int
+    bandwidth: float | None = None
+
+    # What the inner products of patches are multiplied by.
+    patch_scale = 1.0
+
+    @property
+    def patch_dim(self):
+        """Entries d of a patch."""
+        rows, columns = self.layers[0].patch
+        return self.channels * rows * columns
+
+    def measured(self, images, weights, transform):
+        """The kernel with the weighted median of distances for a bandwidth.
+
+        Distances are those of equal locations of two images, each weighted by the
+        product of the images' weights. Equal patches are left out, so that an image
+        of weight 2 gives what it gives twice; if all are equal, the bandwidth is 1.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, h, w, c)
+            Some images.
+        weights : Tensor of shape (n,), float64
+            Their weights.
+        transform : Tensor of shape (d, d) or None
+            The patch transform T; None is the identity.
+
+        Returns
+        -------
+        PatchKernel
+        """
+        block = self.prepare_block(images, transform)
+        first, second = torch.triu_indices(len(images), len(images), 1)
+        squares = _squared_distances(block, block)[:, :, first, second].flatten(0, 1)
+        pair_weights = (weights[first] * weights[second]).expand_as(squares)
+        positive = squares > 0
+        if not positive.any():
+            return replace(self, bandwidth=1.0)
+        squares, order = squares[positive].sort()
+        cumulative = pair_weights[positive][order].cumsum(0)
+        middle = torch.searchsorted(cumulative, cumulative[-1:] / 2)
+        return replace(self, bandwidth=float(squares[middle].sqrt()))
+
+    def prepare_block(self, images, transform):
+        """Patches, transformed, and their squared lengths.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, h, w, c)
+            The images.
+        transform : Tensor of shape (d, d) or None
+            The patch transform T; None is the identity.
+
+        Returns
+        -------
+        PatchBlock
+        """
+        patches = extract_patches(images, self.layers[0])
+        if transform is not None:
+            patches = transform @ patches
+        return PatchBlock(patches, patches.square().sum(2))
+
+    def diagonal(self, block):
+        """k(x, x) of every image of a block, which is κ(0) = 1."""
+        return block.patches.new_ones(len(block))
+
+    def value(self, left, right):
+        """The kernel between two blocks.
+
+        Parameters
+        ----------
+        left, right : PatchBlock
+            The images of the rows and of the columns.
+
+        Returns
+        -------
+        Tensor of shape (len(left), len(right))
+        """
+        squares = _squared_distances(left, right).div_(self.bandwidth**2)
+        if self.kind == "laplace":
+            profile = squares.sqrt_().neg_().exp_()
+        else:
+            profile = squares.div_(-2).exp_()
+        return profile.mean((0, 1))
+
+    def pullback(self, left, right, dual_coef):
+        """Gradients of f_o = Σ_j dual_coef[j, o] k(·, x_j) at the left images.
+
+        Parameters
+        ----------
+        left, right : PatchBlock
+            Images z at which to differentiate, and centres x_j.
+        dual_coef : Tensor of shape (len(right), n_outputs)
+            The coefficients α of the centres.
+
+        Returns
+        -------
+        weights : Tensor of shape (rows, columns, len(left), len(right))
+            w of the module's docstring.
+        self_weights : Tensor of shape (rows, columns, len(left), n_outputs)
+            β, summed over the centres with the coefficients.
+        """
+        squares = _squared_distances(left, right).div_(self.bandwidth**2)
+        if self.kind == "laplace":
+            distances = squares.sqrt_()
+            # At a patch's kink with itself, the symmetric gradient 0.
+            inverse = torch.where(distances > 0, 1 / distances, 0)
+            weights = distances.neg_().exp_().mul_(inverse)
+        else:
+            weights = squares.div_(-2).exp_()
+        weights /= math.prod(self.layers[0].locations) * self.bandwidth**2
+        return weights, (weights @ dual_coef).div_(-2)
+
+
+@dataclass(frozen=True)
+class PatchBlock:
+    """What a tile needs to know of a block of images.
+
+    Attributes
+    ----------
+    patches : Tensor of shape (rows, columns, d, n)
+        Transformed patches T v.
+    squares : Tensor of shape (rows, columns, n)
+        Their squared lengths.
+    """
+
+    patches: torch.Tensor
+    squares: torch.Tensor
+
+    def __len__(self):
+        return self.patches.shape[-1]
+
+    def __getitem__(self, index):
+        """The images ``index`` (a slice) of the block."""
+        return PatchBlock(self.patches[..., index], self.squares[..., index])
+
+
+def _squared_distances(left, right):
+    """‖T (v_u(x) - v_u(z))‖² of every pair and location, exactly 0 if equal."""
+    sums = left.squares[..., None] + right.squares[:, :, None, :]
+    products = left.patches.transpose(-1, -2) @ right.patches
+    squares = sums - 2 * products
+    rounding = _EQUAL_ROUNDINGS * torch.finfo(sums.dtype).eps * sums
+    return squares.masked_fill_(squares <= rounding, 0)
