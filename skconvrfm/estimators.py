@@ -1,12 +1,13 @@
 """ConvRFM as scikit-learn estimators: validation and encoding, no numerics."""
 
-from contextlib import contextmanager
-from numbers import Integral, Real
+import functools
+import warnings
+from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 from scipy.optimize import brentq
 from sklearn.base import (
-    BaseEstimator,
     ClassifierMixin,
     MultiOutputMixin,
     RegressorMixin,
@@ -14,73 +15,46 @@ from sklearn.base import (
 )
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_random_state, compute_sample_weight, gen_batches
-from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
+from sklearn.utils import Bunch, check_random_state, compute_sample_weight
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import softmax
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.utils.validation import column_or_1d, validate_data
 
+from .base import (
+    DEFAULT_ALPHAS,
+    DEFAULT_DEPTH,
+    BaseConvRFM,
+    as_images,
+    unchanged_on_failure,
+)
 from .callbacks import CallbackSupportMixin, RoundCallbacks
-from .core.convolutional import KINDS
+from .core.features import ACTIVATIONS, FilterLayer, draw_filters, pass_through
+from .core.images import convolution_layers
 from .core.machine import KernelMachine
-from .core.rounds import SELECTIONS, fit_rounds
-from .core.sampling import systematic_sample
-from .core.tiles import kernel_product
-from .kernels import (
-    KERNEL_CONSTRAINTS,
-    as_numpy,
-    check_weights,
-    make_kernel,
-    make_resources,
-)
-
-# Ridges in units of the largest diagonal entry of the kernel: half decades from
-# nearly interpolating to the mean of a thousand rows.
-DEFAULT_ALPHAS = tuple(
-    float(f"{digit}e{exponent}") for exponent in range(-6, 2) for digit in (1, 3)
-) + (100.0,)
+from .core.radial import RADIAL_KINDS
+from .core.rounds import best_layer, fit_layers
+from .core.sampling import Lineup, bandwidth_draws, content_positions
+from .core.tiles import hold_maps, kernel_product
+from .kernels import as_numpy, check_weights, make_kernel, make_resources
 
 # agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
 # with them before this many; see "How many images" in the guide for the curve.
 AUTO_AGOP_PATCHES = 20_000
 AUTO_AGOP_IMAGES = 20
 
-# Rows that are cast to float at once when they are projected for the draw.
-PROJECTION_BATCH = 256
-
 # Temperatures of the probabilities; scores of well separated classes are ±1.
 TEMPERATURE_RANGE = (1e-2, 1e3)
 
-# Widths from which rows of 3·k² columns look like colour images: 3·8·8.
-_SMALLEST_COLOUR_SIDE = 8
-# Widths from which a flat row of k² columns is taken for a square image.
-_SMALLEST_SQUARE_SIDE = 4
 
-
-class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
-    """What both estimators share: the parameters, the fit, the raw prediction."""
+class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
+    """What both estimators share: the layers, the fit, the raw prediction."""
 
     _parameter_constraints: dict = {
-        "image_shape": [tuple, list, None],
-        "channels": [StrOptions({"last", "first"})],
-        "kernel": [StrOptions(set(KINDS))],
-        **KERNEL_CONSTRAINTS,
-        "n_rounds": [Interval(Integral, 0, None, closed="left")],
-        "agop_power": [Interval(Real, 0, None, closed="neither")],
-        "agop_samples": [
-            StrOptions({"auto"}),
-            Interval(Integral, 1, None, closed="left"),
-            Interval(RealNotInt, 0, 1, closed="right"),
-            None,
-        ],
-        "alpha": [Interval(Real, 0, None, closed="neither"), "array-like"],
-        "selection": [StrOptions(set(SELECTIONS))],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
+        **BaseConvRFM._parameter_constraints,
+        "feature_layers": [Interval(Integral, 1, None, closed="left")],
+        "n_filters": [Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
     }
 
     def __init__(
@@ -93,6 +67,10 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         patch_size=3,
         padding="valid",
         bias=0.3,
+        bandwidth="auto",
+        feature_layers=1,
+        n_filters=64,
+        activation="relu",
         n_rounds=4,
         agop_power=0.5,
         agop_samples="auto",
@@ -104,27 +82,34 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         random_state=None,
         verbose=0,
     ):
-        self.image_shape = image_shape
-        self.channels = channels
-        self.kernel = kernel
-        self.depth = depth
-        self.patch_size = patch_size
-        self.padding = padding
-        self.bias = bias
-        self.n_rounds = n_rounds
-        self.agop_power = agop_power
-        self.agop_samples = agop_samples
-        self.alpha = alpha
-        self.selection = selection
-        self.device = device
-        self.dtype = dtype
-        self.n_jobs = n_jobs
-        self.random_state = random_state
-        self.verbose = verbose
+        super().__init__(
+            image_shape=image_shape,
+            channels=channels,
+            kernel=kernel,
+            depth=depth,
+            patch_size=patch_size,
+            padding=padding,
+            bias=bias,
+            bandwidth=bandwidth,
+            n_rounds=n_rounds,
+            agop_power=agop_power,
+            agop_samples=agop_samples,
+            alpha=alpha,
+            selection=selection,
+            device=device,
+            dtype=dtype,
+            n_jobs=n_jobs,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.feature_layers = feature_layers
+        self.n_filters = n_filters
+        self.activation = activation
 
     def _fit(self, X, y, sample_weight):
-        """Fit the rounds and keep the best; set attributes only when all is done."""
+        """Fit layers and rounds; set attributes only when all is done."""
         X, y, image_shape = self._validate_fit(X, y)
+        self._check_layers()
         weights = check_weights(sample_weight, X)
         kept = np.flatnonzero(weights)
         X_fit, y_fit, weights = X[kept], y[kept], weights[kept]
@@ -137,20 +122,19 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         counts = weights / min(1.0, weights.mean())
         encoding, targets, weights = self._encode(y_fit, counts)
 
-        resources = make_resources(self.device, self.dtype, self.n_jobs, X)
-        images = _as_images(X_fit, image_shape, self.channels)
+        # None is a seed too: two fits of one estimator are equal, bit by bit.
+        rng = check_random_state(0 if self.random_state is None else self.random_state)
+        lineup = self._line_up(X_fit, targets, weights, rng)
         kernel = self._make_kernel(image_shape)
-        rows, row_weights = self._draw_agop_rows(X_fit, targets, weights, kernel)
         machine = KernelMachine(
             kernel=kernel,
-            images=images,
+            images=as_images(X_fit, image_shape, self.channels),
             targets=targets,
             weights=weights,
             counts=counts,
             alphas=self._alphas(),
-            agop_rows=rows,
-            agop_weights=row_weights,
-            resources=resources,
+            **self._draw_samples(lineup, kernel),
+            resources=make_resources(self.device, self.dtype, self.n_jobs, X),
         )
         common = {
             "image_shape_": image_shape,
@@ -158,38 +142,56 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
             "X_fit_": X_fit,
             **encoding,
         }
-        callbacks = RoundCallbacks(self, self.n_rounds + 1, X, y, sample_weight)
+        callbacks = RoundCallbacks(
+            self, self.feature_layers * (self.n_rounds + 1), X, y, sample_weight
+        )
 
-        def attributes(best, history):
-            return {
+        def attributes(layers, rounds):
+            """From the finished layers, and the best round and history of each."""
+            index = best_layer([best for best, _ in rounds], self.selection)
+            best, history = rounds[index]
+            solution = best.solution
+            fitted = {
                 **common,
-                "dual_coef_": self._shape_coef(best.solution.dual_coef, y),
-                "intercept_": self._shape_coef(best.solution.intercept, y),
-                "alpha_": best.solution.alpha,
+                "layers_": [_learned(layer) for layer in layers],
+                "best_layer_": index,
+                "dual_coef_": self._shape_coef(solution.dual_coef, y),
+                "intercept_": self._shape_coef(solution.intercept, y),
+                "alpha_": solution.alpha,
                 "best_round_": best.index,
                 "patch_transform_": best.transform,
-                "history_": {key: np.array(values) for key, values in history.items()},
-                **self._calibrate(best.solution.held_out_prediction, targets, weights),
+                "history_": _as_arrays(history),
+                **self._calibrate(solution.held_out_prediction, targets, weights),
             }
+            if self.kernel in RADIAL_KINDS:
+                fitted["bandwidth_"] = best.machine.kernel.bandwidth
+            return fitted
 
-        def report(best, history):
+        def report(layers, best, history):
             if self.verbose:
-                print(self._describe_round(history))
+                print(self._describe_round(len(layers), history))
+            rounds = [*map(_best_and_history, layers), (best, history)]
             last = history["round"][-1] == self.n_rounds
-            return callbacks.end_round(lambda: attributes(best, history), last)
+            return callbacks.end_round(
+                lambda: attributes(layers, rounds),
+                last and len(rounds) == self.feature_layers,
+            )
 
-        best, agop, history = fit_rounds(
+        layers = fit_layers(
             machine,
-            patch_dim=kernel.patch_dim,
+            functools.partial(self._pass_on, lineup),
+            n_layers=self.feature_layers,
+            draw=functools.partial(draw_filters, n_filters=self.n_filters, rng=rng),
             n_rounds=self.n_rounds,
             agop_power=self.agop_power,
             selection=self.selection,
             score=lambda prediction: self._score_targets(targets, prediction, weights),
             report=report,
         )
-        for name, value in attributes(best, history).items():
+        fitted = attributes(layers, [*map(_best_and_history, layers)])
+        for name, value in fitted.items():
             setattr(self, name, value)
-        self.patch_agop_ = agop
+        self.patch_agop_ = self.layers_[self.best_layer_].patch_agop_
         callbacks.end_fit()
         return self
 
@@ -207,65 +209,68 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
         )
         return X, self._check_y(y), self._resolve_image_shape(X.shape[1], shape)
 
-    def _flatten(self, X):
-        """Images as flat rows, and the shape (h, w, c) that they had, if any."""
-        X = as_numpy(X, "X")
-        if getattr(X, "ndim", None) is None and not hasattr(X, "dtypes"):
-            X = _nested_images(X)
-        ndim = getattr(X, "ndim", 2)
-        if ndim not in (3, 4):
-            return X, None
-        X = np.asarray(X)
-        shape = X.shape[1:] if ndim == 4 else (*X.shape[1:], 1)
-        if ndim == 4 and self.channels == "first":
-            shape = (*shape[1:], shape[0])
-        return X.reshape(len(X), np.prod(shape, dtype=int)), shape
+    def _line_up(self, X, targets, weights, rng):
+        """The rows in an order for draws that treats weights as repetitions."""
+        positions = content_positions(X, rng)
+        offset = rng.uniform()
+        return Lineup(self._strata(targets, rng), positions, weights, offset)
 
-    def _resolve_image_shape(self, width, seen):
-        """The shape (h, w, c) from image_shape, the array, or the width of a row."""
-        if self.image_shape is not None:
-            shape = tuple(self.image_shape)
-            positive = all(isinstance(size, Integral) and size > 0 for size in shape)
-            if len(shape) not in (2, 3) or not positive:
-                raise ValueError(
-                    f"image_shape={self.image_shape!r} is neither (rows, columns) nor "
-                    "(rows, columns, channels) in positive integers."
-                )
-            shape = tuple(map(int, (*shape, 1)[:3]))
-            if seen is not None and seen != shape:
-                raise ValueError(
-                    f"image_shape={self.image_shape!r} does not match X, whose images "
-                    f"have shape {seen}; leave image_shape=None to take it from X."
-                )
-            if np.prod(shape) != width:
-                raise ValueError(
-                    f"image_shape={self.image_shape!r} has {np.prod(shape)} pixels, "
-                    f"but X has {width} features a row; they must agree."
-                )
-            return shape
-        if seen is not None:
-            return seen
-        side = round(np.sqrt(width))
-        if side**2 == width and side >= _SMALLEST_SQUARE_SIDE:
-            return (side, side, 1)
-        side = round(np.sqrt(width / 3))
-        if 3 * side**2 == width and side >= _SMALLEST_COLOUR_SIDE:
-            raise ValueError(
-                f"X has {width} features a row, which may be colour images: pass "
-                f"image_shape=({side}, {side}, 3), or image_shape=(1, {width}) for "
-                "rows that are not images."
-            )
-        return (1, width, 1)
+    def _draw_samples(self, lineup, kernel):
+        """The images that carry the AGOP, and those that a bandwidth is measured on."""
+        samples, locations = self.agop_samples, kernel.layers[0].n_locations
+        if samples is None:
+            n_draws = np.inf
+        elif samples == "auto":
+            n_draws = max(AUTO_AGOP_IMAGES, AUTO_AGOP_PATCHES // locations)
+        elif isinstance(samples, Integral):
+            n_draws = samples
+        else:
+            n_draws = max(1, int(np.ceil(samples * lineup.weights.sum())))
+        return {
+            "agop_sample": lineup.draw(n_draws),
+            "bandwidth_sample": lineup.draw(bandwidth_draws(locations)),
+        }
 
-    def _make_kernel(self, image_shape):
+    def _pass_on(self, lineup, machine, filters):
+        """The machine that sees what filters make of the images of another."""
+        layer = FilterLayer(machine.kernel.layers[0], filters, self.activation)
+        kernel = self._make_kernel(layer.map_shape, len(machine.kernel.layers) - 1)
+        images = pass_through(machine.images, [layer])
+        return replace(
+            machine,
+            kernel=kernel,
+            images=hold_maps(images, machine.resources),
+            **self._draw_samples(lineup, kernel),
+        )
+
+    def _make_kernel(self, image_shape, depth=None, bandwidth=None):
+        """The kernel on images, or maps, of this shape; by default the parameters'."""
         return make_kernel(
             self.kernel,
             image_shape,
             self.patch_size,
             self.padding,
-            self.depth,
+            self.depth if depth is None else depth,
             self.bias,
+            self.bandwidth if bandwidth is None else bandwidth,
         )
+
+    def _check_layers(self):
+        """Refuse more layers than the network has; warn where depth does not count."""
+        if self.kernel not in RADIAL_KINDS:
+            if self.feature_layers > self.depth:
+                raise ValueError(
+                    f"feature_layers={self.feature_layers} exceeds "
+                    f"depth={self.depth}: each layer of features takes one from the "
+                    "depth of the kernel. Take a larger depth or fewer layers."
+                )
+        elif self.depth != DEFAULT_DEPTH:
+            warnings.warn(
+                f"depth={self.depth} does not apply to kernel={self.kernel!r}, which "
+                f"has one layer; leave it at {DEFAULT_DEPTH}.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _alphas(self):
         """The ridges as a checked array."""
@@ -282,36 +287,15 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
             raise ValueError(f"alpha={self.alpha!r} is not finite.")
         return alphas
 
-    def _draw_agop_rows(self, X, targets, weights, kernel):
-        """The rows whose images carry the AGOP, and their weights."""
-        samples, total = self.agop_samples, weights.sum()
-        if samples is None:
-            return np.arange(len(X)), weights
-        if samples == "auto":
-            enough = AUTO_AGOP_PATCHES // np.prod(kernel.layers[0].locations)
-            n_draws = max(AUTO_AGOP_IMAGES, enough)
-        elif isinstance(samples, Integral):
-            n_draws = samples
-        else:
-            n_draws = max(1, int(np.ceil(samples * total)))
-        # None is a seed too: two fits of one estimator are equal, bit by bit.
-        seed = 0 if self.random_state is None else self.random_state
-        rng = check_random_state(seed)
-        direction = rng.standard_normal(X.shape[1])
-        offset = rng.uniform()
-        # Batch by batch, so that integers are never cast as a whole.
-        batches = gen_batches(len(X), PROJECTION_BATCH)
-        positions = np.concatenate([X[batch] @ direction for batch in batches])
-        return systematic_sample(
-            self._strata(targets, rng), positions, weights, n_draws, offset
-        )
-
-    def _describe_round(self, history):
-        """One line about the last round."""
+    def _describe_round(self, index, history):
+        """One line about the last round of a layer."""
         last = {key: values[-1] for key, values in history.items()}
         seconds = sum(last[key] for key in last if key.startswith("seconds"))
+        layer = ""
+        if self.feature_layers > 1:
+            layer = f"layer {index + 1}/{self.feature_layers}  "
         return (
-            f"[{type(self).__name__}] round {last['round']}/{self.n_rounds}  "
+            f"[{type(self).__name__}] {layer}round {last['round']}/{self.n_rounds}  "
             f"alpha={last['alpha']:.0e}  gcv={last['gcv']:.4g}  "
             f"loo_loss={last['loo_loss']:.4g}  loo_score={last['loo_score']:.4f}  "
             f"{seconds:.1f}s"
@@ -319,72 +303,58 @@ class _BaseConvRFM(CallbackSupportMixin, BaseEstimator):
 
     def _predict_raw(self, X):
         """f(x) of every output, ndarray of shape (n, n_outputs)."""
-        check_is_fitted(self)
-        X, shape = self._flatten(X)
-        if shape is not None and shape != self.image_shape_:
-            raise ValueError(
-                f"X has images of shape {shape}, but {type(self).__name__} was fitted "
-                f"on images of shape {self.image_shape_}."
-            )
-        X = validate_data(self, X, dtype="numeric", reset=False)
-        coef = self.dual_coef_.reshape(len(self.X_fit_), -1)
+        images = self._check_images(X)
+        resources = make_resources(self.device, self.dtype, self.n_jobs, self.X_fit_)
+        geometry = convolution_layers(
+            self.image_shape_, self.patch_size, self.padding, self.best_layer_ + 1
+        )
+        filters = [
+            FilterLayer(layer, learned.filters, self.activation)
+            for layer, learned in zip(geometry[:-1], self.layers_, strict=False)
+        ]
+        kernel = self._make_kernel(
+            filters[-1].map_shape if filters else self.image_shape_,
+            self.depth - self.best_layer_,
+            getattr(self, "bandwidth_", None),
+        )
+        centres = as_images(self.X_fit_, self.image_shape_, self.channels)
         prediction = kernel_product(
-            self._make_kernel(self.image_shape_),
-            _as_images(X, self.image_shape_, self.channels),
-            _as_images(self.X_fit_, self.image_shape_, self.channels),
+            kernel,
+            pass_through(images, filters),
+            hold_maps(pass_through(centres, filters), resources),
             self.patch_transform_ if self.best_round_ else None,
-            coef,
-            make_resources(self.device, self.dtype, self.n_jobs, self.X_fit_),
+            self.dual_coef_.reshape(len(centres), -1),
+            resources,
         )
         return prediction + np.reshape(self.intercept_, -1)
 
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = True
-        tags.input_tags.three_d_array = True
-        return tags
+
+def _best_and_history(layer):
+    """The chosen round of a layer, and its history."""
+    return layer.rounds.best, layer.rounds.history
 
 
-def _nested_images(X):
-    """Lists of images as an array; anything else as it is."""
-    try:
-        array = np.asarray(X)
-    except ValueError:  # ragged: validate_data has the better words
-        return X
-    return array if array.ndim in (3, 4) else X
+def _as_arrays(history):
+    """The history with an array for each list."""
+    return {key: np.array(values) for key, values in history.items()}
 
 
-def _as_images(X, image_shape, channels):
-    """Flat rows as a view of shape (n, h, w, c)."""
-    height, width, depth = image_shape
-    if channels == "first":
-        return X.reshape(-1, depth, height, width).transpose(0, 2, 3, 1)
-    return X.reshape(-1, height, width, depth)
+def _learned(layer):
+    """A fitted layer as users see it."""
+    best, transform = layer.rounds.best, layer.filter_transform
+    return Bunch(
+        patch_transform_=best.transform,
+        patch_agop_=layer.rounds.agop,
+        patch_shape_=best.machine.kernel.layers[0].patch,
+        filters=layer.filters,
+        filter_covariance_=transform @ transform.T,
+        alpha_=best.solution.alpha,
+        best_round_=best.index,
+        history_=_as_arrays(layer.rounds.history),
+    )
 
 
-@contextmanager
-def _unchanged_on_failure(estimator):
-    """Put the fitted attributes back if the fit does not come to its end."""
-    before = _fitted_attributes(estimator)
-    try:
-        yield
-    except BaseException:
-        for name in _fitted_attributes(estimator):
-            delattr(estimator, name)
-        vars(estimator).update(before)
-        raise
-
-
-def _fitted_attributes(estimator):
-    """The fitted attributes of an estimator, by name."""
-    return {
-        name: value
-        for name, value in vars(estimator).items()
-        if name.endswith("_") and not name.startswith("_")
-    }
-
-
-class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
+class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
     """Convolutional kernel classifier that learns its features.
 
     Kernel ridge regression on the classes with a convolutional neural tangent
@@ -402,12 +372,16 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
     channels : {"last", "first"}, default="last"
         How the pixels of a flat row are laid out, (h, w, c) or (c, h, w); the same
         for four-dimensional `X`.
-    kernel : {"ntk", "nngp"}, default="ntk"
+    kernel : {"ntk", "nngp", "laplace", "gaussian"}, default="ntk"
         The convolutional neural tangent kernel, or the kernel of the network's
-        Gaussian process. The former is the one of the paper and mostly the better.
+        Gaussian process. The former is the one of the paper and mostly the better. The
+        other two are patch kernels, a profile of the distance of patches averaged over
+        locations: see :func:`~skconvrfm.kernels.patch_kernel`.
     depth : int, default=3
         Number of convolutions of the infinitely wide network. Deeper kernels see
-        wider parts of an image; the cost is linear.
+        wider parts of an image; the cost is linear. It does not apply to patch
+        kernels, which have one layer; another value than the default is met with a
+        warning there.
     patch_size : int or (int, int), default=3
         Rows and columns of a patch, clipped to the image.
     padding : {"valid", "same"}, default="valid"
@@ -417,7 +391,21 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
         Standard deviation of the bias of every convolution. With 0, as in the paper,
         the kernel is homogeneous, and on few features it cannot place a threshold;
         0.3 serves standardised columns and images in [0, 1] (measured: see "The
-        bias" in the guide).
+        bias" in the guide). It does not apply to patch kernels.
+    bandwidth : float or "auto", default="auto"
+        The distance of patches at which a patch kernel has fallen to exp(-1) (Laplace)
+        or exp(-1/2) (Gaussian). ``"auto"`` is the weighted median of distances under
+        the patch transform, measured anew in every round.
+    feature_layers : int, default=1
+        Layers that learn a metric. 1 is ConvRFM. With more, up to `depth`, this is Deep
+        ConvRFM: each layer draws filters from the metric that it has learned, and the
+        next one learns on what they make of the images, with a kernel of one layer
+        less. Every layer is a predictor, and `selection` keeps the best. A layer more
+        costs several times the first, for its patches have `n_filters` channels.
+    n_filters : int, default=64
+        Filters that a layer draws. Cost and memory of the next one grow with it.
+    activation : {"relu", "identity"}, default="relu"
+        What follows the filters. The published code has none, which is "identity".
     n_rounds : int, default=4
         Updates of the patch transform after the first fit. 0 is the fixed
         convolutional kernel. More rounds cost time and no accuracy, for `selection`
@@ -476,10 +464,22 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
         d = c·rows·columns entries in the order (channel, row, column).
     patch_agop_ : ndarray of shape (d, d)
         The patch AGOP of the chosen predictor.
+    layers_ : list of Bunch
+        What each of the `feature_layers` has learned: ``patch_transform_``,
+        ``patch_agop_``, ``patch_shape_``, ``best_round_``, ``alpha_`` and
+        ``history_`` as above and below; ``filters`` of shape (n_filters, d), with which
+        the layer passes its maps on; and ``filter_covariance_`` of shape (d, d), the
+        metric M that they were drawn from.
+    best_layer_ : int
+        The layer chosen, which predicts; 0 is the one that sees the images. The
+        attributes of the machine, its rounds and its metric are those of this layer.
+    bandwidth_ : float
+        The bandwidth, where `kernel` is a patch kernel.
     history_ : dict of ndarray
         One entry a round: ``round``, ``alpha``, ``gcv``, ``loo_loss``, ``loo_score``
-        (the accuracy of left-out rows), ``seconds_kernel``, ``seconds_solve``,
-        ``seconds_agop``.
+        (the accuracy of left-out rows), ``spectrum`` (the eigenvalues of the metric
+        T Tᵀ as shares of their sum, the largest first), ``seconds_kernel``,
+        ``seconds_solve``, ``seconds_agop``.
     image_shape_ : tuple of int
         Rows, columns and channels of an image.
     patch_shape_ : tuple of int
@@ -519,7 +519,7 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
     """
 
     _parameter_constraints: dict = {
-        **_BaseConvRFM._parameter_constraints,
+        **_ConvRFM._parameter_constraints,
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 
@@ -533,6 +533,10 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
         patch_size=3,
         padding="valid",
         bias=0.3,
+        bandwidth="auto",
+        feature_layers=1,
+        n_filters=64,
+        activation="relu",
         n_rounds=4,
         agop_power=0.5,
         agop_samples="auto",
@@ -553,6 +557,10 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
             patch_size=patch_size,
             padding=padding,
             bias=bias,
+            bandwidth=bandwidth,
+            feature_layers=feature_layers,
+            n_filters=n_filters,
+            activation=activation,
             n_rounds=n_rounds,
             agop_power=agop_power,
             agop_samples=agop_samples,
@@ -590,7 +598,7 @@ class ConvRFMClassifier(ClassifierMixin, _BaseConvRFM):
         ValueError
             If X, y or a parameter is not usable; the message says what to do.
         """
-        with _unchanged_on_failure(self):
+        with unchanged_on_failure(self):
             return self._fit(X, y, sample_weight)
 
     def decision_function(self, X):
@@ -732,7 +740,7 @@ def _fit_temperature(prediction, targets, weights):
     return 1 / brentq(slope, 1 / hottest, 1 / coldest)
 
 
-class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _BaseConvRFM):
+class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     """Convolutional kernel regressor that learns its features.
 
     Kernel ridge regression with a convolutional neural tangent kernel. After each
@@ -750,12 +758,16 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _BaseConvRFM):
     channels : {"last", "first"}, default="last"
         How the pixels of a flat row are laid out, (h, w, c) or (c, h, w); the same
         for four-dimensional `X`.
-    kernel : {"ntk", "nngp"}, default="ntk"
+    kernel : {"ntk", "nngp", "laplace", "gaussian"}, default="ntk"
         The convolutional neural tangent kernel, or the kernel of the network's
-        Gaussian process. The former is the one of the paper and mostly the better.
+        Gaussian process. The former is the one of the paper and mostly the better. The
+        other two are patch kernels, a profile of the distance of patches averaged over
+        locations: see :func:`~skconvrfm.kernels.patch_kernel`.
     depth : int, default=3
         Number of convolutions of the infinitely wide network. Deeper kernels see
-        wider parts of an image; the cost is linear.
+        wider parts of an image; the cost is linear. It does not apply to patch
+        kernels, which have one layer; another value than the default is met with a
+        warning there.
     patch_size : int or (int, int), default=3
         Rows and columns of a patch, clipped to the image.
     padding : {"valid", "same"}, default="valid"
@@ -765,7 +777,21 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _BaseConvRFM):
         Standard deviation of the bias of every convolution. With 0, as in the paper,
         the kernel is homogeneous, and on few features it cannot place a threshold;
         0.3 serves standardised columns and images in [0, 1] (measured: see "The
-        bias" in the guide).
+        bias" in the guide). It does not apply to patch kernels.
+    bandwidth : float or "auto", default="auto"
+        The distance of patches at which a patch kernel has fallen to exp(-1) (Laplace)
+        or exp(-1/2) (Gaussian). ``"auto"`` is the weighted median of distances under
+        the patch transform, measured anew in every round.
+    feature_layers : int, default=1
+        Layers that learn a metric. 1 is ConvRFM. With more, up to `depth`, this is Deep
+        ConvRFM: each layer draws filters from the metric that it has learned, and the
+        next one learns on what they make of the images, with a kernel of one layer
+        less. Every layer is a predictor, and `selection` keeps the best. A layer more
+        costs several times the first, for its patches have `n_filters` channels.
+    n_filters : int, default=64
+        Filters that a layer draws. Cost and memory of the next one grow with it.
+    activation : {"relu", "identity"}, default="relu"
+        What follows the filters. The published code has none, which is "identity".
     n_rounds : int, default=4
         Updates of the patch transform after the first fit. 0 is the fixed
         convolutional kernel. More rounds cost time and no accuracy, for `selection`
@@ -817,9 +843,21 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _BaseConvRFM):
         d = c·rows·columns entries in the order (channel, row, column).
     patch_agop_ : ndarray of shape (d, d)
         The patch AGOP of the chosen predictor.
+    layers_ : list of Bunch
+        What each of the `feature_layers` has learned: ``patch_transform_``,
+        ``patch_agop_``, ``patch_shape_``, ``best_round_``, ``alpha_`` and
+        ``history_`` as above and below; ``filters`` of shape (n_filters, d), with which
+        the layer passes its maps on; and ``filter_covariance_`` of shape (d, d), the
+        metric M that they were drawn from.
+    best_layer_ : int
+        The layer chosen, which predicts; 0 is the one that sees the images. The
+        attributes of the machine, its rounds and its metric are those of this layer.
+    bandwidth_ : float
+        The bandwidth, where `kernel` is a patch kernel.
     history_ : dict of ndarray
         One entry a round: ``round``, ``alpha``, ``gcv``, ``loo_loss``, ``loo_score``
-        (R² of left-out rows), ``seconds_kernel``, ``seconds_solve``,
+        (R² of left-out rows), ``spectrum`` (the eigenvalues of the metric T Tᵀ as
+        shares of their sum, the largest first), ``seconds_kernel``, ``seconds_solve``,
         ``seconds_agop``.
     image_shape_ : tuple of int
         Rows, columns and channels of an image.
@@ -886,7 +924,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _BaseConvRFM):
         ValueError
             If X, y or a parameter is not usable; the message says what to do.
         """
-        with _unchanged_on_failure(self):
+        with unchanged_on_failure(self):
             return self._fit(X, y, sample_weight)
 
     def predict(self, X):

@@ -17,35 +17,53 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _check_sample_weight
 
-from .core import agop, tiles
+from .core import agop, sampling, tiles
 from .core.convolutional import KINDS, ConvolutionalKernel
 from .core.devices import TORCH_DTYPES, resolve_device, resolve_dtype
 from .core.images import convolution_layers
+from .core.machine import measured_kernel
+from .core.radial import RADIAL_KINDS, PatchKernel
 
-__all__ = ["convolutional_kernel", "patch_agop"]
+__all__ = ["convolutional_kernel", "patch_agop", "patch_kernel"]
 
 # Its square must not overflow; what images are made of is nothing to it long before.
 _LARGEST_BIAS = 1e100
 
-KERNEL_CONSTRAINTS = {
-    "depth": [Interval(Integral, 1, None, closed="left")],
+_PATCH_CONSTRAINTS = {
     "patch_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
     "padding": [StrOptions({"valid", "same"})],
-    "bias": [Interval(Real, 0, None, closed="left")],
     "device": [str, torch.device],
     "dtype": [StrOptions({"auto", *TORCH_DTYPES})],
     "n_jobs": [Integral, None],
 }
+_NETWORK_CONSTRAINTS = {
+    "depth": [Interval(Integral, 1, None, closed="left")],
+    "bias": [Interval(Real, 0, None, closed="left")],
+}
+_BANDWIDTH_CONSTRAINTS = {
+    "bandwidth": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+}
+KERNEL_CONSTRAINTS = {
+    **_PATCH_CONSTRAINTS,
+    **_NETWORK_CONSTRAINTS,
+    **_BANDWIDTH_CONSTRAINTS,
+}
 _FUNCTION_CONSTRAINTS = {
     "X": ["array-like"],
     "Y": ["array-like", None],
-    "kind": [StrOptions(set(KINDS))],
     "patch_transform": ["array-like", None],
-    **KERNEL_CONSTRAINTS,
+    **_PATCH_CONSTRAINTS,
 }
 
 
-@validate_params(_FUNCTION_CONSTRAINTS, prefer_skip_nested_validation=True)
+@validate_params(
+    {
+        **_FUNCTION_CONSTRAINTS,
+        **_NETWORK_CONSTRAINTS,
+        "kind": [StrOptions(set(KINDS))],
+    },
+    prefer_skip_nested_validation=True,
+)
 def convolutional_kernel(
     X,
     Y=None,
@@ -139,6 +157,109 @@ def convolutional_kernel(
 @validate_params(
     {
         **_FUNCTION_CONSTRAINTS,
+        **_BANDWIDTH_CONSTRAINTS,
+        "kind": [StrOptions(set(RADIAL_KINDS))],
+    },
+    prefer_skip_nested_validation=True,
+)
+def patch_kernel(
+    X,
+    Y=None,
+    *,
+    kind="laplace",
+    bandwidth="auto",
+    patch_size=3,
+    padding="valid",
+    patch_transform=None,
+    device="auto",
+    dtype="auto",
+    n_jobs=None,
+):
+    """Laplace or Gaussian kernel of patches, averaged over locations.
+
+    ``k(x, z)`` is the mean over locations u of ``κ(r)``, where ``r`` is the length of
+    ``T @ (patch u of x - patch u of z) / bandwidth``, and ``κ(r)`` is ``exp(-r)``
+    (Laplace) or ``exp(-r² / 2)`` (Gaussian).
+
+    Parameters
+    ----------
+    X : array-like of shape (n_X, h, w) or (n_X, h, w, c)
+        Images, channels last. Integers are converted tile by tile.
+    Y : array-like of shape (n_Y, h, w) or (n_Y, h, w, c), default=None
+        Images of the columns. None means `X`, of which only one triangle is then
+        computed.
+    kind : {"laplace", "gaussian"}, default="laplace"
+        The profile κ. The Laplace kernel has heavier tails, so that its bandwidth
+        matters less.
+    bandwidth : float or "auto", default="auto"
+        The distance of patches at which κ has fallen to exp(-1), or exp(-1/2).
+        ``"auto"`` is the median distance of the patches of two images of `X` at one
+        location, under the transform; equal patches are left out, and of many images
+        an even draw is taken.
+    patch_size : int or (int, int), default=3
+        Rows and columns of a patch, clipped to the image.
+    padding : {"valid", "same"}, default="valid"
+        Whether patches lie inside the image, or it is padded with zeros so that every
+        pixel is the centre of one.
+    patch_transform : array-like of shape (d, d), default=None
+        The symmetric patch transform T, d = c·rows·columns, entries in the order
+        (channel, row, column). None is the identity.
+    device : str, default="auto"
+        ``"auto"`` takes CUDA where torch finds it.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Precision. ``"auto"`` is the smallest that holds the images exactly.
+    n_jobs : int, default=None
+        Number of tasks that share the tiles; None is 1 unless in a
+        :obj:`joblib.parallel_config` context.
+
+    Returns
+    -------
+    K : ndarray of shape (n_X, n_Y)
+        The kernel, with values in (0, 1] and ones on the diagonal.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, images are not finite, or the device is not there.
+
+    See Also
+    --------
+    convolutional_kernel : The kernel of an infinitely wide network.
+
+    Notes
+    -----
+    There is one layer, so that `depth` and `bias` do not apply. Patches whose squared
+    distance is rounding noise beside their squared lengths count as equal.
+
+    References
+    ----------
+    Radhakrishnan et al., "Mechanism for feature learning in neural networks and
+    backpropagation-free machine learning models", Science 383 (2024), for the Laplace
+    kernel with a learned metric.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skconvrfm.kernels import patch_kernel
+    >>> X = np.random.default_rng(0).normal(size=(5, 8, 8))
+    >>> patch_kernel(X, kind="gaussian", bandwidth=3.0).shape
+    (5, 5)
+    """
+    X, Y = _check_images(X, Y)
+    transform = _check_transform(patch_transform)
+    kernel = make_kernel(kind, X.shape[1:], patch_size, padding, bandwidth=bandwidth)
+    _check_transform_size(transform, kernel)
+    resources = make_resources(device, dtype, n_jobs, X, X if Y is None else Y)
+    kernel = _with_bandwidth(kernel, X, transform, resources)
+    return tiles.kernel_matrix(kernel, X, Y, transform, resources)
+
+
+@validate_params(
+    {
+        **_FUNCTION_CONSTRAINTS,
+        **_NETWORK_CONSTRAINTS,
+        **_BANDWIDTH_CONSTRAINTS,
+        "kind": [StrOptions({*KINDS, *RADIAL_KINDS})],
         "dual_coef": ["array-like"],
         "sample_weight": ["array-like", Real, None],
     },
@@ -154,6 +275,7 @@ def patch_agop(
     patch_size=3,
     padding="valid",
     bias=0.0,
+    bandwidth="auto",
     patch_transform=None,
     device="auto",
     dtype="auto",
@@ -171,19 +293,22 @@ def patch_agop(
     X : array-like of shape (n_X, h, w) or (n_X, h, w, c)
         The centres of the machine.
     dual_coef : array-like of shape (n_X,) or (n_X, n_outputs)
-        Its coefficients, for the kernel as :func:`convolutional_kernel` returns it.
+        Its coefficients, for the kernel as :func:`convolutional_kernel` or
+        :func:`patch_kernel` returns it.
     Y : array-like of shape (n_Y, h, w) or (n_Y, h, w, c), default=None
         The images at which gradients are taken; None means `X`.
-    kind : {"ntk", "nngp"}, default="ntk"
-        See :func:`convolutional_kernel`.
+    kind : {"ntk", "nngp", "laplace", "gaussian"}, default="ntk"
+        See :func:`convolutional_kernel` and :func:`patch_kernel`.
     depth : int, default=3
-        Number of convolutions.
+        Number of convolutions; patch kernels have one layer, and do without it.
     patch_size : int or (int, int), default=3
         Rows and columns of a patch.
     padding : {"valid", "same"}, default="valid"
         Whether maps shrink or are padded.
     bias : float, default=0.0
-        Standard deviation of the bias of each convolution.
+        Standard deviation of the bias of each convolution; not for patch kernels.
+    bandwidth : float or "auto", default="auto"
+        Of patch kernels, see :func:`patch_kernel`; ``"auto"`` measures it on `X`.
     patch_transform : array-like of shape (d, d), default=None
         The symmetric patch transform T. Gradients are taken with respect to the
         patches before the transform.
@@ -236,15 +361,21 @@ def patch_agop(
             f"the {len(X)} images in X: (n_X,) or (n_X, n_outputs)."
         )
     weights = check_weights(sample_weight, Y)
-    kernel = make_kernel(kind, X.shape[1:], patch_size, padding, depth, bias)
+    kernel = make_kernel(kind, X.shape[1:], patch_size, padding, depth, bias, bandwidth)
     _check_transform_size(transform, kernel)
     resources = make_resources(device, dtype, n_jobs, X, Y)
+    kernel = _with_bandwidth(kernel, X, transform, resources)
     dual_coef = dual_coef.reshape(len(X), -1)
     return agop.patch_agop(kernel, X, dual_coef, Y, transform, weights, resources)
 
 
-def make_kernel(kind, image_shape, patch_size, padding, depth, bias):
-    """The kernel for images of shape (h, w, c), with its patch size checked."""
+def make_kernel(
+    kind, image_shape, patch_size, padding, depth=1, bias=0.0, bandwidth="auto"
+):
+    """The kernel for images of shape (h, w, c), with its patch size checked.
+
+    Patch kernels leave `depth` and `bias` aside, convolutional ones `bandwidth`.
+    """
     if np.ndim(patch_size) > 0:
         integers = all(isinstance(size, Integral) for size in patch_size)
         if len(patch_size) != 2 or not integers or min(patch_size) < 1:
@@ -254,6 +385,10 @@ def make_kernel(kind, image_shape, patch_size, padding, depth, bias):
             )
     if bias > _LARGEST_BIAS:
         raise ValueError(f"bias={bias!r} is too large; take at most {_LARGEST_BIAS}.")
+    if kind in RADIAL_KINDS:
+        layers = convolution_layers(image_shape, patch_size, padding, 1)
+        bandwidth = None if bandwidth == "auto" else float(bandwidth)
+        return PatchKernel(kind, layers, image_shape[2], bandwidth)
     layers = convolution_layers(image_shape, patch_size, padding, depth)
     return ConvolutionalKernel(kind, layers, image_shape[2], float(bias))
 
@@ -368,6 +503,18 @@ def as_numpy(values, name):
             f"{values.device.type!r} to compute there."
         )
     return values.detach().numpy()
+
+
+def _with_bandwidth(kernel, X, transform, resources):
+    """The kernel with its bandwidth, measured on an even draw of X if it has none."""
+    if not kernel.unmeasured:
+        return kernel
+    positions = sampling.content_positions(
+        X.reshape(len(X), -1), np.random.RandomState(0)
+    )
+    lineup = sampling.Lineup(np.zeros(len(X)), positions, np.ones(len(X)), offset=0.5)
+    sample = lineup.draw(sampling.bandwidth_draws(kernel.layers[0].n_locations))
+    return measured_kernel(kernel, X, sample, transform, resources)
 
 
 def _check_transform(patch_transform):

@@ -20,6 +20,7 @@ HISTORY = {
     "gcv",
     "loo_loss",
     "loo_score",
+    "spectrum",
     "seconds_kernel",
     "seconds_solve",
     "seconds_agop",
@@ -200,8 +201,9 @@ def test_fitted_attributes_are_numpy_of_the_documented_shapes(problem):
         assert_array_equal(matrix, matrix.T)
     assert np.linalg.norm(model.patch_transform_) == pytest.approx(np.sqrt(d))
     kept = [value for name, value in vars(model).items() if name.endswith("_")]
-    for value in kept:
-        assert isinstance(value, (np.ndarray, np.floating, float, int, tuple, dict))
+    for value in kept + [value for layer in model.layers_ for value in layer.values()]:
+        kinds = (np.ndarray, np.floating, float, int, tuple, dict, list)
+        assert isinstance(value, kinds)
 
 
 def test_the_history_has_one_entry_a_round_and_says_why_a_round_was_chosen(problem):
@@ -209,7 +211,12 @@ def test_the_history_has_one_entry_a_round_and_says_why_a_round_was_chosen(probl
     history = estimator.fit(X, y).history_
     assert set(history) == HISTORY
     assert all(isinstance(values, np.ndarray) for values in history.values())
-    assert all(values.shape == (3,) for values in history.values())
+    spectrum = history["spectrum"]
+    assert spectrum.shape == (3, 9)
+    assert_allclose(spectrum.sum(axis=1), 1)
+    assert (np.diff(spectrum, axis=1) <= 0).all()
+    assert_allclose(spectrum[0], 1 / 9)
+    assert all(values.shape[:1] == (3,) for values in history.values())
     assert all(np.isfinite(values).all() for values in history.values())
     assert_array_equal(history["round"], [0, 1, 2])
     assert estimator.best_round_ == history["gcv"].argmin()
@@ -303,7 +310,7 @@ def test_a_fit_is_repeatable_bit_by_bit(problem):
     estimator.set_params(agop_samples=9)
     first, second = clone(estimator).fit(X, y), clone(estimator).fit(X, y)
     for name, value in vars(first).items():
-        if name.endswith("_") and name != "history_":
+        if name.endswith("_") and name not in ("history_", "layers_"):
             assert_array_equal(value, getattr(second, name), strict=False)
     assert_array_equal(scores(first, X), scores(second, X))
 

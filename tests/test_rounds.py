@@ -16,12 +16,24 @@ class Machine:
         self.rounds, self.transforms, self.agops = rounds, [], []
         self.agop = np.diag([4.0, 1.0]) if agop is None else agop
 
-    def design(self, transform):
-        self.transforms.append(transform)
-        return len(self.transforms) - 1
+    def under(self, transform):
+        return MachineUnder(self, transform)
+
+
+class MachineUnder:
+    """The machine under a patch transform."""
+
+    patch_dim = 2
+
+    def __init__(self, machine, transform):
+        self.machine, self.transform = machine, transform
+
+    def design(self):
+        self.machine.transforms.append(self.transform)
+        return len(self.machine.transforms) - 1
 
     def ridge_path(self, design):
-        alphas, gcv, loo = map(np.array, zip(*self.rounds[design], strict=True))
+        alphas, gcv, loo = map(np.array, zip(*self.machine.rounds[design], strict=True))
 
         def solve(alpha):
             chosen = list(alphas).index(alpha)
@@ -37,9 +49,9 @@ class Machine:
             alphas=alphas, gcv=lambda: gcv, loo_loss=lambda: loo, solve=solve
         )
 
-    def patch_agop(self, dual_coef, transform):
-        self.agops.append(dual_coef)
-        return (dual_coef + 1) * self.agop
+    def patch_agop(self, dual_coef):
+        self.machine.agops.append(dual_coef)
+        return (dual_coef + 1) * self.machine.agop
 
 
 ROUNDS = [
@@ -51,15 +63,15 @@ ROUNDS = [
 
 
 def fit(machine, selection="gcv", n_rounds=3, report=lambda best, history: False):
-    return fit_rounds(
+    fitted = fit_rounds(
         machine,
-        patch_dim=2,
         n_rounds=n_rounds,
         agop_power=0.5,
         selection=selection,
         score=lambda prediction: -prediction,
         report=report,
     )
+    return fitted.best, fitted.agop, fitted.history
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def compress_outputs(dual_coef):
 def _choose_route(kernel, centres, dual_coef, images, resources):
     """The cheaper route by a count of operations, and the images it takes at once."""
     n, n_outputs = dual_coef.shape
-    d, locations = kernel.patch_dim, math.prod(kernel.layers[0].locations)
+    d, locations = kernel.patch_dim, kernel.layers[0].n_locations
     numbers = resources.memory // 4 // (resources.itemsize * locations)
     prepared = image_bytes(kernel, centres.shape[1:], resources.itemsize)
     prepared = math.ceil(prepared / (resources.itemsize * locations))
@@ -136,7 +136,7 @@ def _walk(kernel, centres, parts, dual_coef, left, transform, library, resources
 
 def _centre_blocks(kernel, centres, n_images, library, resources):
     """Slices of the centres whose tiles with some images fit in memory."""
-    result = 2 * resources.itemsize * math.prod(kernel.layers[0].locations)
+    result = 2 * resources.itemsize * kernel.layers[0].n_locations
     largest = min(
         block_side(kernel, centres.shape[1:], resources),
         max(1, resources.memory // 8 // (result * n_images)),

@@ -280,7 +280,7 @@ def load(work):
 def scratch_bytes(kernel, itemsize, pullback):
     """Bytes that one thread needs for the maps of a vector of images."""
     maps = _LEFT_TOGETHER + (2 * len(kernel.layers) + 9 if pullback else 2)
-    locations = math.prod(kernel.layers[0].locations)
+    locations = kernel.layers[0].n_locations
     lanes = _VECTOR_BYTES // itemsize
     return itemsize * lanes * locations * maps
 

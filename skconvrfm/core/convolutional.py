@@ -65,6 +65,9 @@ class ConvolutionalKernel:
         """What the inner products of patches are multiplied by."""
         return 1 / self.channels
 
+    # There is no bandwidth to measure.
+    unmeasured = False
+
     def prepare_block(self, images, transform):
         """Patches, transformed, and the variances of a block of images.
 
@@ -158,7 +161,7 @@ class ConvolutionalKernel:
 
         # Below: `d_name` is the derivative of k with respect to `name`.
         top = inputs[-1][0]
-        d_out = torch.full_like(top, 1 / math.prod(self.layers[-1].locations))
+        d_out = torch.full_like(top, 1 / self.layers[-1].n_locations)
         d_theta_out = d_out if tangent else None
         d_variance = 0
         for index in reversed(range(len(self.layers))):

@@ -1,6 +1,8 @@
 """Images, the layers that look at them, patches and locations."""
 
+import math
 from dataclasses import dataclass
+from functools import singledispatch
 
 import numpy as np
 import torch
@@ -26,6 +28,11 @@ class Layer:
     patch: tuple[int, int]
     padding: tuple[int, int, int, int]
     locations: tuple[int, int]
+
+    @property
+    def n_locations(self):
+        """Number of locations."""
+        return math.prod(self.locations)
 
 
 def convolution_layers(image_shape, patch_size, padding, depth):
@@ -75,11 +82,12 @@ def balanced_blocks(images, largest):
     return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
+@singledispatch
 def to_tensor(images, dtype, device):
     """Copy a block of numpy images into a tensor; the only place that casts pixels.
 
-    A copy of just this block makes read-only, strided, byte-swapped and integer
-    images alike.
+    What stands for images registers itself here. A copy of just this block makes
+    read-only, strided, byte-swapped and integer images alike.
     """
     block = np.array(images, dtype=_NUMPY_DTYPES[dtype], order="C")
     return torch.from_numpy(block).to(device)

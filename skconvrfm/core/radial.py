@@ -16,7 +16,6 @@ Source: the Laplace kernel of recursive feature machines, Radhakrishnan et al.,
 arXiv:2212.13881, put on patches.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +57,11 @@ class PatchKernel:
         """Entries d of a patch."""
         rows, columns = self.layers[0].patch
         return self.channels * rows * columns
+
+    @property
+    def unmeasured(self):
+        """Whether the bandwidth is yet to be measured."""
+        return self.bandwidth is None
 
     def measured(self, images, weights, transform):
         """The kernel with the weighted median of distances for a bandwidth.
@@ -158,7 +162,7 @@ class PatchKernel:
             weights = distances.neg_().exp_().mul_(inverse)
         else:
             weights = squares.div_(-2).exp_()
-        weights /= math.prod(self.layers[0].locations) * self.bandwidth**2
+        weights /= self.layers[0].n_locations * self.bandwidth**2
         return weights, (weights @ dual_coef).div_(-2)
 
 

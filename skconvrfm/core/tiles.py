@@ -16,6 +16,7 @@ import torch
 from . import compiled
 from .convolutional import ConvolutionalKernel
 from .devices import resolve_device
+from .features import FeatureMaps
 from .images import balanced_blocks, to_tensor
 from .threads import own_thread_count, own_threads, share_out, thread_count
 
@@ -128,7 +129,7 @@ def _is_out_of_memory(error):
 
 def image_bytes(kernel, image_shape, itemsize):
     """Bytes that one image takes in a block, while it is prepared."""
-    locations = [math.prod(layer.locations) for layer in kernel.layers]
+    locations = [layer.n_locations for layer in kernel.layers]
     numbers = _PATCH_COPIES * locations[0] * kernel.patch_dim
     return itemsize * (numbers + 5 * sum(locations) + 2 * math.prod(image_shape))
 
@@ -136,7 +137,7 @@ def image_bytes(kernel, image_shape, itemsize):
 def pair_bytes(kernel, itemsize, pullback=False):
     """Bytes that one pair of images takes in a tile of array operations."""
     arrays = _LIVE_ARRAYS + (_KEPT_ARRAYS * len(kernel.layers) if pullback else 0)
-    return itemsize * arrays * math.prod(kernel.layers[0].locations)
+    return itemsize * arrays * kernel.layers[0].n_locations
 
 
 def tile_pairs(kernel, resources, pullback=False):
@@ -144,7 +145,7 @@ def tile_pairs(kernel, resources, pullback=False):
     size = pair_bytes(kernel, resources.itemsize, pullback)
     pairs = resources.memory // 4 // size
     if resources.device.type == "cpu":
-        array = resources.itemsize * math.prod(kernel.layers[0].locations)
+        array = resources.itemsize * kernel.layers[0].n_locations
         pairs = min(pairs, _CPU_TILE_BYTES // array)
     return max(1, pairs)
 
@@ -157,7 +158,22 @@ def block_side(kernel, image_shape, resources):
 
 def work(kernel, pairs):
     """Pairs × locations × layers."""
-    return pairs * sum(math.prod(layer.locations) for layer in kernel.layers)
+    return pairs * sum(layer.n_locations for layer in kernel.layers)
+
+
+def hold_maps(images, resources):
+    """Feature maps as an array where that fits in the budget; anything else as it is.
+
+    What does not fit is computed anew for every block.
+    """
+    size = resources.itemsize * math.prod(images.shape)
+    if not isinstance(images, FeatureMaps) or size > resources.memory // 4:
+        return images
+    held = np.empty(images.shape, dtype=resources.numpy_dtype)
+    largest = max(1, len(held) * resources.memory // (16 * size))
+    for part in image_blocks(images, largest):
+        held[part] = resources.tensor(images[part]).cpu().numpy()
+    return held
 
 
 def image_blocks(images, largest):

@@ -1,0 +1,199 @@
+"""What all estimators share: the parameters of the learning, and how images come in."""
+
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from .core.convolutional import KINDS
+from .core.radial import RADIAL_KINDS
+from .core.rounds import SELECTIONS
+from .kernels import KERNEL_CONSTRAINTS, as_numpy
+
+# Ridges in units of the largest diagonal entry of the kernel: half decades from
+# nearly interpolating to the mean of a thousand rows.
+DEFAULT_ALPHAS = tuple(
+    float(f"{digit}e{exponent}") for exponent in range(-6, 2) for digit in (1, 3)
+) + (100.0,)
+
+# Enough for the windows of 3×3 patches to overlap twice; deeper costs more.
+DEFAULT_DEPTH = 3
+
+# Widths from which rows of 3·k² columns look like colour images: 3·8·8.
+_SMALLEST_COLOUR_SIDE = 8
+# Widths from which a flat row of k² columns is taken for a square image.
+_SMALLEST_SQUARE_SIDE = 4
+
+
+class BaseConvRFM(BaseEstimator):
+    """Parameters of a learned patch metric, and images as scikit-learn passes them."""
+
+    _parameter_constraints: dict = {
+        "image_shape": [tuple, list, None],
+        "channels": [StrOptions({"last", "first"})],
+        "kernel": [StrOptions({*KINDS, *RADIAL_KINDS})],
+        **KERNEL_CONSTRAINTS,
+        "n_rounds": [Interval(Integral, 0, None, closed="left")],
+        "agop_power": [Interval(Real, 0, None, closed="neither")],
+        "agop_samples": [
+            StrOptions({"auto"}),
+            Interval(Integral, 1, None, closed="left"),
+            Interval(RealNotInt, 0, 1, closed="right"),
+            None,
+        ],
+        "alpha": [Interval(Real, 0, None, closed="neither"), "array-like"],
+        "selection": [StrOptions(set(SELECTIONS))],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        image_shape=None,
+        channels="last",
+        kernel="ntk",
+        depth=3,
+        patch_size=3,
+        padding="valid",
+        bias=0.3,
+        bandwidth="auto",
+        n_rounds=4,
+        agop_power=0.5,
+        agop_samples="auto",
+        alpha=DEFAULT_ALPHAS,
+        selection="gcv",
+        device="auto",
+        dtype="auto",
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.image_shape = image_shape
+        self.channels = channels
+        self.kernel = kernel
+        self.depth = depth
+        self.patch_size = patch_size
+        self.padding = padding
+        self.bias = bias
+        self.bandwidth = bandwidth
+        self.n_rounds = n_rounds
+        self.agop_power = agop_power
+        self.agop_samples = agop_samples
+        self.alpha = alpha
+        self.selection = selection
+        self.device = device
+        self.dtype = dtype
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _flatten(self, X):
+        """Images as flat rows, and the shape (h, w, c) that they had, if any."""
+        X = as_numpy(X, "X")
+        if getattr(X, "ndim", None) is None and not hasattr(X, "dtypes"):
+            X = _nested_images(X)
+        ndim = getattr(X, "ndim", 2)
+        if ndim not in (3, 4):
+            return X, None
+        X = np.asarray(X)
+        shape = X.shape[1:] if ndim == 4 else (*X.shape[1:], 1)
+        if ndim == 4 and self.channels == "first":
+            shape = (*shape[1:], shape[0])
+        return X.reshape(len(X), np.prod(shape, dtype=int)), shape
+
+    def _resolve_image_shape(self, width, seen):
+        """The shape (h, w, c) from image_shape, the array, or the width of a row."""
+        if self.image_shape is not None:
+            shape = tuple(self.image_shape)
+            positive = all(isinstance(size, Integral) and size > 0 for size in shape)
+            if len(shape) not in (2, 3) or not positive:
+                raise ValueError(
+                    f"image_shape={self.image_shape!r} is neither (rows, columns) nor "
+                    "(rows, columns, channels) in positive integers."
+                )
+            shape = tuple(map(int, (*shape, 1)[:3]))
+            if seen is not None and seen != shape:
+                raise ValueError(
+                    f"image_shape={self.image_shape!r} does not match X, whose images "
+                    f"have shape {seen}; leave image_shape=None to take it from X."
+                )
+            if np.prod(shape) != width:
+                raise ValueError(
+                    f"image_shape={self.image_shape!r} has {np.prod(shape)} pixels, "
+                    f"but X has {width} features a row; they must agree."
+                )
+            return shape
+        if seen is not None:
+            return seen
+        side = round(np.sqrt(width))
+        if side**2 == width and side >= _SMALLEST_SQUARE_SIDE:
+            return (side, side, 1)
+        side = round(np.sqrt(width / 3))
+        if 3 * side**2 == width and side >= _SMALLEST_COLOUR_SIDE:
+            raise ValueError(
+                f"X has {width} features a row, which may be colour images: pass "
+                f"image_shape=({side}, {side}, 3), or image_shape=(1, {width}) for "
+                "rows that are not images."
+            )
+        return (1, width, 1)
+
+    def _check_images(self, X):
+        """X for a fitted estimator, as images of shape (n, h, w, c)."""
+        check_is_fitted(self)
+        X, shape = self._flatten(X)
+        if shape is not None and shape != self.image_shape_:
+            raise ValueError(
+                f"X has images of shape {shape}, but {type(self).__name__} was fitted "
+                f"on images of shape {self.image_shape_}."
+            )
+        X = validate_data(self, X, dtype="numeric", reset=False)
+        return as_images(X, self.image_shape_, self.channels)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _nested_images(X):
+    """Lists of images as an array; anything else as it is."""
+    try:
+        array = np.asarray(X)
+    except ValueError:  # ragged: validate_data has the better words
+        return X
+    return array if array.ndim in (3, 4) else X
+
+
+def as_images(X, image_shape, channels):
+    """Flat rows as a view of shape (n, h, w, c)."""
+    height, width, depth = image_shape
+    if channels == "first":
+        return X.reshape(-1, depth, height, width).transpose(0, 2, 3, 1)
+    return X.reshape(-1, height, width, depth)
+
+
+@contextmanager
+def unchanged_on_failure(estimator):
+    """Put the fitted attributes back if the fit does not come to its end."""
+    before = _fitted_attributes(estimator)
+    try:
+        yield
+    except BaseException:
+        for name in _fitted_attributes(estimator):
+            delattr(estimator, name)
+        vars(estimator).update(before)
+        raise
+
+
+def _fitted_attributes(estimator):
+    """The fitted attributes of an estimator, by name."""
+    return {
+        name: value
+        for name, value in vars(estimator).items()
+        if name.endswith("_") and not name.startswith("_")
+    }

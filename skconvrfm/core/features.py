@@ -1,0 +1,202 @@
+r"""Feature maps of a convolution with drawn filters, computed block by block.
+
+Filters :math:`w = T ξ` with :math:`ξ \sim N(0, I)` have the covariance
+:math:`M = T T^\top`. The maps
+
+.. math:: \text{relu: } \sqrt{2 / c}\, \max(w^\top v_u(x), 0), \qquad
+          \text{identity: } w^\top v_u(x) / \sqrt c
+
+are scaled so that, on average over many filters, the covariances of the convolutional
+kernel of depth L without bias become those of depth L - 1 on the maps: the factors are
+those of its recursion.
+
+Source: Beaglehole et al., arXiv:2309.00570, Deep ConvRFM; the activation and the scale
+are ours.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import conv2d, fold, pad
+
+from .images import Layer, to_tensor
+
+ACTIVATIONS = ("relu", "identity")
+
+
+def draw_filters(transform, n_filters, rng):
+    """Filters w = T ξ, an ndarray of shape (n_filters, d), float64.
+
+    Parameters
+    ----------
+    transform : ndarray of shape (d, d)
+        The patch transform T, symmetric.
+    n_filters : int
+        How many.
+    rng : numpy.random.RandomState
+        Where ξ comes from.
+    """
+    return rng.standard_normal((n_filters, len(transform))) @ transform
+
+
+def convolve(images, layer, filters):
+    """Inner products of filters with all patches.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, h, w, c)
+        Images, channels last.
+    layer : Layer
+        The patches.
+    filters : Tensor of shape (n_filters, d)
+        Filters, entries in the order (channel, row, column).
+
+    Returns
+    -------
+    Tensor of shape (n, rows, columns, n_filters)
+    """
+    top, bottom, left, right = layer.padding
+    maps = pad(images.permute(0, 3, 1, 2), (left, right, top, bottom))
+    weight = filters.view(len(filters), images.shape[-1], *layer.patch)
+    return conv2d(maps, weight).permute(0, 2, 3, 1)
+
+
+def overlap_average(patches, layer, image_shape):
+    """Images in which every pixel is the mean of the patch entries that lie on it.
+
+    Parameters
+    ----------
+    patches : Tensor of shape (n, rows, columns, d)
+        A patch a location.
+    layer : Layer
+        Where the patches lie.
+    image_shape : tuple of int
+        Rows, columns and channels of an image.
+
+    Returns
+    -------
+    Tensor of shape (n, h, w, c)
+    """
+    height, width, _ = image_shape
+    top, bottom, left, right = layer.padding
+    size = (height + top + bottom, width + left + right)
+    columns = patches.flatten(1, 2).transpose(1, 2)
+    sums = fold(columns, size, layer.patch)
+    counts = fold(torch.ones_like(columns[:1]), size, layer.patch)
+    means = (sums / counts)[:, :, top : top + height, left : left + width]
+    return means.permute(0, 2, 3, 1)
+
+
+def average_pool(maps, grid):
+    """Means of maps over the cells of a grid, which part the locations evenly.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n, rows, columns, n_maps)
+        The maps.
+    grid : tuple of int
+        Rows and columns of cells, at most those of the maps.
+
+    Returns
+    -------
+    Tensor of shape (n, grid rows, grid columns, n_maps)
+    """
+    rows, columns = (
+        _cell_means(size, cells, maps)
+        for size, cells in zip(maps.shape[1:3], grid, strict=True)
+    )
+    return torch.einsum("ri,nijk,cj->nrck", rows, maps, columns)
+
+
+def _cell_means(size, cells, like):
+    """The matrix (cells, size) that averages over equal parts of a dimension."""
+    means = like.new_zeros((cells, size))
+    for cell in range(cells):
+        part = slice(cell * size // cells, (cell + 1) * size // cells)
+        means[cell, part] = 1 / (part.stop - part.start)
+    return means
+
+
+@dataclass(frozen=True)
+class FilterLayer:
+    """A convolution with given filters, and its activation.
+
+    Attributes
+    ----------
+    layer : Layer
+        The patches.
+    filters : ndarray of shape (n_filters, d)
+        The filters.
+    activation : {"relu", "identity"}
+        What follows the convolution.
+    """
+
+    layer: Layer
+    filters: np.ndarray
+    activation: str
+
+    @property
+    def map_shape(self):
+        """Rows, columns and channels of what comes out."""
+        return (*self.layer.locations, len(self.filters))
+
+    def __call__(self, images):
+        """The feature maps of images, (n, h, w, c) → (n, rows, columns, n_filters)."""
+        filters = to_tensor(self.filters, images.dtype, images.device)
+        gain = 2 if self.activation == "relu" else 1
+        maps = convolve(images, self.layer, filters * math.sqrt(gain / images.shape[3]))
+        return maps.relu_() if self.activation == "relu" else maps
+
+
+def pass_through(images, layers):
+    """Images behind some layers of filters, as pixels where there are none."""
+    if not layers:
+        return images
+    if isinstance(images, FeatureMaps):
+        return FeatureMaps(images.images, (*images.layers, *layers))
+    return FeatureMaps(images, tuple(layers))
+
+
+class FeatureMaps:
+    """Images as some layers of filters see them, computed when they are asked for.
+
+    Behaves as an array of images of shape (n, rows, columns, n_filters) to those who
+    slice it and call `to_tensor`, and holds no more than the pixels.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, h, w, c)
+        The images.
+    layers : tuple of FilterLayer
+        The layers, from the image up.
+    """
+
+    def __init__(self, images, layers):
+        self.images, self.layers = images, layers
+        self.shape = (len(images), *layers[-1].map_shape)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        """The images ``index``, a slice or an array of integers."""
+        return FeatureMaps(self.images[index], self.layers)
+
+    def min(self):
+        """The smallest pixel."""
+        return self.images.min()
+
+    def max(self):
+        """The largest pixel."""
+        return self.images.max()
+
+
+@to_tensor.register
+def _compute(maps: FeatureMaps, dtype, device):
+    """Compute a block of feature maps."""
+    images = to_tensor(maps.images, dtype, device)
+    for layer in maps.layers:
+        images = layer(images)
+    return images
