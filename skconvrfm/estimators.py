@@ -341,13 +341,13 @@ def _as_arrays(history):
 
 def _learned(layer):
     """A fitted layer as users see it."""
-    best, transform = layer.rounds.best, layer.filter_transform
+    best = layer.rounds.best
     return Bunch(
         patch_transform_=best.transform,
         patch_agop_=layer.rounds.agop,
         patch_shape_=best.machine.kernel.layers[0].patch,
         filters=layer.filters,
-        filter_covariance_=transform @ transform.T,
+        filter_transform_=layer.filter_transform,
         alpha_=best.solution.alpha,
         best_round_=best.index,
         history_=_as_arrays(layer.rounds.history),
@@ -468,8 +468,8 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         What each of the `feature_layers` has learned: ``patch_transform_``,
         ``patch_agop_``, ``patch_shape_``, ``best_round_``, ``alpha_`` and
         ``history_`` as above and below; ``filters`` of shape (n_filters, d), with which
-        the layer passes its maps on; and ``filter_covariance_`` of shape (d, d), the
-        metric M that they were drawn from.
+        the layer passes its maps on; and ``filter_transform_`` of shape (d, d), the T
+        whose T Tᵀ is their covariance: the learned one also where round 0 was kept.
     best_layer_ : int
         The layer chosen, which predicts; 0 is the one that sees the images. The
         attributes of the machine, its rounds and its metric are those of this layer.
@@ -847,8 +847,8 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         What each of the `feature_layers` has learned: ``patch_transform_``,
         ``patch_agop_``, ``patch_shape_``, ``best_round_``, ``alpha_`` and
         ``history_`` as above and below; ``filters`` of shape (n_filters, d), with which
-        the layer passes its maps on; and ``filter_covariance_`` of shape (d, d), the
-        metric M that they were drawn from.
+        the layer passes its maps on; and ``filter_transform_`` of shape (d, d), the T
+        whose T Tᵀ is their covariance: the learned one also where round 0 was kept.
     best_layer_ : int
         The layer chosen, which predicts; 0 is the one that sees the images. The
         attributes of the machine, its rounds and its metric are those of this layer.

@@ -10,10 +10,10 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skconvrfm
-from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
+from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
 from skconvrfm.core import compiled
 
-ESTIMATORS = [ConvRFMClassifier(), ConvRFMRegressor()]
+ESTIMATORS = [ConvRFMClassifier(), ConvRFMRegressor(), PatchAGOPTransformer()]
 IN_FLOAT32 = [ConvRFMClassifier(dtype="float32"), ConvRFMRegressor(dtype="float32")]
 
 
@@ -29,6 +29,39 @@ def test_scikit_learn_checks_pass(estimator, check):
 def test_checks_that_check_estimator_leaves_out_pass(estimator, name):
     check = getattr(estimator_checks, name)
     check(type(estimator).__name__, estimator)
+
+
+# The checks themselves pass arrays where data frames were fitted.
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+@pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "check_set_output_transform",
+        "check_set_output_transform_pandas",
+        "check_global_output_transform_pandas",
+        "check_transformer_get_feature_names_out",
+        "check_transformer_get_feature_names_out_pandas",
+    ],
+)
+def test_checks_of_names_and_output_pass_in_every_mode(name, output):
+    transformer = PatchAGOPTransformer(output=output)
+    getattr(estimator_checks, name)("PatchAGOPTransformer", transformer)
+
+
+@parametrize_with_checks(
+    [
+        PatchAGOPTransformer(output="eigen", rectification="halves"),
+        PatchAGOPTransformer(output="saliency", kernel="laplace"),
+        PatchAGOPTransformer(output="image", kernel="gaussian"),
+        ConvRFMClassifier(kernel="laplace"),
+        ConvRFMRegressor(kernel="gaussian"),
+        ConvRFMClassifier(feature_layers=2, n_filters=8),
+        ConvRFMRegressor(feature_layers=3, n_filters=4, activation="identity"),
+    ]
+)
+def test_scikit_learn_checks_pass_for_other_parameters(estimator, check):
+    check(estimator)
 
 
 # Of order 1e-7 are the roundings of float32, and the checks ask for 1e-7 and less.
@@ -68,7 +101,7 @@ for result in check_estimator(getattr(skconvrfm, sys.argv[1])(), on_fail=None):
 """
 
 
-@pytest.mark.parametrize("name", ["ConvRFMClassifier", "ConvRFMRegressor"])
+@pytest.mark.parametrize("name", [type(estimator).__name__ for estimator in ESTIMATORS])
 def test_all_checks_pass_with_array_api_and_compiled_tiles(name):
     folder = str(Path(skconvrfm.__file__).parents[1])
     environment = {

@@ -1,4 +1,4 @@
-r"""Feature maps of a convolution with drawn filters, computed block by block.
+r"""Feature maps of a convolution under a patch metric: drawn filters, and others.
 
 Filters :math:`w = T ξ` with :math:`ξ \sim N(0, I)` have the covariance
 :math:`M = T T^\top`. The maps
@@ -200,3 +200,163 @@ def _compute(maps: FeatureMaps, dtype, device):
     for layer in maps.layers:
         images = layer(images)
     return images
+
+
+@dataclass(frozen=True)
+class PooledFilters:
+    """The maps of a layer of filters, pooled.
+
+    Attributes
+    ----------
+    filters : FilterLayer
+        The filters and their activation.
+    pool : tuple of int or None
+        Rows and columns of the grid of means; None keeps all locations.
+    """
+
+    filters: FilterLayer
+    pool: tuple[int, int] | None
+
+    @property
+    def shape(self):
+        """Rows, columns and maps of an image's features."""
+        return _pooled_shape(self.filters.map_shape, self.pool)
+
+    @property
+    def layer(self):
+        """The patches."""
+        return self.filters.layer
+
+    @property
+    def n_maps(self):
+        """Maps before pooling."""
+        return len(self.filters.filters)
+
+    def __call__(self, images):
+        """(n, h, w, c) → (n, rows, columns, n_maps)."""
+        return _pool(self.filters(images), self.pool)
+
+
+@dataclass(frozen=True)
+class EigenProjections:
+    """Rectified projections of patches on eigenvectors of the metric, pooled.
+
+    Attributes
+    ----------
+    layer : Layer
+        The patches.
+    components : ndarray of shape (n_components, d)
+        The eigenvectors.
+    rectification : {"absolute", "halves"}
+        The absolute value of a projection, or its positive and its negative part.
+    pool : tuple of int or None
+        Rows and columns of the grid of means; None keeps all locations.
+    """
+
+    layer: Layer
+    components: np.ndarray
+    rectification: str
+    pool: tuple[int, int] | None
+
+    @property
+    def shape(self):
+        """Rows, columns and maps of an image's features."""
+        return _pooled_shape((*self.layer.locations, self.n_maps), self.pool)
+
+    @property
+    def n_maps(self):
+        """Maps before pooling."""
+        return len(self.components) * (2 if self.rectification == "halves" else 1)
+
+    def __call__(self, images):
+        """(n, h, w, c) → (n, rows, columns, n_maps)."""
+        components = to_tensor(self.components, images.dtype, images.device)
+        maps = convolve(images, self.layer, components)
+        if self.rectification == "absolute":
+            maps = maps.abs()
+        else:
+            maps = torch.cat([maps.clamp(min=0), (-maps).clamp(min=0)], dim=3)
+        return _pool(maps, self.pool)
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """The length of the transformed patch at each location.
+
+    Attributes
+    ----------
+    layer : Layer
+        The patches.
+    transform : ndarray of shape (d, d)
+        The patch transform T.
+    """
+
+    layer: Layer
+    transform: np.ndarray
+
+    @property
+    def shape(self):
+        """Rows, columns and maps of an image's features."""
+        return (*self.layer.locations, 1)
+
+    @property
+    def n_maps(self):
+        """Maps before the length is taken."""
+        return len(self.transform)
+
+    def __call__(self, images):
+        """(n, h, w, c) → (n, rows, columns, 1)."""
+        transform = to_tensor(self.transform, images.dtype, images.device)
+        return convolve(images, self.layer, transform).norm(dim=3, keepdim=True)
+
+
+@dataclass(frozen=True)
+class SeenImage:
+    """Images put together from transformed patches, each pixel a mean.
+
+    Attributes
+    ----------
+    layer : Layer
+        The patches.
+    transform : ndarray of shape (d, d)
+        The patch transform T, or any other matrix on patches.
+    image_shape : tuple of int
+        Rows, columns and channels of an image.
+    """
+
+    layer: Layer
+    transform: np.ndarray
+    image_shape: tuple[int, int, int]
+
+    @property
+    def shape(self):
+        """Rows, columns and channels: those of the image."""
+        return self.image_shape
+
+    @property
+    def n_maps(self):
+        """Maps that are put together."""
+        return len(self.transform)
+
+    def __call__(self, images):
+        """(n, h, w, c) → (n, h, w, c)."""
+        transform = to_tensor(self.transform, images.dtype, images.device)
+        patches = convolve(images, self.layer, transform)
+        return overlap_average(patches, self.layer, self.image_shape)
+
+
+def _pooled_shape(map_shape, pool):
+    """Rows, columns and maps behind a pool, whose grid is clipped to the map."""
+    rows, columns, n_maps = map_shape
+    return (
+        (rows, columns, n_maps) if pool is None else (*_grid(map_shape, pool), n_maps)
+    )
+
+
+def _pool(maps, pool):
+    return maps if pool is None else average_pool(maps, _grid(maps.shape[1:], pool))
+
+
+def _grid(map_shape, pool):
+    """A grid has no more cells than the map has locations."""
+    return min(pool[0], map_shape[0]), min(pool[1], map_shape[1])

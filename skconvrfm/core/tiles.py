@@ -28,6 +28,8 @@ _KEPT_ARRAYS = 2
 _CPU_TILE_BYTES = 2**20
 # Copies of its patches alive while a block is prepared and packed.
 _PATCH_COPIES = 3
+# Copies of its maps alive while an image's features are computed.
+_MAP_COPIES = 4
 # A task that runs out of memory is tried again with half, down to this.
 _LEAST_MEMORY = 2**20
 
@@ -411,3 +413,44 @@ def _strip_product(kernel, X, centres, transform, coef, pairs, resources):
     """Some rows of the kernel matrix times the coefficients."""
     strip = _strip(kernel, X, centres, transform, False, pairs, resources)
     return strip.astype(np.float64, copy=False) @ coef
+
+
+def compute_features(features, images, resources):
+    """Features of images, computed block by block.
+
+    Parameters
+    ----------
+    features : callable
+        ``features(images)`` of tensors, with the attributes ``shape`` of an image's
+        features, ``n_maps``, the maps that are alive on the way, and ``layer``.
+    images : ndarray of shape (n, h, w, c)
+        The images, of any real dtype.
+    resources : Resources
+        Device, precision, memory, workers.
+
+    Returns
+    -------
+    ndarray of shape (n, rows, columns, n_maps)
+    """
+    worker = resources.one_worker()
+    parts = image_blocks(images, _feature_block(features, images, worker))
+    tasks = ((features, images[part], worker) for part in parts)
+    out = np.empty((len(images), *features.shape), dtype=resources.numpy_dtype)
+    for part, block in zip(parts, resources.run(_feature_rows, tasks), strict=True):
+        out[part] = block
+    return out
+
+
+@halving_memory
+def _feature_rows(features, images, resources):
+    """The features of some images, in smaller blocks if memory has become less."""
+    parts = image_blocks(images, _feature_block(features, images, resources))
+    rows = [features(resources.tensor(images[part])).cpu().numpy() for part in parts]
+    return np.concatenate(rows)
+
+
+def _feature_block(features, images, resources):
+    """Images whose maps fit in memory together."""
+    maps = _MAP_COPIES * features.layer.n_locations * features.n_maps
+    numbers = maps + 2 * math.prod(images.shape[1:]) + math.prod(features.shape)
+    return max(1, resources.memory // (2 * resources.itemsize * numbers))

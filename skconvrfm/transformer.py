@@ -1,0 +1,434 @@
+"""Features for other estimators, made with a patch metric that ConvRFM learns."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.base import TransformerMixin, _fit_context
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._set_output import _get_output_config
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import (
+    _check_feature_names_in,
+    check_is_fitted,
+    validate_data,
+)
+
+from .base import DEFAULT_ALPHAS, BaseConvRFM, unchanged_on_failure
+from .core.features import (
+    ACTIVATIONS,
+    EigenProjections,
+    FilterLayer,
+    PooledFilters,
+    Saliency,
+    SeenImage,
+)
+from .core.images import convolution_layers
+from .core.tiles import compute_features
+from .estimators import ConvRFMClassifier, ConvRFMRegressor
+from .kernels import as_numpy, make_resources
+
+OUTPUTS = ("filters", "eigen", "saliency", "image")
+RECTIFICATIONS = ("absolute", "halves")
+TASKS = {"classification": ConvRFMClassifier, "regression": ConvRFMRegressor}
+
+
+class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
+    """Image features under a patch metric that is learned from the targets.
+
+    Fits ConvRFM to learn which directions of a patch matter to the targets, the patch
+    metric M = T Tᵀ, and gives features that any estimator takes: convolutions with
+    filters drawn from the metric or with its eigenvectors, pooled; a picture of where
+    the signal is; or the image as the metric sees it.
+
+    Parameters
+    ----------
+    output : {"filters", "eigen", "saliency", "image"}, default="filters"
+        What :meth:`transform` gives:
+
+        - ``"filters"``: convolution with `n_filters` filters drawn from N(0, M),
+          `activation`, and the mean over each cell of the grid `pool`. The features of
+          a wide network's first layer.
+        - ``"eigen"``: projections on the `n_components` leading eigenvectors of M,
+          `rectification`, and the mean over each cell of the grid `pool`. Fewer
+          features, each with a meaning.
+        - ``"saliency"``: the length of the transformed patch ``‖T v‖`` at each
+          location: a picture of where the signal is.
+        - ``"image"``: the image as the metric sees it, of the shape of the input: each
+          pixel is the mean of the entries of the transformed patches that lie on it.
+    n_filters : int, default=64
+        Filters of ``output="filters"``.
+    activation : {"relu", "identity"}, default="relu"
+        What follows the filters. The mean of linear features is a linear feature of the
+        mean patch, so that ``"identity"`` is of use mostly without `pool`.
+    n_components : int, default=8
+        Eigenvectors of ``output="eigen"``; no more than a patch has entries are taken.
+    rectification : {"absolute", "halves"}, default="absolute"
+        What follows the projections on eigenvectors, whose sign has no meaning of its
+        own: the absolute value, or the positive and the negative part as two features.
+    pool : int, (int, int) or None, default=(2, 2)
+        Rows and columns of a grid of cells, over each of which ``"filters"`` and
+        ``"eigen"`` are averaged. It is clipped to the map; None keeps every location.
+    task : {"auto", "classification", "regression"}, default="auto"
+        How `y` is read. ``"auto"`` goes by its type
+        (:func:`sklearn.utils.multiclass.type_of_target`): numbers that are all whole
+        are classes, so that counts and ratings need ``"regression"``.
+    image_shape : tuple of int, default=None
+        Rows and columns of an image, ``(h, w)``, or with channels ``(h, w, c)``. None
+        takes it from `X` where that has three or four dimensions; a flat row is a
+        square image where its width is a perfect square from 16 on, else one row of
+        pixels. Colour images in flat rows need it.
+    channels : {"last", "first"}, default="last"
+        How the pixels of a flat row are laid out, (h, w, c) or (c, h, w); the same
+        for four-dimensional `X`.
+    kernel : {"ntk", "nngp", "laplace", "gaussian"}, default="ntk"
+        The kernel that the metric is learned with, see :class:`ConvRFMClassifier`.
+    depth : int, default=3
+        Number of convolutions of the kernel; not for ``"laplace"`` and ``"gaussian"``.
+    patch_size : int or (int, int), default=3
+        Rows and columns of a patch, clipped to the image.
+    padding : {"valid", "same"}, default="valid"
+        Whether maps shrink by the patch less one, or are padded with zeros.
+    bias : float, default=0.3
+        Standard deviation of the bias of every convolution of the kernel.
+    bandwidth : float or "auto", default="auto"
+        Bandwidth of the patch kernels; ``"auto"`` is a weighted median of distances.
+    n_rounds : int, default=4
+        Updates of the patch transform after the first fit.
+    agop_power : float, default=0.5
+        The power of the patch AGOP that becomes the patch transform.
+    agop_samples : "auto", int, float or None, default="auto"
+        Images that carry the AGOP: a number, a fraction, None for all, or as many as
+        make 20,000 patches.
+    alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
+        The ridge, in units of the largest diagonal entry of the kernel; of several,
+        `selection` chooses.
+    selection : {"gcv", "loo", "last"}, default="gcv"
+        What chooses ridge and round: generalised cross-validation, the leave-one-out
+        error, or the last round.
+    device : str, default="auto"
+        ``"auto"`` is CUDA where torch finds it, else the CPU.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Precision of the kernel and of the features. ``"auto"`` is the smaller that
+        holds the images exactly: float64 stays float64, uint8 gives float32.
+    n_jobs : int, default=None
+        Tasks that share kernel tiles and blocks of images, through joblib.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draw of `agop_samples` and of the filters. None is a seed as well:
+        fits are repeatable by default.
+    verbose : int, default=0
+        With 1, one line a round.
+
+    Attributes
+    ----------
+    patch_transform_ : ndarray of shape (d, d)
+        The patch transform T that the features are made with, for patches of
+        d = c·rows·columns entries in the order (channel, row, column): that of the
+        round that was kept; or, where this is round 0, which has learned none, the one
+        that the AGOP of its predictor gives.
+    filters_ : ndarray of shape (n_filters, d)
+        The filters, drawn from N(0, M).
+    components_ : ndarray of shape (n_components, d)
+        The leading eigenvectors of M, the largest entry of each positive.
+    patch_agop_ : ndarray of shape (d, d)
+        The patch AGOP of the predictor of the round that was kept.
+    alpha_ : float
+        Its ridge.
+    best_round_ : int
+        The round.
+    history_ : dict of ndarray
+        One entry a round, see :class:`ConvRFMClassifier`.
+    image_shape_ : tuple of int
+        Rows, columns and channels of an image.
+    patch_shape_ : tuple of int
+        Rows and columns of a patch.
+    output_shape_ : tuple of int
+        Rows, columns and maps of the features of an image, which lie in a row of the
+        result in this order.
+    n_features_in_ : int
+        Number of features of a row.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, where `X` had string names.
+
+    See Also
+    --------
+    ConvRFMClassifier, ConvRFMRegressor : The machines that learn the metric.
+    skconvrfm.display.SaliencyDisplay : Pictures of saliency.
+
+    Notes
+    -----
+    The fit costs what one of ConvRFM costs, the square of the number of images; the
+    transform is linear in them, so that a metric can be learned on a part of the data.
+
+    References
+    ----------
+    Beaglehole, Radhakrishnan, Pandit, Belkin, "Mechanism of feature learning in
+    convolutional neural networks", arXiv:2309.00570, Deep ConvRFM for the filters.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from skconvrfm import PatchAGOPTransformer
+    >>> from skconvrfm.datasets import load_digit_images
+    >>> X, y = load_digit_images(return_X_y=True)
+    >>> features = PatchAGOPTransformer(n_filters=32, depth=2, n_rounds=1)
+    >>> model = make_pipeline(features, LogisticRegression(max_iter=1000))
+    >>> bool(model.fit(X[:200], y[:200]).score(X[200:400], y[200:400]) > 0.9)
+    True
+    >>> features.transform(X[:5]).shape
+    (5, 128)
+    """
+
+    _parameter_constraints: dict = {
+        **BaseConvRFM._parameter_constraints,
+        "output": [StrOptions(set(OUTPUTS))],
+        "n_filters": [Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "rectification": [StrOptions(set(RECTIFICATIONS))],
+        "pool": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "task": [StrOptions({"auto", *TASKS})],
+    }
+
+    def __init__(
+        self,
+        *,
+        output="filters",
+        n_filters=64,
+        activation="relu",
+        n_components=8,
+        rectification="absolute",
+        pool=(2, 2),
+        task="auto",
+        image_shape=None,
+        channels="last",
+        kernel="ntk",
+        depth=3,
+        patch_size=3,
+        padding="valid",
+        bias=0.3,
+        bandwidth="auto",
+        n_rounds=4,
+        agop_power=0.5,
+        agop_samples="auto",
+        alpha=DEFAULT_ALPHAS,
+        selection="gcv",
+        device="auto",
+        dtype="auto",
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        super().__init__(
+            image_shape=image_shape,
+            channels=channels,
+            kernel=kernel,
+            depth=depth,
+            patch_size=patch_size,
+            padding=padding,
+            bias=bias,
+            bandwidth=bandwidth,
+            n_rounds=n_rounds,
+            agop_power=agop_power,
+            agop_samples=agop_samples,
+            alpha=alpha,
+            selection=selection,
+            device=device,
+            dtype=dtype,
+            n_jobs=n_jobs,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.output = output
+        self.n_filters = n_filters
+        self.activation = activation
+        self.n_components = n_components
+        self.rectification = rectification
+        self.pool = pool
+        self.task = task
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Learn the patch metric.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, or rows of pixels, of any real dtype.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Classes or real targets, see `task`.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.
+
+        Returns
+        -------
+        self : object
+            The fitted transformer. If the fit fails or is interrupted, it is as it was.
+
+        Raises
+        ------
+        ValueError
+            If X, y or a parameter is not usable; the message says what to do.
+        """
+        with unchanged_on_failure(self):
+            return self._fit(X, y, sample_weight)
+
+    def _fit(self, X, y, sample_weight):
+        X, shape = self._flatten(X)
+        X, y = validate_data(
+            self,
+            X,
+            as_numpy(y, "y"),
+            dtype="numeric",
+            multi_output=True,
+            y_numeric=False,
+            ensure_min_samples=2,
+        )
+        image_shape = self._resolve_image_shape(X.shape[1], shape)
+        self._check_pool()
+        learner = self._make_learner(y, image_shape)
+        learned = learner.fit(X, y, sample_weight).layers_[0]
+
+        self.image_shape_ = image_shape
+        self.patch_shape_ = learned.patch_shape_
+        self.patch_transform_ = learned.filter_transform_
+        self.filters_ = learned.filters
+        self.components_ = _leading_eigenvectors(
+            learned.filter_transform_, self.n_components
+        )
+        self.patch_agop_ = learned.patch_agop_
+        self.alpha_ = learned.alpha_
+        self.best_round_ = learned.best_round_
+        self.history_ = learned.history_
+        self.output_shape_ = self._features().shape
+        return self
+
+    def transform(self, X):
+        """Make features of images.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, laid out as in `fit`.
+
+        Returns
+        -------
+        X_new : ndarray of shape (n_samples, n_features_out)
+            Features in float32, or in float64 for data that need it. With
+            ``output="image"`` the result has the shape of `X`, but is flat where
+            `set_output` asks for a data frame.
+        """
+        images = self._check_images(X)
+        resources = make_resources(self.device, self.dtype, self.n_jobs, images)
+        features = compute_features(self._features(), images, resources)
+        if self.output == "image":
+            return self._like_input(features, X)
+        return features.reshape(len(features), -1)
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the features.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Names of the columns of `X`; used by ``output="image"``, whose columns they
+            are, and checked otherwise.
+
+        Returns
+        -------
+        names : ndarray of str objects
+            ``"filter3_0_1"`` is filter 3 in row 0 and column 1 of the grid (or map),
+            ``"eigen3_0_1"`` eigenvector 3 there, with ``"eigen3+"`` and ``"eigen3-"``
+            for its halves, and ``"saliency_0_1"`` the location in row 0 and column 1.
+        """
+        check_is_fitted(self)
+        input_features = _check_feature_names_in(self, input_features)
+        if self.output == "image":
+            return input_features
+        rows, columns, _ = self.output_shape_
+        return np.array(
+            [
+                f"{name}_{row}_{column}"
+                for row in range(rows)
+                for column in range(columns)
+                for name in self._map_names()
+            ],
+            dtype=object,
+        )
+
+    def _make_learner(self, y, image_shape):
+        """The estimator that learns the metric."""
+        task = self.task
+        if task == "auto":
+            kind = type_of_target(y, input_name="y", raise_unknown=True)
+            classes = kind in ("binary", "multiclass")
+            task = "classification" if classes else "regression"
+        shared = {name: getattr(self, name) for name in BaseConvRFM._get_param_names()}
+        shared["image_shape"] = image_shape
+        return TASKS[task](**shared, n_filters=self.n_filters)
+
+    def _check_pool(self):
+        """The grid as a pair of ints, or None."""
+        if self.pool is None:
+            return None
+        pool = np.broadcast_to(self.pool, 2) if np.ndim(self.pool) == 0 else self.pool
+        integers = all(isinstance(size, Integral) for size in pool)
+        if len(pool) != 2 or not integers or min(pool) < 1:
+            raise ValueError(
+                f"pool={self.pool!r} is neither None, nor a positive int, nor a pair "
+                "(rows, columns) of them."
+            )
+        return tuple(map(int, pool))
+
+    def _features(self):
+        """What makes the features of a block of images."""
+        [layer] = convolution_layers(
+            self.image_shape_, self.patch_size, self.padding, depth=1
+        )
+        if self.output == "filters":
+            filters = FilterLayer(layer, self.filters_, self.activation)
+            return PooledFilters(filters, self._check_pool())
+        if self.output == "eigen":
+            return EigenProjections(
+                layer, self.components_, self.rectification, self._check_pool()
+            )
+        if self.output == "saliency":
+            return Saliency(layer, self.patch_transform_)
+        return SeenImage(layer, self.patch_transform_, self.image_shape_)
+
+    def _map_names(self):
+        """The names of the maps at one location."""
+        if self.output == "filters":
+            return [f"filter{index}" for index in range(len(self.filters_))]
+        if self.output == "saliency":
+            return ["saliency"]
+        names = [f"eigen{index}" for index in range(len(self.components_))]
+        if self.rectification == "absolute":
+            return names
+        return [f"{name}{sign}" for sign in "+-" for name in names]
+
+    def _like_input(self, images, X):
+        """Images (n, h, w, c) laid out as the input was; flat for a data frame."""
+        if self.channels == "first":
+            images = images.transpose(0, 3, 1, 2)
+        rows = self._flatten(X)[1] is None
+        if rows or _get_output_config("transform", self)["dense"] != "default":
+            return images.reshape(len(images), -1)
+        return images.reshape(np.shape(X))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _leading_eigenvectors(transform, n_components):
+    """The leading eigenvectors of T Tᵀ as rows, the largest entry of each positive."""
+    eigenvalues, vectors = np.linalg.eigh(transform)
+    order = np.argsort(-np.abs(eigenvalues), kind="stable")[:n_components]
+    vectors = vectors.T[order]
+    peaks = np.abs(vectors).argmax(axis=1)[:, None]
+    return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
