@@ -39,7 +39,7 @@ from .core.cnfa import (
     frozen,
 )
 from .core.devices import resolve_device
-from .core.images import to_tensor
+from .core.images import balanced_blocks, to_tensor
 from .core.sampling import systematic_sample
 from .display import AnsatzDisplay
 from .kernels import as_numpy
@@ -347,9 +347,8 @@ class AnsatzScorer(BaseEstimator):
     ...     torch.nn.ReLU(),
     ...     torch.nn.Conv2d(4, 6, kernel_size=3, stride=2),
     ...     torch.nn.Flatten(),
-    ...     torch.nn.LazyLinear(5),
+    ...     torch.nn.Linear(24, 5),
     ... )
-    >>> _ = network(torch.zeros(1, 3, 8, 8))
     >>> report = AnsatzScorer().report(network, X)
     >>> [(row.name, row.weight_shape, row.n_patches) for row in report]
     [('0', (4, 3, 3, 3), 720), ('2', (6, 4, 3, 3), 80)]
@@ -485,24 +484,27 @@ class AnsatzScorer(BaseEstimator):
         rng = check_random_state(0 if self.random_state is None else self.random_state)
         seed = int(rng.randint(2**31 - 1))
         memory = int(get_config()["working_memory"] * 2**20)
-        source = self._images(X, y, network, is_bare, rng)
         with ExitStack() as stack:
             device = stack.enter_context(frozen(network, self._device(network)))
-            first, batches = source.peek(device)
-            layers, elements = self._select_layers(network, first)
+            images = self._images(X, y, network, is_bare, rng).to(device)
+            first = images.first()
+            layers, n_elements = self._select_layers(network, first)
             options = {"outputs": self.outputs, "seed": seed, "memory": memory}
             measured = [AnsatzMeasurement(network, layers, **options)]
             if baseline is not None:
                 stack.enter_context(frozen(baseline, device))
+                same = _same_names(layers, baseline)
                 measured.append(
-                    AnsatzMeasurement(
-                        baseline, _same_names(layers, baseline), max_folds=1, **options
-                    )
+                    AnsatzMeasurement(baseline, same, max_folds=1, **options)
                 )
-            size = self._batch_size(elements * first.element_size(), memory)
-            batches = source.cut(batches, size)
+            size = self.batch_size
+            if size == "auto":
+                kept = KEPT_PER_OUTPUT * n_elements * first.element_size()
+                # The other half is for gradients.
+                size = images.batch_size(memory // (2 * max(1, kept)))
+            batches = images.batches(size)
             if progress is not None:
-                batches = progress(batches, source.n_batches(size))
+                batches = progress(batches, images.n_batches(size))
             for batch in batches:
                 for measurement in measured:
                     measurement.add(batch)
@@ -521,13 +523,13 @@ class AnsatzScorer(BaseEstimator):
         return resolve_device(self.device)
 
     def _images(self, X, y, network, is_bare, rng):
-        """X as a source of batches."""
+        """X as something that gives batches."""
         dtype = next(
             (p.dtype for p in network.parameters() if p.is_floating_point()),
             torch.float32,
         )
         if _is_iterable_of_batches(X):
-            return _BatchSource(X, dtype, self.max_images)
+            return _Batches(X, dtype, self.max_images)
         X = check_array(
             as_numpy(X, "X"),
             dtype="numeric",
@@ -537,10 +539,12 @@ class AnsatzScorer(BaseEstimator):
         )
         if self.image_shape is not None or is_bare:
             X = self._lay_out(X, network)
+        elif X.dtype.kind in "iu" and X.dtype.itemsize >= 4:
+            dtype = torch.int64  # what an estimator takes, for instance tokens
         rows = np.arange(len(X))
         if self.max_images is not None and self.max_images < len(X):
             rows = _draw_images(len(X), y, self.max_images, rng)
-        return _ArraySource(X, rows, dtype)
+        return _Array(X, rows, dtype)
 
     def _lay_out(self, X, network):
         """Images as a view of shape (n, channels, ...), as a convolution takes them."""
@@ -626,13 +630,6 @@ class AnsatzScorer(BaseEstimator):
                 "batches as the network takes them."
             ) from error
 
-    def _batch_size(self, image_bytes, memory):
-        """Images of one batch: as asked for, or what fits half of the memory."""
-        if self.batch_size != "auto":
-            return _BatchSize(self.batch_size, fixed=True)
-        fits = memory // (2 * KEPT_PER_OUTPUT * max(1, image_bytes))
-        return _BatchSize(max(1, fits), fixed=False)
-
     def _rows(self, measurement, baseline=None):
         """The rows of the report from what was measured."""
         others = {layer.name: layer for layer in baseline.layers} if baseline else {}
@@ -675,9 +672,8 @@ class AnsatzScorer(BaseEstimator):
     def _convrfm_rows(self, estimator, baseline):
         """One row for each layer of a ConvRFM estimator, from what its fit kept."""
         layers = _convrfm_layers(estimator)
-        others = (
-            itertools.repeat(None) if baseline is None else _convrfm_layers(baseline)
-        )
+        others = () if baseline is None else _convrfm_layers(baseline)
+        others = itertools.chain(others, itertools.repeat(None))
         for number, (layer, other) in enumerate(zip(layers, others, strict=False)):
             metric = layer.patch_transform_
             correlation, reason = self._convrfm_correlation(layer)
@@ -783,77 +779,88 @@ def _same_names(layers, network):
 # --------------------------------------------------------------------- batches
 
 
-@dataclass(frozen=True)
-class _BatchSize:
-    """Images of a batch: exactly so many, or so many at most."""
-
-    n_images: int
-    fixed: bool
-
-
-class _ArraySource:
+class _Array:
     """Batches of an array of images, cast batch by batch."""
 
     def __init__(self, X, rows, dtype):
         self.X, self.rows, self.dtype = X, rows, dtype
 
-    def peek(self, device):
-        """The first image as a batch, and what is to be cut into batches."""
-        return self._batch(self.rows[:1], device), device
+    def to(self, device):
+        """Give batches on this device."""
+        self.device = device
+        return self
 
-    def cut(self, device, size):
-        """The batches."""
-        bounds = np.linspace(0, len(self.rows), self.n_batches(size) + 1).astype(int)
-        for start, stop in itertools.pairwise(bounds):
-            yield self._batch(self.rows[start:stop], device)
+    def first(self):
+        """The first image as a batch."""
+        return self._batch(slice(0, 1))
+
+    def batch_size(self, largest):
+        """Images of a batch: enough batches for the standard error, if they fit."""
+        return max(1, min(largest, -(-len(self.rows) // MAX_FOLDS)))
 
     def n_batches(self, size):
-        """How many there are; of equal size if that is free."""
-        n_images = size.n_images
-        if not size.fixed:
-            n_images = min(n_images, -(-len(self.rows) // MAX_FOLDS))
-        return -(-len(self.rows) // n_images)
+        """How many batches there are."""
+        return len(self._blocks(size))
 
-    def _batch(self, rows, device):
-        exact = torch.float64 if self.dtype == torch.float64 else torch.float32
-        return to_tensor(self.X[rows], exact, device).to(self.dtype)
+    def batches(self, size):
+        """All batches, of at most `size` images."""
+        return map(self._batch, self._blocks(size))
+
+    def _blocks(self, size):
+        return balanced_blocks(slice(0, len(self.rows)), size)
+
+    def _batch(self, block):
+        wide = self.dtype in (torch.float64, torch.int64)
+        exact = torch.float64 if wide else torch.float32
+        images = to_tensor(self.X[self.rows[block]], exact, self.device)
+        return images.to(self.dtype)
 
 
-class _BatchSource:
+class _Batches:
     """Batches of an iterable, as they come."""
 
     def __init__(self, batches, dtype, max_images):
-        self.batches, self.dtype, self.max_images = batches, dtype, max_images
+        self.given, self.dtype, self.max_images = batches, dtype, max_images
 
-    def peek(self, device):
-        """The first image as a batch, and all batches."""
-        batches = self._tensors(device)
-        first = next(batches, None)
+    def to(self, device):
+        """Give batches on this device."""
+        self.device = device
+        return self
+
+    def first(self):
+        """The first image as a batch."""
+        self._tensors = self._read()
+        first = next(self._tensors, None)
         if first is None:
             raise ValueError("X has no batches, or no images in them.")
-        return first[:1], itertools.chain([first], batches)
+        self._tensors = itertools.chain([first], self._tensors)
+        return first[:1]
 
-    def cut(self, batches, size):
-        """The batches, those split that are too large."""
-        for batch in batches:
-            yield from batch.split(size.n_images)
+    def batch_size(self, largest):
+        """Images of a batch at most."""
+        return max(1, largest)
 
     def n_batches(self, size):
-        """How many there are, None if that is not known."""
-        known = hasattr(self.batches, "__len__") and self.max_images is None
-        return len(self.batches) if known else None
+        """How many batches there are, as far as that is known."""
+        known = hasattr(self.given, "__len__") and self.max_images is None
+        return len(self.given) if known else None
 
-    def _tensors(self, device):
+    def batches(self, size):
+        """All batches, those split that are larger than `size`."""
+        for batch in self._tensors:
+            yield from batch.split(size)
+
+    def _read(self):
+        """The images of each batch, as the network takes them."""
         left = math.inf if self.max_images is None else self.max_images
-        for batch in self.batches:
-            tensor = _images_of(batch)
-            if len(tensor) > left:
-                tensor = tensor[:left]
-            left -= len(tensor)
-            if len(tensor):
+        for batch in self.given:
+            images = _images_of(batch)
+            images = images[: min(left, len(images))]
+            left -= len(images)
+            if len(images):
                 # Other integers may be tokens, which an embedding takes as they are.
-                is_image = tensor.is_floating_point() or tensor.dtype == torch.uint8
-                yield tensor.to(device, self.dtype if is_image else tensor.dtype)
+                is_image = images.is_floating_point() or images.dtype == torch.uint8
+                yield images.to(self.device, self.dtype if is_image else images.dtype)
             if not left:
                 return
 
@@ -899,7 +906,7 @@ def _draw_images(n, y, n_draws, rng):
 
 
 def _show_progress(batches, total):
-    """Pass batches on; a long run on a terminal shows a bar, where rich is installed."""
+    """Pass batches on; if that is long, show a bar on a terminal (with rich)."""
     try:
         from rich.console import Console
         from rich.progress import Progress
