@@ -32,6 +32,7 @@ from .core.cnfa import (
     MAX_FOLDS,
     AnsatzMeasurement,
     FilterSpace,
+    OutputError,
     correlate,
     count_outputs,
     covariance_correlation,
@@ -139,7 +140,7 @@ class AnsatzReport(Sequence):
     layer  kind    weight         patches  correlation  baseline  drift
     -----  ------  -------------  -------  -----------  --------  -----
     conv1  Conv2d  8 x 3 x 3 x 3        -        0.900         -      -
-    mean                                         0.900
+    mean                                         0.900         -      -
     """
 
     def __init__(self, rows, *, correlation, agop_power):
@@ -160,13 +161,11 @@ class AnsatzReport(Sequence):
         )
 
     def __str__(self):
-        header = (
-            *("layer", "kind", "weight", "patches", "correlation", "baseline", "drift"),
-        )
+        columns = ("correlation", "baseline", "drift")
+        header = ("layer", "kind", "weight", "patches", *columns)
         lines = [_cells(row) for row in self]
-        found = self.correlations()
-        if len(found):
-            lines.append(("mean", "", "", "", f"{found.mean():.3f}", "", ""))
+        means = (_finite_mean(self, name) for name in _NUMBERS)
+        lines.append(("mean", "", "", "", *map(_number, means)))
         power = "" if self.agop_power == 1 else f" to the power {self.agop_power:g}"
         title = (
             f"{self.correlation.capitalize()} correlation of filter covariance and "
@@ -227,6 +226,16 @@ class AnsatzReport(Sequence):
             If matplotlib is not installed.
         """
         return AnsatzDisplay.from_report(self, ax=ax)
+
+
+# What the last columns of the table show.
+_NUMBERS = ("correlation", "baseline_correlation", "baseline_drift")
+
+
+def _finite_mean(rows, name):
+    """Mean of an attribute of the rows over those that have it, NaN if none has."""
+    values = [value for row in rows if math.isfinite(value := getattr(row, name))]
+    return sum(values) / len(values) if values else math.nan
 
 
 def _cells(row):
@@ -621,6 +630,8 @@ class AnsatzScorer(BaseEstimator):
         """Put one image through the network; say what may be wrong with it."""
         try:
             return count_outputs(network, first, layers)
+        except OutputError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"X cannot be put through {type(network).__name__}: a batch of shape "
@@ -744,7 +755,8 @@ def _open(estimator, X=None):
 
 
 def _is_convrfm(estimator):
-    return hasattr(estimator, "layers_") or hasattr(estimator, "patch_agop_")
+    layers = getattr(estimator, "layers_", None) or [estimator]
+    return all(hasattr(layer, "patch_agop_") for layer in layers)
 
 
 def _convrfm_layers(estimator):

@@ -298,7 +298,7 @@ def read_state(path):
 
 
 def load_images(options, source):
-    """The images as the scorer takes them: an array or a batch, and their channels."""
+    """The images as an array, and on which side of it their channels are."""
     path, transform = options.images, source.transform
     if options.size is not None and (transform is not None or not path.is_dir()):
         raise UsageError(
@@ -310,8 +310,8 @@ def load_images(options, source):
     else:
         images = list(read_archive(path, options.max_images))
     if transform is not None:
-        tensors = [torch.from_numpy(np.array(image)) for image in images]
-        return [torch.stack([transform(t.permute(2, 0, 1)) for t in tensors])], "last"
+        tensors = (torch.from_numpy(image).permute(2, 0, 1) for image in images)
+        return torch.stack([transform(tensor) for tensor in tensors]).numpy(), "first"
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise UsageError(

@@ -343,7 +343,7 @@ class MeasuredLayer:
             return math.nan, "the network does not call it"
         if not self.reached:
             return math.nan, "no output depends on it, or the network detaches it"
-        matrices = {"filter covariance": self.space.covariance, "AGOP": self.agop}
+        matrices = {"filter covariance": self.space.covariance, "patch AGOP": self.agop}
         return correlate(self.space, matrices, kind, power)
 
     def standard_error(self, kind, power):
@@ -498,6 +498,10 @@ def device_of(network):
     return torch.device("cpu")
 
 
+class OutputError(ValueError):
+    """What a network returns is not one row of outputs an image."""
+
+
 class _WeightsInUse(TorchFunctionMode):
     """Remembers the weight of the last linear map.
 
@@ -533,6 +537,11 @@ def run_network(network, inputs, layers, see):
     -------
     Tensor of shape (n, n_outputs)
         The outputs of the network.
+
+    Raises
+    ------
+    OutputError
+        If the network does not return a tensor with a row an image.
     """
     with ExitStack() as stack:
         in_use = stack.enter_context(_WeightsInUse())
@@ -557,8 +566,8 @@ def run_network(network, inputs, layers, see):
         outputs = _first_tensor(network(inputs))
     if outputs is None or outputs.ndim == 0 or len(outputs) != len(inputs):
         found = "no tensor" if outputs is None else f"shape {tuple(outputs.shape)}"
-        raise ValueError(
-            f"the network's output for {len(inputs)} images has {found}; it must be "
+        raise OutputError(
+            f"The network's output for {len(inputs)} images has {found}; it must be "
             "(n_images, ...): wrap the network in a module that returns that."
         )
     return outputs.reshape(len(outputs), -1)
