@@ -295,11 +295,7 @@ class MeasuredLayer:
     @property
     def kind(self):
         """The class of torch.nn that the layer belongs to."""
-        return next(
-            cls.__name__
-            for cls in type(self.modules[0]).__mro__
-            if cls.__module__.startswith("torch.nn.modules")
-        )
+        return next(cls.__name__ for cls in LAYERS if isinstance(self.modules[0], cls))
 
     def see(self, weight):
         """Take note of the weight that a call used."""
