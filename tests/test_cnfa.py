@@ -501,7 +501,7 @@ class Branches(nn.Module):
 REASONS = {
     "unused": "no output depends on it, or the network detaches it",
     "detached": "no output depends on it, or the network detaches it",
-    "blind": "its AGOP is zero",
+    "blind": "its patch AGOP is zero",
     "single": "",
     "dot": "its filter covariance is constant",
     "uncalled": "the network does not call it",
@@ -523,7 +523,7 @@ def test_weights_that_are_not_finite_are_named():
     with torch.no_grad():
         network[1].weight[0] = math.nan
     layers, _ = measure(network, torch.randn(4, 3, 5, 5))
-    assert layers["0"].correlation("cosine", 1.0)[1] == "its AGOP is not finite"
+    assert layers["0"].correlation("cosine", 1.0)[1] == "its patch AGOP is not finite"
     reason = layers["1"].correlation("cosine", 0.5)[1]
     assert reason == "its filter covariance is not finite"
     assert math.isnan(layers["0"].standard_error("cosine", 1.0))
@@ -542,9 +542,11 @@ def test_a_network_whose_outputs_do_not_depend_on_its_layers():
     assert layers["conv"].correlation("pearson", 1.0)[1].startswith("no output")
 
 
-def test_lazy_layers_are_refused():
+@pytest.mark.parametrize("layer", [nn.LazyConv2d(3, 3), nn.LazyBatchNorm2d()])
+def test_lazy_layers_are_refused(layer):
     with pytest.raises(ValueError, match="lazy layers without weights: call it"):
-        find_layers(nn.Sequential(nn.LazyConv2d(3, 3)))
+        with frozen(nn.Sequential(layer)):
+            pass
 
 
 # ------------------------------------------------------------------------ outputs

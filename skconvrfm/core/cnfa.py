@@ -406,17 +406,7 @@ def find_layers(network):
     -------
     dict of str to MeasuredLayer
         In the order of registration; a layer is named after the first of its names.
-
-    Raises
-    ------
-    ValueError
-        If weights are not initialised yet.
     """
-    if any(is_lazy(parameter) for parameter in network.parameters()):
-        raise ValueError(
-            f"{type(network).__name__} has lazy layers without weights: call it on a "
-            "batch first."
-        )
     layers, by_weight = {}, {}
     for name, module in network.named_modules(remove_duplicate=False):
         if not isinstance(module, LAYERS):
@@ -454,7 +444,18 @@ def frozen(network, device=None):
     ------
     torch.device
         Where it is.
+
+    Raises
+    ------
+    ValueError
+        If weights are not initialised yet.
     """
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    if any(map(is_lazy, tensors)):
+        raise ValueError(
+            f"{type(network).__name__} has lazy layers without weights: call it on a "
+            "batch first."
+        )
     home = device_of(network)
     modes = [(module, module.training) for module in network.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
@@ -767,7 +768,7 @@ class AnsatzMeasurement:
             yield torch.autograd.grad(outputs, edges, direction, **options)
 
     def _count_folds(self):
-        """As many folds as are useful and as memory holds."""
+        """As many folds as are useful and as memory holds; at least two."""
         called = [layer for layer in self.layers if layer.space is not None]
         size = sum(8 * layer.space.covariance.numel() for layer in called)
         return max(1, min(self.max_folds, max(2, self.memory // max(1, size))))
