@@ -601,10 +601,11 @@ class AnsatzScorer(BaseEstimator):
         return X.reshape(len(X), *laid_out)
 
     def _select_layers(self, network, first):
-        """The layers asked for, and the elements that they put out for one image."""
+        """The layers asked for, and the elements that all put out for one image."""
         by_name = find_layers(network)
         everything = list(dict.fromkeys(by_name.values()))
         convolutions = [layer for layer in everything if layer.n_dims]
+        counts = self._try(network, first, everything)
         if isinstance(self.layers, (list, tuple)):
             layers = list(dict.fromkeys(_by_name(by_name, self.layers)))
         elif callable(self.layers):
@@ -613,11 +614,10 @@ class AnsatzScorer(BaseEstimator):
                 for layer in everything
                 if self.layers(layer.name, layer.modules[0])
             ]
+        elif self.layers == "first":
+            layers = [layer for layer in counts if layer.n_dims][:1]
         else:
             layers = everything if self.layers == "all+linear" else convolutions
-        counts = self._try(network, first, layers)
-        if self.layers == "first":
-            layers = list(counts)[:1]
         if not layers:
             raise ValueError(
                 f"layers={self.layers!r} finds no layer in {type(network).__name__}, "
@@ -693,8 +693,7 @@ class AnsatzScorer(BaseEstimator):
                 compared["baseline_correlation"], _ = self._convrfm_correlation(other)
                 if other.patch_transform_.shape == metric.shape:
                     compared["baseline_drift"] = covariance_correlation(
-                        torch.as_tensor(metric),
-                        torch.as_tensor(other.patch_transform_),
+                        *map(_metric_filters, (layer, other)),
                         1,
                         self.correlation,
                     )
@@ -709,12 +708,8 @@ class AnsatzScorer(BaseEstimator):
 
     def _convrfm_correlation(self, layer):
         """Correlation of the metric T Tᵀ of an estimator with its patch AGOP."""
-        # T is symmetric: its rows are filters whose covariance is the metric.
-        transform, agop = (
-            torch.as_tensor(np.array(matrix, dtype=np.float64))[None]
-            for matrix in (layer.patch_transform_, layer.patch_agop_)
-        )
-        space = FilterSpace.spanned_by(transform)
+        space = FilterSpace.spanned_by(_metric_filters(layer)[None])
+        agop = torch.as_tensor(layer.patch_agop_, dtype=torch.float64)[None]
         matrices = {"patch metric": space.covariance, "patch AGOP": agop}
         return correlate(space, matrices, self.correlation, self.agop_power)
 
@@ -767,6 +762,11 @@ def _convrfm_layers(estimator):
             "estimator that it is compared with is one."
         )
     return getattr(estimator, "layers_", [estimator])
+
+
+def _metric_filters(layer):
+    """Filters whose covariance is the metric T Tᵀ: the columns of T."""
+    return torch.as_tensor(layer.patch_transform_, dtype=torch.float64).T
 
 
 def _by_name(by_name, names):
