@@ -476,6 +476,5 @@ class AnsatzDisplay:
             ax.legend()
         ax.set(xlabel="Layer", ylabel=self.correlation_name)
         ax.set_xticks(places, self.names, rotation=90, fontsize="small")
-        ax.set_ylim(top=1.02)
         ax.grid(alpha=0.3)
         return self
