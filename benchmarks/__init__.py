@@ -1,5 +1,7 @@
 """Benchmarks of skconvrfm.
 
+``python -m benchmarks.ansatz``
+    The neural feature ansatz before and after training, and on a network of full size.
 ``python -m benchmarks.compare``
     Kernel and AGOP, alternating with a peer in an environment of its own.
 ``python -m benchmarks.growth``

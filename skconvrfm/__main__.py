@@ -86,7 +86,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage above them."""
 
     def error(self, message):
-        raise UsageError(f"{message} (see {PROGRAM} --help)")
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def parse_options(argv=None):

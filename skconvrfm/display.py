@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["PatchAGOPDisplay", "RoundsDisplay"]
+__all__ = ["AnsatzDisplay", "PatchAGOPDisplay", "RoundsDisplay"]
 
 _CRITERIA = {"gcv": "Generalised cross-validation", "loo_loss": "Leave-one-out loss"}
 
@@ -343,3 +343,138 @@ def _check_matplotlib(caller):
             f"{caller} needs matplotlib. Install it with "
             '`pip install "skconvrfm[plot]"`.'
         ) from error
+
+
+class AnsatzDisplay:
+    """Correlation of filter covariance and patch AGOP by layer, beside a baseline.
+
+    Use :meth:`from_report`, or ``report.plot()``, to make one.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the layers, in forward order.
+    correlation : array-like of shape (n_layers,)
+        Correlation of each layer; NaN leaves a gap.
+    standard_error : array-like of shape (n_layers,), default=None
+        Drawn as bars, where it is finite.
+    baseline_correlation : array-like of shape (n_layers,), default=None
+        The same for the baseline, mostly the untrained network.
+    correlation_name : str, default="Correlation"
+        What to write beside the axis.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        Figure with the curves.
+    ax_ : matplotlib Axes
+        Axes with the curves.
+    lines_ : list of matplotlib Line2D
+        The curve of the network, and that of the baseline if there is one.
+
+    See Also
+    --------
+    skconvrfm.AnsatzScorer : Measures what is drawn.
+
+    Examples
+    --------
+    >>> from skconvrfm.display import AnsatzDisplay
+    >>> display = AnsatzDisplay(
+    ...     names=["conv1", "conv2"],
+    ...     correlation=[0.97, 0.85],
+    ...     baseline_correlation=[0.6, 0.7],
+    ... )
+    >>> display.plot().ax_.get_xlabel()
+    'Layer'
+    """
+
+    def __init__(
+        self,
+        *,
+        names,
+        correlation,
+        standard_error=None,
+        baseline_correlation=None,
+        correlation_name="Correlation",
+    ):
+        self.names = names
+        self.correlation = correlation
+        self.standard_error = standard_error
+        self.baseline_correlation = baseline_correlation
+        self.correlation_name = correlation_name
+
+    @classmethod
+    def from_report(cls, report, *, ax=None):
+        """Draw a report.
+
+        Parameters
+        ----------
+        report : AnsatzReport
+            What :meth:`skconvrfm.AnsatzScorer.report` returned.
+        ax : matplotlib Axes, default=None
+            Where to draw, see :meth:`plot`.
+
+        Returns
+        -------
+        display : AnsatzDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        _check_matplotlib(f"{cls.__name__}.from_report")
+        baseline = np.array([row.baseline_correlation for row in report])
+        power = "" if report.agop_power == 1 else f", AGOP$^{{{report.agop_power:g}}}$"
+        display = cls(
+            names=[row.name for row in report],
+            correlation=[row.correlation for row in report],
+            standard_error=[row.standard_error for row in report],
+            baseline_correlation=baseline if np.isfinite(baseline).any() else None,
+            correlation_name=f"{report.correlation.capitalize()} correlation{power}",
+        )
+        return display.plot(ax)
+
+    def plot(self, ax=None):
+        """Draw the correlation of each layer.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw. By default in a new figure.
+
+        Returns
+        -------
+        display : AnsatzDisplay
+            This object.
+        """
+        _check_matplotlib(f"{type(self).__name__}.plot")
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            size = (max(4.0, 1.5 + 0.3 * len(self.names)), 3.4)
+            _, ax = plt.subplots(figsize=size, layout="constrained")
+        places = np.arange(len(self.names))
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        self.lines_ = ax.plot(places, self.correlation, marker="o", label="network")
+        if self.standard_error is not None:
+            ax.errorbar(
+                places, self.correlation, self.standard_error, fmt="none", ecolor="C0"
+            )
+        if self.baseline_correlation is not None:
+            self.lines_ += ax.plot(
+                places,
+                self.baseline_correlation,
+                marker="o",
+                markerfacecolor="none",
+                linestyle="--",
+                color="C7",
+                label="baseline",
+            )
+            ax.legend()
+        ax.set(xlabel="Layer", ylabel=self.correlation_name)
+        ax.set_xticks(places, self.names, rotation=90, fontsize="small")
+        ax.grid(alpha=0.3)
+        return self

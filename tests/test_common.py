@@ -33,6 +33,7 @@ def test_checks_that_check_estimator_leaves_out_pass(estimator, name):
 
 # The checks themselves pass arrays where data frames were fitted.
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+@pytest.mark.filterwarnings("ignore:X has feature names")
 @pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
 @pytest.mark.parametrize(
     "name",

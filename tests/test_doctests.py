@@ -19,7 +19,13 @@ MODULES = [
         for module in pkgutil.walk_packages(skconvrfm.__path__, "skconvrfm.")
     ),
 ]
-PUBLIC = ["skconvrfm", "skconvrfm.datasets", "skconvrfm.display", "skconvrfm.kernels"]
+PUBLIC = [
+    "skconvrfm",
+    "skconvrfm.ansatz",
+    "skconvrfm.datasets",
+    "skconvrfm.display",
+    "skconvrfm.kernels",
+]
 README = Path(__file__).parents[1] / "README.rst"
 
 
