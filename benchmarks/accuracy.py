@@ -1,0 +1,175 @@
+"""``python -m benchmarks.accuracy``: fixed, learned, deep, and features for others.
+
+Framed MNIST of sigma 1 (500 training images) and Fashion-MNIST (1000), several draws.
+Every choice is made on the training images alone: ridge, round and layer by GCV, the
+parameters of the others by cross-validation. Needs ``mnist_5000_2000.npz`` and
+``fashion_mnist_5000_2000.npz`` (``X_train``, ``y_train``, ``X_test``, ``y_test``).
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
+from skconvrfm.datasets import make_framed_digits
+
+from .harness import ROOT, format_table, report
+
+DATA = ROOT.parent / "shared" / "data"
+N_TEST = 1000
+FOLDS = 3
+
+
+def framed_mnist(folder, seed):
+    """500 framed digits for training, and as many for the test as `N_TEST`."""
+    parts = _draw(folder / "mnist_5000_2000.npz", 500, seed)
+    frames = np.random.RandomState(seed)
+    framed = [
+        make_framed_digits(images, labels, sigma=1.0, random_state=frames)
+        for images, labels in parts
+    ]
+    return [array.astype(np.float32) for part in framed for array in part]
+
+
+def fashion(folder, seed):
+    """1000 articles for training."""
+    parts = _draw(folder / "fashion_mnist_5000_2000.npz", 1000, seed)
+    return [array for part in parts for array in part]
+
+
+def _draw(path, n_train, seed):
+    """A seeded draw of training and test images in [0, 1], with labels."""
+    rng = np.random.RandomState(seed)
+    parts = []
+    with np.load(path, allow_pickle=False) as archive:
+        for name, count in (("train", n_train), ("test", N_TEST)):
+            images, labels = archive[f"X_{name}"], archive[f"y_{name}"]
+            rows = rng.permutation(len(images))[:count]
+            parts.append((images[rows].astype(np.float32) / 255, labels[rows]))
+    return parts
+
+
+DATASETS = {"framed MNIST, 500": framed_mnist, "Fashion-MNIST, 1000": fashion}
+
+
+def make_models(n_rounds, n_filters, image_shape, seed, cache):
+    """The models by name; all take flat rows.
+
+    Returns
+    -------
+    dict of estimator
+    """
+    common = {"image_shape": image_shape, "random_state": seed}
+
+    def convrfm(**parameters):
+        return ConvRFMClassifier(**common, **parameters)
+
+    def behind_features(model, grid):
+        features = PatchAGOPTransformer(
+            n_filters=256, pool=(3, 3), depth=1, n_rounds=n_rounds, **common
+        )
+        steps = [("features", features), ("scale", StandardScaler()), ("model", model)]
+        return GridSearchCV(
+            Pipeline(steps, memory=cache),
+            {"features__patch_size": [5, 7], **grid},
+            cv=FOLDS,
+        )
+
+    models = {
+        "fixed kernel": convrfm(n_rounds=0),
+        "ConvRFM": convrfm(n_rounds=n_rounds),
+    }
+    for layers in (2, 3):
+        for activation in ("relu", "identity"):
+            models[f"Deep ConvRFM, {layers} layers, {activation}"] = convrfm(
+                n_rounds=n_rounds,
+                feature_layers=layers,
+                n_filters=n_filters,
+                activation=activation,
+            )
+    models["PatchAGOP + logistic regression"] = behind_features(
+        LogisticRegression(max_iter=2000), {"model__C": [1e-3, 1e-2, 1e-1]}
+    )
+    models["PatchAGOP + SVC"] = behind_features(SVC(), {"model__C": [1, 10, 100]})
+    models["pixels + SVC"] = GridSearchCV(
+        SVC(), {"C": [1, 10, 100], "gamma": ["scale", 1e-3, 1e-2]}, cv=FOLDS
+    )
+    models["pixels + random forest"] = RandomForestClassifier(500, random_state=seed)
+    return models
+
+
+def measure(name, load, options):
+    """Accuracies and seconds of every model, one entry a seed."""
+    results = {}
+    for seed in range(options.seeds):
+        X_train, y_train, X_test, y_test = load(options.data, seed)
+        flat_train, flat_test = (X.reshape(len(X), -1) for X in (X_train, X_test))
+        with tempfile.TemporaryDirectory() as cache:
+            models = make_models(
+                options.rounds, options.filters, X_train.shape[1:], seed, cache
+            )
+            for label, model in models.items():
+                start = time.perf_counter()
+                model.fit(flat_train, y_train)
+                seconds = time.perf_counter() - start
+                result = {
+                    "accuracy": model.score(flat_test, y_test),
+                    "seconds": seconds,
+                    "layer": getattr(model, "best_layer_", None),
+                    "round": getattr(model, "best_round_", None),
+                    "chosen": {
+                        key: value
+                        for key, value in getattr(model, "best_params_", {}).items()
+                    },
+                }
+                results.setdefault(label, []).append(result)
+                print(f"{name}  seed {seed}  {label}: {result}", flush=True)
+    return results
+
+
+def make_table(name, results):
+    """Mean accuracies of a dataset as a table."""
+    rows = []
+    for label, runs in results.items():
+        accuracies = [100 * run["accuracy"] for run in runs]
+        layers = {run["layer"] for run in runs} - {None}
+        rows.append(
+            [
+                label,
+                f"{np.mean(accuracies):.1f} %",
+                " ".join(f"{accuracy:.1f}" for accuracy in accuracies),
+                f"{np.mean([run['seconds'] for run in runs]):.1f} s",
+                ", ".join(str(layer + 1) for layer in sorted(layers)) or "-",
+            ]
+        )
+    headers = [name, "accuracy", "by draw", "fit", "layers kept"]
+    return format_table(headers, rows)
+
+
+def main(argv=None):
+    """Run the comparison and print a table for each dataset."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
+    parser.add_argument("--seeds", type=int, default=3, help="draws")
+    parser.add_argument("--rounds", type=int, default=2, help="AGOP rounds at most")
+    parser.add_argument("--filters", type=int, default=16, help="of a deep layer")
+    parser.add_argument("--json", help="file to write the results to")
+    options = parser.parse_args(argv)
+    if not options.data.is_dir():
+        parser.error(f"--data {options.data} is no folder; pass the one with the files")
+    results = {name: measure(name, load, options) for name, load in DATASETS.items()}
+    tables = [make_table(name, measured) for name, measured in results.items()]
+    report(tables, {"accuracy": results}, options.json)
+
+
+if __name__ == "__main__":
+    main()
