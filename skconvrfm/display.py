@@ -141,13 +141,11 @@ class RoundsDisplay:
                 f"criterion={criterion!r} is unknown, choose one of {list(_CRITERIA)}."
             )
         # A transformer is neither: it does not tell how it read its targets.
-        measure = (
-            "accuracy"
-            if is_classifier(estimator)
-            else "R²"
-            if is_regressor(estimator)
-            else "score"
-        )
+        measure = "score"
+        if is_classifier(estimator):
+            measure = "accuracy"
+        elif is_regressor(estimator):
+            measure = "R²"
         history = learned.history_
         display = cls(
             rounds=history["round"],
@@ -221,7 +219,9 @@ class RoundsDisplay:
         lines = []
         for number, shares, shade in zip(rounds, spectrum, shades, strict=True):
             kept = number == self.best_round
-            label = f"round {number}{', kept' if kept else ''}"
+            label = None
+            if len(rounds) <= _LEGEND_ROUNDS or number in named:
+                label = f"round {number}{', kept' if kept else ''}"
             lines += ax.plot(
                 places,
                 shares,
@@ -231,12 +231,11 @@ class RoundsDisplay:
                 markersize=5 if kept else 3,
                 # The kept one lies on top, where curves meet.
                 zorder=3 if kept else 2,
-                label=label
-                if len(rounds) <= _LEGEND_ROUNDS or number in named
-                else None,
+                label=label,
             )
         if not few:
             ax.set_xscale("log")
+            ax.xaxis.set_major_formatter("{x:g}")
         ax.set_yscale("log")
         drawn = spectrum[spectrum > _SMALLEST_SHARE]
         # All are NaN for a predictor that does not depend on the image.
@@ -621,12 +620,12 @@ def _make_axes(ax, n_axes, n_columns, size, what):
         ax.set_axis_off()
     else:
         axes = np.ravel(ax)
-        if axes.size != n_axes or not all(isinstance(one, Axes) for one in axes):
+        strangers = {type(one).__name__ for one in axes if not isinstance(one, Axes)}
+        if axes.size != n_axes or strangers:
+            got = f"objects of type {min(strangers)}" if strangers else axes.size
             raise ValueError(
                 f"ax must be one matplotlib Axes or a sequence of {n_axes} of them "
-                f"({what}), got {axes.size} of type {type(axes[0]).__name__}."
-                if axes.size
-                else f"ax is empty; it must hold {n_axes} axes ({what})."
+                f"({what}), got {got}."
             )
         return axes
     return np.array([figure.add_subplot(grid[place]) for place in range(n_axes)])
@@ -784,7 +783,7 @@ class AnsatzDisplay:
         _check_matplotlib(f"{type(self).__name__}.plot")
         if ax is None:
             size = (max(4.0, 1.5 + 0.3 * len(self.names)), 3.4)
-            [ax] = _make_axes(None, 1, 1, size, "the layers")
+            [ax] = _make_axes(None, 1, 1, size, "one for all layers")
         places = np.arange(len(self.names))
         self.ax_ = ax
         self.figure_ = ax.figure
