@@ -23,7 +23,7 @@ def figure():
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    return Figure(layout="constrained")
+    return Figure(figsize=(16, 8), layout="constrained")
 
 
 @pytest.fixture
@@ -502,7 +502,9 @@ def test_without_ax_there_is_a_new_figure(display, classifier, framed, pyplot):
     assert as_png(drawn.figure_).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("display", "n_axes"), zip(DISPLAYS, (3, 6, 12), strict=True))
+@pytest.mark.parametrize(
+    ("display", "n_axes"), [*zip(DISPLAYS, (3, 6, 12), strict=True)]
+)
 def test_given_axes_are_drawn_in(display, n_axes, classifier, framed, figure):
     axes = figure.subplots(3, n_axes // 3)
     for given in (axes, list(axes.ravel())):
