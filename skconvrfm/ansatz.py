@@ -699,7 +699,7 @@ class AnsatzScorer(BaseEstimator):
                     )
             yield LayerReport(
                 name=f"layer {number}",
-                kind=type(layer).__name__,
+                kind=type(estimator).__name__,
                 weight_shape=metric.shape,
                 correlation=correlation,
                 reason=reason,
@@ -761,7 +761,9 @@ def _convrfm_layers(estimator):
             f"baseline={type(estimator).__name__} is no ConvRFM estimator, but the "
             "estimator that it is compared with is one."
         )
-    return getattr(estimator, "layers_", [estimator])
+    layers = list(getattr(estimator, "layers_", [estimator]))
+    layers[getattr(estimator, "best_layer_", 0)] = estimator  # the layer that predicts
+    return layers
 
 
 def _metric_filters(layer):

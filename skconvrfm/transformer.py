@@ -171,12 +171,12 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
     >>> from skconvrfm import PatchAGOPTransformer
     >>> from skconvrfm.datasets import load_digit_images
     >>> X, y = load_digit_images(return_X_y=True)
-    >>> features = PatchAGOPTransformer(n_filters=32, depth=2, n_rounds=1)
+    >>> features = PatchAGOPTransformer(pool=(3, 3), depth=2, n_rounds=1)
     >>> model = make_pipeline(features, LogisticRegression(max_iter=1000))
     >>> bool(model.fit(X[:200], y[:200]).score(X[200:400], y[200:400]) > 0.9)
     True
     >>> features.transform(X[:5]).shape
-    (5, 128)
+    (5, 576)
     """
 
     _parameter_constraints: dict = {

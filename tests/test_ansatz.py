@@ -24,7 +24,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import skconvrfm
 from benchmarks import networks
-from skconvrfm import AnsatzScorer, ConvRFMClassifier, ansatz, ansatz_command
+from skconvrfm import (
+    AnsatzScorer,
+    ConvRFMClassifier,
+    ConvRFMRegressor,
+    ansatz,
+    ansatz_command,
+)
 from skconvrfm.ansatz import AnsatzReport, LayerReport, main
 from skconvrfm.datasets import load_digit_images
 from skconvrfm.display import AnsatzDisplay
@@ -520,12 +526,14 @@ def test_convrfm_in_a_pipeline_and_with_a_baseline(fitted, digits):
     assert -1 < row.baseline_drift < 1
 
 
-def test_layers_of_a_deep_convrfm_are_rows(fitted):
-    deep = Wrapped()
-    deep.layers_ = [fitted, fitted]
-    report = AnsatzScorer().report(deep, None)
+def test_layers_of_a_deep_convrfm_are_rows(images):
+    y = images.mean(axis=(1, 2, 3))
+    model = ConvRFMRegressor(depth=2, feature_layers=2, n_filters=4, n_rounds=1)
+    report = AnsatzScorer().report(model.fit(images, y), None)
     assert [row.name for row in report] == ["layer 0", "layer 1"]
-    assert report[0].correlation == AnsatzScorer()(fitted, None)
+    assert [row.weight_shape[0] for row in report] == [
+        len(layer.patch_agop_) for layer in model.layers_
+    ]
 
 
 def test_unfitted_and_foreign_estimators_are_refused(images):

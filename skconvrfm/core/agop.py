@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from . import compiled
-from .images import balanced_blocks
+from .images import balanced_blocks, extract_patches
 from .threads import own_threads, share_out
 from .tiles import (
     block_side,
@@ -119,10 +119,13 @@ def _choose_route(kernel, centres, dual_coef, images, resources):
     prepared = image_bytes(kernel, centres.shape[1:], resources.itemsize)
     prepared = math.ceil(prepared / (resources.itemsize * locations))
     by_outputs = max(1, numbers // (3 * n_outputs * d + prepared))
-    without = min(len(images), (numbers - n * d) // (n + prepared))
-    # Operations a pair and location.
-    if without > 0 and n * (1 + d / without) < _OUTPUT_COST * n_outputs * d:
-        return _sum_without_outputs, without
+    without = min(len(images), 4 * numbers // 3 // (n + prepared))
+    if without > 0:
+        # Operations a pair and location: products, and centres that are prepared anew
+        # for every group of images.
+        by_groups = _OUTPUT_COST * n_outputs * d + d * d / min(by_outputs, len(images))
+        if n * (1 + d / without) + d * d / without < by_groups:
+            return _sum_without_outputs, without
     return _sum_by_outputs, by_outputs
 
 
@@ -225,43 +228,95 @@ def add_output_product(weights, coef, patches, gradients, library, resources):
 def _sum_without_outputs(
     kernel, centres, images, dual_coef, roots, transform, library, resources
 ):
-    """From the sum over images and outputs, taken first."""
-    left = kernel.prepare_block(resources.tensor(images), transform)
-    patches = left.patches.flatten(0, 1)  # (locations, d, m)
-    locations, d, m = patches.shape
-    n = len(centres)
-    pair_weights = patches.new_empty((locations, m, n))
-    centre_patches = patches.new_empty((locations, d, n))
+    """From the sum over images and outputs, taken first.
+
+    The patches of all centres are met a second time, after their weights are known. To
+    hold them is a matter of memory: they come back as they are in their images, a band
+    of locations at a time, and the transform waits until the end.
+    """
+    images = resources.tensor(images)
+    left = kernel.prepare_block(images, transform)
+    rows, columns, _, m = left.patches.shape
+    pair_weights = left.patches.new_empty((rows, columns, m, len(centres)))
     self_weights = 0
     parts = _centre_blocks(kernel, centres, m, library, resources)
-    for part, right, tile_weights, tile_self_weights in _walk(
+    for part, _, tile_weights, tile_self_weights in _walk(
         kernel, centres, parts, dual_coef, left, transform, library, resources
     ):
-        pair_weights[..., part] = tile_weights.flatten(0, 1)
-        centre_patches[..., part] = right.patches.flatten(0, 1)
-        self_weights = self_weights + tile_self_weights.flatten(0, 1)
+        pair_weights[..., part] = tile_weights
+        self_weights = self_weights + tile_self_weights
+    del left
 
     # With h = h₁ + 2 β v(z): the products of h₁, of both, and of v(z).
     pair_weights *= roots[:, None]
     self_weights *= 2 * roots[:, None]
     coef_product = dual_coef @ dual_coef.T
+    total = 0
+    for band in _bands(kernel, len(centres), m, resources):
+        total = total + _band_product(
+            pair_weights[band].flatten(0, 1),
+            self_weights[band].flatten(0, 1),
+            _band_patches(kernel, centres, band, resources),
+            extract_patches(images, kernel.layers[0], band).flatten(0, 1),
+            dual_coef,
+            coef_product,
+            library,
+            resources,
+        )
+    if transform is not None:
+        transform = transform.double()
+        total = transform @ total @ transform.T
+    return total.cpu().numpy()
+
+
+def _bands(kernel, n, m, resources):
+    """Rows of locations whose patches, and what is made of them, fit in memory."""
+    layer = kernel.layers[0]
+    numbers = layer.locations[1] * (4 * (n + m) * kernel.patch_dim + m * n)
+    largest = resources.memory // 3 // (resources.itemsize * numbers)
+    return balanced_blocks(slice(0, layer.locations[0]), largest)
+
+
+def _band_patches(kernel, centres, band, resources):
+    """The patches of the centres in a band of locations, (locations, d, n)."""
+    layer = kernel.layers[0]
+    shape = ((band.stop - band.start) * layer.locations[1], kernel.patch_dim)
+    patches = torch.empty(
+        (*shape, len(centres)), dtype=resources.dtype, device=resources.device
+    )
+    for part in image_blocks(centres, block_side(kernel, centres.shape[1:], resources)):
+        images = resources.tensor(centres[part])
+        patches[..., part] = extract_patches(images, layer, band).flatten(0, 1)
+    return patches
+
+
+def _band_product(
+    pair_weights,
+    self_weights,
+    centre_patches,
+    image_patches,
+    dual_coef,
+    coef_product,
+    library,
+    resources,
+):
+    """Σ h hᵀ over some locations, in float64."""
+    locations, m, n = pair_weights.shape
 
     def products(at):
         w, v = pair_weights[at], centre_patches[at]
         product = gram_product(w, coef_product, v, library, resources)
         cross = (w * (self_weights[at] @ dual_coef.T)) @ v.transpose(1, 2)
-        z = patches[at].transpose(1, 2)
+        z = image_patches[at].transpose(1, 2)
         own = self_weights[at].square().sum(-1, keepdim=True) * z
         total = _outer_sum(v.transpose(1, 2), product.transpose(1, 2))
         return total + _outer_sum(cross, z) + _outer_sum(z, cross + own)
 
     every = slice(0, locations)
     if library is not None:
-        total = sum(share_out(products, every, compiled.LOCATIONS_TOGETHER))
-    else:
-        blocks = _location_blocks(locations, n * max(m, d), resources)
-        total = sum(products(at) for at in blocks)
-    return total.cpu().numpy()
+        return sum(share_out(products, every, compiled.LOCATIONS_TOGETHER))
+    numbers = n * max(m, centre_patches.shape[1])
+    return sum(products(at) for at in _location_blocks(locations, numbers, resources))
 
 
 def gram_product(weights, coef_product, patches, library, resources):

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .images import Layer, extract_patches
+from .features import transformed_patches
+from .images import ImageBlock, Layer
 
 KINDS = ("ntk", "nngp")
 # κ of a patch with itself, or with its multiple, comes out this close to 1 in units
@@ -82,15 +83,14 @@ class ConvolutionalKernel:
         -------
         Block
         """
-        patches = extract_patches(images, self.layers[0])
-        blank_below = 0.0
-        if transform is not None:
+        patches = transformed_patches(images, self.layers[0], transform)
+        variances = layer_variances(self, patches)
+        if self.bias == 0 and transform is not None:
             # A patch in the null space of T comes out as rounding noise: blank it.
             noise = torch.finfo(images.dtype).eps * torch.linalg.matrix_norm(transform)
-            blank_below = noise.square() * patches.square().sum(2) * self.patch_dim
-            patches = transform @ patches
-        variances = layer_variances(self, patches)
-        if self.bias == 0:
+            squares = images.square().sum(3).permute(1, 2, 0)
+            lengths = window_sum(squares, self.layers[0])
+            blank_below = noise.square() * lengths * self.patch_dim
             variances[0] = variances[0].where(variances[0] > blank_below, 0)
         roots = [variance.sqrt() for variance in variances]
         inverse_roots = [torch.where(root > 0, 1 / root, 0) for root in roots]
@@ -196,32 +196,18 @@ class ConvolutionalKernel:
 
 
 @dataclass(frozen=True)
-class Block:
-    """What a tile needs to know of a block of images.
+class Block(ImageBlock):
+    """Transformed patches, and what the recursion needs of one image alone.
 
     Attributes
     ----------
-    patches : Tensor of shape (rows, columns, d, n)
-        Transformed patches T v.
     roots, inverse_roots : list of Tensor of shape (rows, columns, n)
         The square root of the variance (a or b) at each layer, and its inverse;
         both are 0 where a patch is blank.
     """
 
-    patches: torch.Tensor
     roots: list[torch.Tensor]
     inverse_roots: list[torch.Tensor]
-
-    def __len__(self):
-        return self.patches.shape[-1]
-
-    def __getitem__(self, index):
-        """The images ``index`` (a slice) of the block."""
-        return Block(
-            self.patches[..., index],
-            [root[..., index] for root in self.roots],
-            [inverse[..., index] for inverse in self.inverse_roots],
-        )
 
 
 def window_sum(maps, layer):

@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d, fold, pad
 
-from .images import Layer, to_tensor
+from .images import Layer, extract_patches, to_tensor
 
 ACTIVATIONS = ("relu", "identity")
+# Entries of a patch from which a convolution beats a product with all patches.
+_WIDE_PATCH = 64
 
 
 def draw_filters(transform, n_filters, rng):
@@ -59,8 +61,34 @@ def convolve(images, layer, filters):
     """
     top, bottom, left, right = layer.padding
     maps = pad(images.permute(0, 3, 1, 2), (left, right, top, bottom))
-    weight = filters.view(len(filters), images.shape[-1], *layer.patch)
-    return conv2d(maps, weight).permute(0, 2, 3, 1)
+    weight = filters.reshape(len(filters), images.shape[-1], *layer.patch)
+    # Unasked, cuDNN would round to ten bits.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return conv2d(maps, weight).permute(0, 2, 3, 1)
+
+
+def transformed_patches(images, layer, transform):
+    """The patches T v of some images, location by location, images innermost.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, h, w, c)
+        Images, channels last.
+    layer : Layer
+        The patches.
+    transform : Tensor of shape (d, d) or None
+        The patch transform T; None is the identity.
+
+    Returns
+    -------
+    Tensor of shape (rows, columns, d, n)
+    """
+    if transform is None:
+        return extract_patches(images, layer)
+    if len(transform) < _WIDE_PATCH:
+        return transform @ extract_patches(images, layer)
+    # The rows of T are filters: no patch is copied out of its image.
+    return convolve(images, layer, transform).permute(1, 2, 3, 0).contiguous()
 
 
 def overlap_average(patches, layer, image_shape):

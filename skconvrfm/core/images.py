@@ -35,6 +35,50 @@ class Layer:
         return math.prod(self.locations)
 
 
+@dataclass(frozen=True)
+class ImageBlock:
+    """What a tile needs to know of a block of images; the last dimension is theirs.
+
+    Attributes
+    ----------
+    patches : Tensor of shape (rows, columns, d, n)
+        Transformed patches T v.
+    """
+
+    patches: torch.Tensor
+
+    def __len__(self):
+        return self.patches.shape[-1]
+
+    def __getitem__(self, index):
+        """The images ``index`` (a slice) of the block."""
+        return self._map(lambda array: array[..., index])
+
+    def __setitem__(self, index, block):
+        """Put the images of another block in the place of some of this one's."""
+        for mine, theirs in zip(self.tensors(), block.tensors(), strict=True):
+            mine[..., index] = theirs
+
+    def room_for(self, n):
+        """A block of n images of this kind, to be filled."""
+        return self._map(lambda array: array.new_empty((*array.shape[:-1], n)))
+
+    def tensors(self):
+        """All tensors of the block."""
+        for value in vars(self).values():
+            yield from value if isinstance(value, list) else [value]
+
+    def _map(self, function):
+        return type(self)(
+            *(
+                [function(v) for v in value]
+                if isinstance(value, list)
+                else function(value)
+                for value in vars(self).values()
+            )
+        )
+
+
 def convolution_layers(image_shape, patch_size, padding, depth):
     """Lay out ``depth`` convolutions of stride one on an image.
 
@@ -93,7 +137,7 @@ def to_tensor(images, dtype, device):
     return torch.from_numpy(block).to(device)
 
 
-def extract_patches(images, layer):
+def extract_patches(images, layer, rows=None):
     """All patches of some images, location by location, images innermost.
 
     Parameters
@@ -103,14 +147,19 @@ def extract_patches(images, layer):
     layer : Layer
         The convolution that looks at them.
 
+    rows : slice, default=None
+        The rows of locations that are wanted; None is all.
+
     Returns
     -------
     Tensor of shape (rows, columns, d, n)
         Patch entries run (channel, row, column), as ``Conv2d.weight`` does.
     """
+    rows = slice(0, layer.locations[0]) if rows is None else rows
     top, bottom, left, right = layer.padding
     maps = pad(images.permute(3, 1, 2, 0), (0, 0, left, right, top, bottom))
+    maps = maps[:, rows.start : rows.stop + layer.patch[0] - 1]
     windows = maps.contiguous().unfold(1, layer.patch[0], 1)
     windows = windows.unfold(2, layer.patch[1], 1)
     patches = windows.permute(1, 2, 0, 4, 5, 3)
-    return patches.reshape(*layer.locations, -1, len(images))
+    return patches.reshape(len(patches), layer.locations[1], -1, len(images))

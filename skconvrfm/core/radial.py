@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .images import Layer, extract_patches
+from .features import transformed_patches
+from .images import ImageBlock, Layer
 
 RADIAL_KINDS = ("laplace", "gaussian")
 # Squared distances come out this close to 0 for equal patches, in units of eps times
@@ -109,9 +110,7 @@ class PatchKernel:
         -------
         PatchBlock
         """
-        patches = extract_patches(images, self.layers[0])
-        if transform is not None:
-            patches = transform @ patches
+        patches = transformed_patches(images, self.layers[0], transform)
         return PatchBlock(patches, patches.square().sum(2))
 
     def diagonal(self, block):
@@ -167,26 +166,16 @@ class PatchKernel:
 
 
 @dataclass(frozen=True)
-class PatchBlock:
-    """What a tile needs to know of a block of images.
+class PatchBlock(ImageBlock):
+    """Transformed patches and their lengths.
 
     Attributes
     ----------
-    patches : Tensor of shape (rows, columns, d, n)
-        Transformed patches T v.
     squares : Tensor of shape (rows, columns, n)
         Their squared lengths.
     """
 
-    patches: torch.Tensor
     squares: torch.Tensor
-
-    def __len__(self):
-        return self.patches.shape[-1]
-
-    def __getitem__(self, index):
-        """The images ``index`` (a slice) of the block."""
-        return PatchBlock(self.patches[..., index], self.squares[..., index])
 
 
 def _squared_distances(left, right):

@@ -30,6 +30,8 @@ _CPU_TILE_BYTES = 2**20
 _PATCH_COPIES = 3
 # Copies of its maps alive while an image's features are computed.
 _MAP_COPIES = 4
+# Images on the right fill the vectors of a CPU.
+_WHOLE_VECTOR = 16
 # A task that runs out of memory is tried again with half, down to this.
 _LEAST_MEMORY = 2**20
 
@@ -153,9 +155,18 @@ def tile_pairs(kernel, resources, pullback=False):
 
 
 def block_side(kernel, image_shape, resources):
-    """Images of a prepared block: one on the left, and a wave of them on the right."""
+    """Images that are prepared together; a wave of such blocks is on the right."""
     size = image_bytes(kernel, image_shape, resources.itemsize)
-    return max(1, resources.memory // 3 // (1 + own_thread_count()) // size)
+    side = max(1, resources.memory // 3 // (1 + own_thread_count()) // size)
+    return side // _WHOLE_VECTOR * _WHOLE_VECTOR or side
+
+
+def left_side(kernel, image_shape, resources):
+    """Images of the block on the left, which stays while all others pass by it."""
+    numbers = sum(2 * layer.n_locations for layer in kernel.layers)
+    numbers += kernel.layers[0].n_locations * kernel.patch_dim
+    held = resources.memory // 2 // (resources.itemsize * numbers)
+    return max(held, block_side(kernel, image_shape, resources))
 
 
 def work(kernel, pairs):
@@ -257,6 +268,19 @@ class Tiles:
         return torch.cat(weights, 2), torch.cat(self_weights, 2)
 
 
+def load_block(kernel, images, rows, largest, transform, resources):
+    """The prepared block of a slice of images, put together from smaller ones."""
+    whole = None
+    for part, block in load_blocks(
+        kernel, images, balanced_blocks(rows, largest), transform, resources
+    ):
+        if len(block) == rows.stop - rows.start:
+            return block
+        whole = block.room_for(rows.stop - rows.start) if whole is None else whole
+        whole[part.start - rows.start : part.stop - rows.start] = block
+    return whole
+
+
 def open_tiles(kernel, left, right, library, resources, pullback=False):
     """The tiles of two blocks: compiled where there is a library, else `Tiles`."""
     if library is not None:
@@ -340,7 +364,7 @@ def _strips(kernel, X, n_columns, resources):
     """Rows of the kernel matrix that one task computes."""
     worker = resources.one_worker()
     largest = min(
-        block_side(kernel, X.shape[1:], worker),
+        left_side(kernel, X.shape[1:], worker),
         max(1, worker.memory // 8 // (worker.itemsize * n_columns)),
     )
     if resources.n_workers > 1:  # enough strips to share out evenly
@@ -363,21 +387,22 @@ def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
     transform = resources.tensor(transform)
     largest = block_side(kernel, X.shape[1:], resources)
     strip = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
-    for rows, left in load_blocks(
-        kernel, X, image_blocks(X, largest), transform, resources
-    ):
+    for rows in image_blocks(X, left_side(kernel, X.shape[1:], resources)):
+        left = load_block(kernel, X, rows, largest, transform, resources)
         first = rows.start if symmetric else 0
         for part, right in _right_blocks(
             kernel, left, Y[first:], transform, symmetric, largest, resources
         ):
             tiles = open_tiles(kernel, left, right, library, resources)
+            # Rows that are not below the diagonal.
+            count = min(len(left), part.stop) if symmetric else len(left)
             tile = tiles.value(
-                slice(0, len(left)),
+                slice(0, count),
                 slice(0, len(right)),
                 -part.start if symmetric else None,
             )
             columns = slice(first + part.start, first + part.stop)
-            strip[rows, columns] = tile.cpu().numpy()
+            strip[rows.start : rows.start + count, columns] = tile.cpu().numpy()
         if symmetric:
             index = np.arange(rows.start, rows.stop)
             strip[index, index] = kernel.diagonal(left).cpu().numpy()
@@ -402,8 +427,8 @@ def largest_value(*arrays):
 def _right_blocks(kernel, left, images, transform, symmetric, largest, resources):
     """Blocks of columns; where these begin with the rows, those are not made again."""
     start = len(left) if symmetric else 0
-    if symmetric:
-        yield slice(0, start), left
+    for part in balanced_blocks(slice(0, start), largest) if symmetric else ():
+        yield part, left[part]
     if start < len(images):
         rest = balanced_blocks(slice(start, len(images)), largest)
         yield from load_blocks(kernel, images, rest, transform, resources)
