@@ -22,6 +22,8 @@ _SMALLEST_SHARE = 1e-6
 _MANY_EIGENVALUES = 32
 # Rounds in the legend of the spectra; of more, the first, the kept and the last.
 _LEGEND_ROUNDS = 6
+# Images longer than this many times their width are drawn without square pixels.
+_LONGEST_ASPECT = 8
 
 
 class RoundsDisplay:
@@ -395,7 +397,8 @@ class SaliencyDisplay:
     filtered image from blue (negative) over white (0) to red, both on one scale for all
     images. A value is drawn on the centre of its patch, so that the three pictures of
     a row can be laid on each other; where there is no margin of zeros, no patch is
-    centred on the outermost pixels, and the border stays grey.
+    centred on the outermost pixels, and the border stays grey. Pixels are squares, but
+    rows that are not images, or very long ones, fill the axes.
 
     Parameters
     ----------
@@ -538,11 +541,14 @@ class SaliencyDisplay:
         images = np.asarray(self.images)
         saliency, projections = np.asarray(self.saliency), np.asarray(self.projections)
         n_images, height, width, _ = images.shape
+        # Pixels are squares, unless an image then were a thread.
+        thread = max(height, width) > _LONGEST_ASPECT * min(height, width)
+        high_row = 1.0 if thread else min(2.0 * height / width, 4.0)
         self.axes_ = _make_axes(
             ax,
             3 * n_images,
             3,
-            (6.0, 0.4 + min(2.0 * height / width, 4.0) * n_images),
+            (6.0, 0.4 + high_row * n_images),
             "image, saliency and filtered image for each image",
         ).reshape(n_images, 3)
         self.figure_ = self.axes_[0, 0].figure
@@ -565,6 +571,7 @@ class SaliencyDisplay:
                     one.imshow(pixels, interpolation="nearest", **options)
                 )
                 one.set(
+                    aspect="auto" if thread else "equal",
                     xticks=[],
                     yticks=[],
                     xlim=(-0.5, width - 0.5),

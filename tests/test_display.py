@@ -461,6 +461,15 @@ def test_colour_images_with_channels_first_are_understood(figure):
     np.testing.assert_array_equal(display.images, X[:4])
 
 
+@pytest.mark.parametrize(("shape", "aspect"), [((1, 30), "auto"), ((6, 30), 1.0)])
+def test_pixels_are_squares_unless_the_image_is_a_thread(shape, aspect, figure):
+    values = np.zeros((2, *shape))
+    display = SaliencyDisplay(
+        images=values[..., None], saliency=values, projections=values
+    ).plot(figure.subplots())
+    assert {axes.get_aspect() for axes in display.axes_.ravel()} == {aspect}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
