@@ -30,7 +30,7 @@ from sklearn.utils.multiclass import type_of_target
 from . import ConvRFMClassifier
 from .core.devices import resolve_device
 from .datasets import load_digit_images, make_framed_digits
-from .display import PatchAGOPDisplay, RoundsDisplay
+from .display import PatchFiltersDisplay, RoundsDisplay
 
 PROGRAM = "python -m skconvrfm"
 KEYS = ("X_train", "y_train", "X_test", "y_test")
@@ -655,10 +655,10 @@ def draw_pictures(screen, convrfm, folder):
     # Figures without pyplot need no display and no choice of a backend.
     from matplotlib.figure import Figure
 
-    rounds = Figure(figsize=(8, 3.2), layout="constrained")
-    RoundsDisplay.from_estimator(convrfm, ax=rounds.subplots(1, 2))
+    rounds = Figure(figsize=(11, 3.2), layout="constrained")
+    RoundsDisplay.from_estimator(convrfm, ax=rounds.subplots())
     patterns = Figure(figsize=(9.2, 1.8), layout="constrained")
-    PatchAGOPDisplay.from_estimator(convrfm, n_components=8, fig=patterns)
+    PatchFiltersDisplay.from_estimator(convrfm, ax=patterns.subplots())
     patterns.suptitle("Leading eigenvectors of the patch AGOP, share of the trace")
     for figure, name in ((rounds, "rounds.png"), (patterns, "patch_agop.png")):
         figure.savefig(folder / name, dpi=150)

@@ -1,22 +1,39 @@
-"""Pictures of a fitted ConvRFM, in the manner of scikit-learn's displays.
+"""Pictures of what was learned, in the manner of scikit-learn's displays.
 
 Matplotlib is optional and imported when something is drawn, not before.
 """
 
 import numpy as np
-from sklearn.base import is_classifier
+from sklearn.base import is_classifier, is_regressor
 from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["AnsatzDisplay", "PatchAGOPDisplay", "RoundsDisplay"]
+from .core.features import EigenProjections, Saliency
+from .core.images import convolution_layers
+from .core.tiles import compute_features
+from .kernels import make_resources
+from .transformer import _leading_eigenvectors
+
+__all__ = ["AnsatzDisplay", "PatchFiltersDisplay", "RoundsDisplay", "SaliencyDisplay"]
 
 _CRITERIA = {"gcv": "Generalised cross-validation", "loo_loss": "Leave-one-out loss"}
+# Eigenvalues below this share of all are not drawn: they are rounding.
+_SMALLEST_SHARE = 1e-6
+# Spectra of more eigenvalues than this are lines without markers on a log axis.
+_MANY_EIGENVALUES = 32
+# Rounds in the legend of the spectra; of more, the first, the kept and the last.
+_LEGEND_ROUNDS = 6
+# Images longer than this many times their width are drawn without square pixels.
+_LONGEST_ASPECT = 8
 
 
 class RoundsDisplay:
-    """Accuracy and criterion by round, with the round that was kept.
+    """Score, criterion and spectrum by round, with the round that was kept.
 
-    Use :meth:`from_estimator` to make one. Both curves come from the training data
-    alone: the score is the leave-one-out score that the fit itself computes.
+    Use :meth:`from_estimator` to make one. All come from the training data alone: the
+    score is the leave-one-out score that the fit itself computes. The spectrum is that
+    of the metric with which the round measures patches, one curve a round: flat in
+    round 0, where all directions of a patch count alike, and the steeper the fewer
+    directions count.
 
     Parameters
     ----------
@@ -26,6 +43,8 @@ class RoundsDisplay:
         Leave-one-out score after each round, higher is better.
     criterion : array-like of shape (n_rounds + 1,)
         Criterion after each round, lower is better.
+    spectrum : array-like of shape (n_rounds + 1, d)
+        Eigenvalues of each round's metric as shares of their sum, the largest first.
     best_round : int
         The round that was kept.
     score_name : str, default="Leave-one-out score"
@@ -35,16 +54,19 @@ class RoundsDisplay:
 
     Attributes
     ----------
-    figure_ : matplotlib Figure
-        Figure with the two curves.
-    axes_ : ndarray of shape (2,) of matplotlib Axes
-        Axes of the score and of the criterion.
+    figure_ : matplotlib Figure or SubFigure
+        Figure with the three panels.
+    axes_ : ndarray of shape (3,) of matplotlib Axes
+        Axes of score, criterion and spectrum.
     lines_ : list of matplotlib Line2D
-        The two curves.
+        The curves of score and criterion.
+    spectrum_lines_ : list of matplotlib Line2D
+        The spectra, one a round.
 
     See Also
     --------
-    PatchAGOPDisplay : What the kept round looks at.
+    PatchFiltersDisplay : What the kept round looks at.
+    SaliencyDisplay : Where in an image it finds that.
 
     Examples
     --------
@@ -53,6 +75,7 @@ class RoundsDisplay:
     ...     rounds=[0, 1, 2],
     ...     score=[0.82, 0.96, 0.93],
     ...     criterion=[0.45, 0.12, 0.34],
+    ...     spectrum=[[0.25, 0.25, 0.25, 0.25], [0.7, 0.2, 0.1, 0], [0.9, 0.1, 0, 0]],
     ...     best_round=1,
     ... )
     >>> display.plot().axes_[0].get_xlabel()
@@ -65,6 +88,7 @@ class RoundsDisplay:
         rounds,
         score,
         criterion,
+        spectrum,
         best_round,
         score_name="Leave-one-out score",
         criterion_name="Criterion",
@@ -72,22 +96,26 @@ class RoundsDisplay:
         self.rounds = rounds
         self.score = score
         self.criterion = criterion
+        self.spectrum = spectrum
         self.best_round = best_round
         self.score_name = score_name
         self.criterion_name = criterion_name
 
     @classmethod
-    def from_estimator(cls, estimator, *, criterion=None, ax=None):
+    def from_estimator(cls, estimator, *, criterion=None, layer=None, ax=None):
         """Draw the rounds of a fitted estimator.
 
         Parameters
         ----------
-        estimator : ConvRFMClassifier or ConvRFMRegressor
+        estimator : ConvRFMClassifier, ConvRFMRegressor or PatchAGOPTransformer
             Fitted estimator.
         criterion : {"gcv", "loo_loss"}, default=None
             Which criterion to draw. By default the one by which the estimator chose
             (GCV if `selection="last"`).
-        ax : sequence of 2 matplotlib Axes, default=None
+        layer : int, default=None
+            The layer whose rounds to draw, 0 for the one that sees the images. By
+            default the one that the estimator chose, `best_layer_`.
+        ax : matplotlib Axes or sequence of 3 of them, default=None
             Where to draw, see :meth:`plot`.
 
         Returns
@@ -98,39 +126,48 @@ class RoundsDisplay:
         Raises
         ------
         ValueError
-            If `criterion` is unknown.
+            If `criterion` is unknown, there is no such layer, or `ax` does not fit.
+        TypeError
+            If the estimator learns no patch metric.
         NotFittedError
             If the estimator is not fitted.
         ImportError
             If matplotlib is not installed.
         """
         _check_matplotlib(f"{cls.__name__}.from_estimator")
-        check_is_fitted(estimator, "history_")
+        learned = _learned_layer(estimator, layer)
         if criterion is None:
             criterion = "loo_loss" if estimator.selection == "loo" else "gcv"
         if criterion not in _CRITERIA:
             raise ValueError(
                 f"criterion={criterion!r} is unknown, choose one of {list(_CRITERIA)}."
             )
-        history = estimator.history_
-        measure = "accuracy" if is_classifier(estimator) else "R²"
+        # A transformer is neither: it does not tell how it read its targets.
+        measure = "score"
+        if is_classifier(estimator):
+            measure = "accuracy"
+        elif is_regressor(estimator):
+            measure = "R²"
+        history = learned.history_
         display = cls(
             rounds=history["round"],
             score=history["loo_score"],
             criterion=history[criterion],
-            best_round=estimator.best_round_,
+            spectrum=history["spectrum"],
+            best_round=learned.best_round_,
             score_name=f"Leave-one-out {measure}",
             criterion_name=_CRITERIA[criterion],
         )
         return display.plot(ax)
 
     def plot(self, ax=None):
-        """Draw score and criterion side by side.
+        """Draw score, criterion and spectrum side by side.
 
         Parameters
         ----------
-        ax : sequence of 2 matplotlib Axes, default=None
-            Axes for score and criterion. By default a new figure.
+        ax : matplotlib Axes or sequence of 3 of them, default=None
+            Axes for score, criterion and spectrum; or one, in whose place they are
+            drawn. By default a new figure.
 
         Returns
         -------
@@ -138,47 +175,81 @@ class RoundsDisplay:
             This object.
         """
         _check_matplotlib(f"{type(self).__name__}.plot")
-        from matplotlib.ticker import MaxNLocator
-
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            _, ax = plt.subplots(
-                1, 2, figsize=(8, 3.2), sharex=True, layout="constrained"
-            )
-        axes = np.ravel(ax)
-        if axes.size != 2:
-            raise ValueError(
-                f"ax must hold 2 axes, for score and criterion, got {axes.size}."
-            )
-        rounds = np.asarray(self.rounds)
-        kept = rounds == self.best_round
-        self.axes_ = axes
-        self.figure_ = axes[0].figure
-        self.lines_ = []
-        curves = ((self.score, self.score_name), (self.criterion, self.criterion_name))
-        for one, (values, name), color in zip(axes, curves, ("C0", "C1"), strict=True):
-            values = np.asarray(values)
-            self.lines_ += one.plot(rounds, values, marker="o", color=color)
-            one.plot(
-                rounds[kept],
-                values[kept],
-                linestyle="none",
-                marker="o",
-                markersize=13,
-                markerfacecolor="none",
-                markeredgecolor="black",
-                label=f"round {self.best_round} is kept",
-            )
-            one.set(xlabel="Round", ylabel=name)
-            one.xaxis.set_major_locator(MaxNLocator(integer=True))
-            one.grid(alpha=0.3)
-            one.margins(0.08, 0.15)
-            one.legend()
+        what = "score, criterion and spectrum"
+        self.axes_ = _make_axes(ax, 3, 3, (11.0, 3.2), what)
+        self.figure_ = self.axes_[0].figure
+        self.lines_ = [
+            self._plot_curve(self.axes_[0], self.score, self.score_name, "C0"),
+            self._plot_curve(self.axes_[1], self.criterion, self.criterion_name, "C1"),
+        ]
+        self.spectrum_lines_ = self._plot_spectrum(self.axes_[2])
         return self
 
+    def _plot_curve(self, ax, values, name, color):
+        """Draw one number a round, with a ring around that of the kept round."""
+        from matplotlib.ticker import MaxNLocator
 
-class PatchAGOPDisplay:
+        rounds, values = np.asarray(self.rounds), np.asarray(values)
+        kept = rounds == self.best_round
+        [line] = ax.plot(rounds, values, marker="o", color=color)
+        ax.plot(
+            rounds[kept],
+            values[kept],
+            linestyle="none",
+            marker="o",
+            markersize=13,
+            markerfacecolor="none",
+            markeredgecolor="black",
+            label=f"round {self.best_round} is kept",
+        )
+        ax.set(xlabel="Round", ylabel=name)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        ax.margins(0.08, 0.15)
+        ax.legend()
+        return line
+
+    def _plot_spectrum(self, ax):
+        """Draw a curve a round, from light to dark, and the kept one thick and red."""
+        import matplotlib as mpl
+
+        rounds, spectrum = list(self.rounds), np.asarray(self.spectrum)
+        few = spectrum.shape[1] <= _MANY_EIGENVALUES
+        named = {rounds[0], self.best_round, rounds[-1]}
+        places = np.arange(1, spectrum.shape[1] + 1)
+        shades = mpl.colormaps["Blues"](np.linspace(0.35, 0.95, len(rounds)))
+        lines = []
+        for number, shares, shade in zip(rounds, spectrum, shades, strict=True):
+            kept = number == self.best_round
+            label = None
+            if len(rounds) <= _LEGEND_ROUNDS or number in named:
+                label = f"round {number}{', kept' if kept else ''}"
+            lines += ax.plot(
+                places,
+                shares,
+                color="C3" if kept else shade,
+                linewidth=2.5 if kept else 1.2,
+                marker="o" if few else None,
+                markersize=5 if kept else 3,
+                # The kept one lies on top, where curves meet.
+                zorder=3 if kept else 2,
+                label=label,
+            )
+        if not few:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter("{x:g}")
+        ax.set_yscale("log")
+        drawn = spectrum[spectrum > _SMALLEST_SHARE]
+        # All are NaN for a predictor that does not depend on the image.
+        if drawn.size:
+            ax.set_ylim(drawn.min() / 1.5, drawn.max() * 1.5)
+        ax.set(xlabel="Eigenvalue of the metric", ylabel="Share of all")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+        return lines
+
+
+class PatchFiltersDisplay:
     """Leading eigenvectors of a patch AGOP as little images.
 
     They are the patterns to which the predictor responds most: the eigenvalue is
@@ -189,7 +260,8 @@ class PatchAGOPDisplay:
     that its largest entry is positive. One channel is drawn from blue (negative) over
     white (0) to red, three channels as RGB with 0 in the middle grey. Any other number
     of channels cannot be shown with its signs in one picture: there the brightness of
-    a pixel is the Euclidean norm over its channels.
+    a pixel is the Euclidean norm over its channels. So it is in deeper layers, whose
+    channels are the filters of the layer below.
 
     Parameters
     ----------
@@ -209,14 +281,15 @@ class PatchAGOPDisplay:
 
     See Also
     --------
-    RoundsDisplay : Accuracy and criterion by round.
+    RoundsDisplay : Score, criterion and spectrum by round.
+    SaliencyDisplay : Where in an image the patterns are.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from skconvrfm.display import PatchAGOPDisplay
+    >>> from skconvrfm.display import PatchFiltersDisplay
     >>> edge = np.array([[1.0, 0.0, -1.0]] * 3).reshape(1, 3, 3, 1)
-    >>> display = PatchAGOPDisplay(eigenvectors=edge, eigenvalue_shares=[1.0])
+    >>> display = PatchFiltersDisplay(eigenvectors=edge, eigenvalue_shares=[1.0])
     >>> display.plot().axes_[0].get_title()
     '100 %'
     """
@@ -226,93 +299,343 @@ class PatchAGOPDisplay:
         self.eigenvalue_shares = eigenvalue_shares
 
     @classmethod
-    def from_estimator(cls, estimator, *, n_components=8, fig=None):
+    def from_estimator(cls, estimator, *, n_components=8, layer=None, ax=None):
         """Draw the patch AGOP of a fitted estimator.
 
         Parameters
         ----------
-        estimator : ConvRFMClassifier or ConvRFMRegressor
+        estimator : ConvRFMClassifier, ConvRFMRegressor or PatchAGOPTransformer
             Fitted estimator.
         n_components : int, default=8
             Number of eigenvectors, in order of their eigenvalues; all of them if
             there are fewer. 8 fit in one row and are more than usually matter, since
             eigenvalues fall fast.
-        fig : matplotlib Figure or SubFigure, default=None
+        layer : int, default=None
+            The layer whose patch AGOP to draw, 0 for the one that sees the images. By
+            default the one that the estimator chose, `best_layer_`.
+        ax : matplotlib Axes or sequence of n_components of them, default=None
             Where to draw, see :meth:`plot`.
 
         Returns
         -------
-        display : PatchAGOPDisplay
+        display : PatchFiltersDisplay
             The display, drawn.
 
         Raises
         ------
         ValueError
-            If `n_components` is below 1.
+            If `n_components` is below 1, there is no such layer, or `ax` does not fit.
+        TypeError
+            If the estimator learns no patch metric.
         NotFittedError
             If the estimator is not fitted.
         ImportError
             If matplotlib is not installed.
         """
         _check_matplotlib(f"{cls.__name__}.from_estimator")
-        check_is_fitted(estimator, "patch_agop_")
+        learned = _learned_layer(estimator, layer)
         if n_components < 1:
             raise ValueError(f"n_components={n_components!r} must be at least 1.")
-        eigenvalues, vectors = np.linalg.eigh(estimator.patch_agop_)
-        leading = slice(None, -1 - n_components, -1)
-        eigenvalues, vectors = eigenvalues[leading], vectors.T[leading]
-        peaks = np.abs(vectors).argmax(axis=1)[:, None]
-        vectors = vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
+        agop = learned.patch_agop_
+        vectors = _leading_eigenvectors(agop, n_components)
+        eigenvalues = np.einsum("kd,kd->k", vectors @ agop, vectors)
 
         # Entries of a patch run (channel, row, column); pictures want channels last.
-        channels = estimator.image_shape_[2]
-        patches = vectors.reshape(-1, channels, *estimator.patch_shape_)
+        patches = vectors.reshape(len(vectors), -1, *learned.patch_shape_)
         # The trace is 0 for a predictor that does not depend on the image.
-        trace = np.trace(estimator.patch_agop_) or 1.0
         display = cls(
             eigenvectors=np.moveaxis(patches, 1, -1),
-            eigenvalue_shares=np.clip(eigenvalues / trace, 0, 1),
+            eigenvalue_shares=np.clip(eigenvalues / (np.trace(agop) or 1.0), 0, 1),
         )
-        return display.plot(fig=fig)
+        return display.plot(ax)
 
-    def plot(self, *, n_columns=8, fig=None):
+    def plot(self, ax=None, *, n_columns=8):
         """Draw the eigenvectors, each under its share of the eigenvalues.
 
         Parameters
         ----------
+        ax : matplotlib Axes or sequence of n_components of them, default=None
+            Axes of the images; or one, in whose place they are drawn. By default a new
+            figure.
         n_columns : int, default=8
-            Images in a row.
-        fig : matplotlib Figure or SubFigure, default=None
-            Empty figure to draw in. By default a new one.
+            Images in a row, unless `ax` is a sequence.
 
         Returns
         -------
-        display : PatchAGOPDisplay
+        display : PatchFiltersDisplay
             This object.
         """
         _check_matplotlib(f"{type(self).__name__}.plot")
         eigenvectors = np.asarray(self.eigenvectors)
         n_columns = min(n_columns, len(eigenvectors))
         n_rows = -(-len(eigenvectors) // n_columns)
-        if fig is None:
-            import matplotlib.pyplot as plt
-
-            size = (1.1 * n_columns + 0.4, 1.4 * n_rows + 0.2)
-            fig = plt.figure(figsize=size, layout="constrained")
-        axes = fig.subplots(n_rows, n_columns, squeeze=False).ravel()
-        for unused in axes[len(eigenvectors) :]:
-            unused.remove()
-        self.figure_ = fig
-        self.axes_ = axes[: len(eigenvectors)]
+        size = (1.1 * n_columns + 0.4, 1.4 * n_rows + 0.2)
+        self.axes_ = _make_axes(
+            ax, len(eigenvectors), n_columns, size, "one for each eigenvector"
+        )
+        self.figure_ = self.axes_[0].figure
         self.images_ = []
-        for ax, vector, share in zip(
+        for one, vector, share in zip(
             self.axes_, eigenvectors, self.eigenvalue_shares, strict=True
         ):
             pixels, options = _as_picture(vector)
-            self.images_.append(ax.imshow(pixels, interpolation="nearest", **options))
-            ax.set(xticks=[], yticks=[])
-            ax.set_title(_percent(share), fontsize="small")
+            self.images_.append(one.imshow(pixels, interpolation="nearest", **options))
+            one.set(xticks=[], yticks=[])
+            one.set_title(_percent(share), fontsize="small")
         return self
+
+
+class SaliencyDisplay:
+    """Images, where in them the signal is, and one pattern followed through them.
+
+    A row for each image: the image; its *saliency*, the length ‖T v‖ of the transformed
+    patch v at each location; and the image filtered by one eigenvector of the learned
+    metric M = T Tᵀ. Use :meth:`from_estimator` to make one.
+
+    An image is stretched from its smallest to its largest pixel; of other than one or
+    three channels the norm is shown. Saliency runs from black (0) to yellow, and the
+    filtered image from blue (negative) over white (0) to red, both on one scale for all
+    images. A value is drawn on the centre of its patch, so that the three pictures of
+    a row can be laid on each other; where there is no margin of zeros, no patch is
+    centred on the outermost pixels, and the border stays grey. Pixels are squares, but
+    rows that are not images, or very long ones, fill the axes.
+
+    Parameters
+    ----------
+    images : array-like of shape (n_images, h, w, c)
+        The images.
+    saliency : array-like of shape (n_images, rows, columns)
+        The length of the transformed patch at each location.
+    projections : array-like of shape (n_images, rows, columns)
+        The inner product of the patch with the eigenvector at each location.
+    offset : tuple of float, default=(0.0, 0.0)
+        Row and column of the image that are the centre of the first patch.
+    projection_name : str, default="Eigenvector"
+        What to write over the filtered images.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure or SubFigure
+        Figure with the pictures.
+    axes_ : ndarray of shape (n_images, 3) of matplotlib Axes
+        Axes of image, saliency and filtered image.
+    images_ : list of matplotlib AxesImage
+        The pictures, row by row.
+
+    See Also
+    --------
+    PatchFiltersDisplay : The patterns themselves.
+    skconvrfm.PatchAGOPTransformer : Gives saliency and projections as arrays.
+
+    Examples
+    --------
+    >>> from skconvrfm import ConvRFMClassifier
+    >>> from skconvrfm.datasets import make_framed_digits
+    >>> from skconvrfm.display import SaliencyDisplay
+    >>> X, y = make_framed_digits(random_state=0)
+    >>> clf = ConvRFMClassifier(depth=1, n_rounds=1).fit(X[:100], y[:100])
+    >>> display = SaliencyDisplay.from_estimator(clf, X[100:], n_images=2)
+    >>> display.axes_.shape, display.saliency.shape
+    ((2, 3), (2, 10, 10))
+    """
+
+    def __init__(
+        self,
+        *,
+        images,
+        saliency,
+        projections,
+        offset=(0.0, 0.0),
+        projection_name="Eigenvector",
+    ):
+        self.images = images
+        self.saliency = saliency
+        self.projections = projections
+        self.offset = offset
+        self.projection_name = projection_name
+
+    @classmethod
+    def from_estimator(cls, estimator, X, *, n_images=4, component=0, ax=None):
+        """Draw images as the metric that a fitted estimator has learned sees them.
+
+        Parameters
+        ----------
+        estimator : ConvRFMClassifier, ConvRFMRegressor or PatchAGOPTransformer
+            Fitted estimator. Of several layers the first counts, which sees the images.
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, laid out as in `fit`.
+        n_images : int, default=4
+            How many to draw, from the first on; all of them if there are fewer.
+        component : int, default=0
+            The eigenvector to filter with, 0 for that of the largest eigenvalue. Its
+            largest entry is positive.
+        ax : matplotlib Axes or sequence of 3 * n_images of them, default=None
+            Where to draw, see :meth:`plot`.
+
+        Returns
+        -------
+        display : SaliencyDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If X does not suit the estimator, `n_images` is below 1, there is no such
+            eigenvector, or `ax` does not fit.
+        TypeError
+            If the estimator learns no patch metric.
+        NotFittedError
+            If the estimator is not fitted.
+        ImportError
+            If matplotlib is not installed.
+        """
+        _check_matplotlib(f"{cls.__name__}.from_estimator")
+        learned = _learned_layer(estimator, 0)
+        # An estimator's layer keeps the learned T also where round 0 was chosen.
+        transform = getattr(learned, "filter_transform_", learned.patch_transform_)
+        if n_images < 1:
+            raise ValueError(f"n_images={n_images!r} must be at least 1.")
+        if component not in range(len(transform)):
+            raise ValueError(
+                f"component={component!r} is not one of the {len(transform)} "
+                f"eigenvectors, 0 to {len(transform) - 1}."
+            )
+        images = estimator._check_images(X)[:n_images]
+        resources = make_resources(
+            estimator.device, estimator.dtype, estimator.n_jobs, images
+        )
+        [layer] = convolution_layers(
+            estimator.image_shape_, estimator.patch_size, estimator.padding, depth=1
+        )
+        saliency = compute_features(Saliency(layer, transform), images, resources)
+        vector = _leading_eigenvectors(transform, component + 1)[component:]
+        halves = compute_features(
+            EigenProjections(layer, vector, "halves", pool=None), images, resources
+        )
+        top, _, left, _ = layer.padding
+        display = cls(
+            images=images,
+            saliency=saliency[..., 0],
+            projections=halves[..., 0] - halves[..., 1],
+            offset=((layer.patch[0] - 1) / 2 - top, (layer.patch[1] - 1) / 2 - left),
+            projection_name=f"Eigenvector {component}",
+        )
+        return display.plot(ax)
+
+    def plot(self, ax=None):
+        """Draw a row of three pictures for each image.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or sequence of 3 * n_images of them, default=None
+            Axes, row by row; or one, in whose place they are drawn. By default a new
+            figure.
+
+        Returns
+        -------
+        display : SaliencyDisplay
+            This object.
+        """
+        _check_matplotlib(f"{type(self).__name__}.plot")
+        images = np.asarray(self.images)
+        saliency, projections = np.asarray(self.saliency), np.asarray(self.projections)
+        n_images, height, width, _ = images.shape
+        # Pixels are squares, unless an image then were a thread.
+        thread = max(height, width) > _LONGEST_ASPECT * min(height, width)
+        high_row = 1.0 if thread else min(2.0 * height / width, 4.0)
+        self.axes_ = _make_axes(
+            ax,
+            3 * n_images,
+            3,
+            (6.0, 0.4 + high_row * n_images),
+            "image, saliency and filtered image for each image",
+        ).reshape(n_images, 3)
+        self.figure_ = self.axes_[0, 0].figure
+        top, left = np.subtract(self.offset, 0.5)
+        rows, columns = saliency.shape[1:]
+        on_image = {"extent": (left, left + columns, top + rows, top)}
+        high = saliency.max() or 1.0
+        peak = np.abs(projections).max() or 1.0
+        self.images_ = []
+        for axes, image, lengths, projection in zip(
+            self.axes_, images, saliency, projections, strict=True
+        ):
+            pictures = (
+                (_stretched(image), {"cmap": "gray"}),
+                (lengths, {"cmap": "inferno", "vmin": 0, "vmax": high, **on_image}),
+                (projection, {**_signed(peak), **on_image}),
+            )
+            for one, (pixels, options) in zip(axes, pictures, strict=True):
+                self.images_.append(
+                    one.imshow(pixels, interpolation="nearest", **options)
+                )
+                one.set(
+                    aspect="auto" if thread else "equal",
+                    xticks=[],
+                    yticks=[],
+                    xlim=(-0.5, width - 0.5),
+                    ylim=(height - 0.5, -0.5),
+                    facecolor="0.85",
+                )
+        names = ("Image", "Saliency", self.projection_name)
+        for one, name in zip(self.axes_[0], names, strict=True):
+            one.set_title(name, fontsize="medium")
+        return self
+
+
+def _learned_layer(estimator, layer):
+    """What a layer of a fitted estimator has learned; None for the one it chose."""
+    check_is_fitted(estimator)
+    if not hasattr(estimator, "patch_agop_"):
+        raise TypeError(
+            f"{type(estimator).__name__} learns no patch metric; pass a fitted "
+            "ConvRFMClassifier, ConvRFMRegressor or PatchAGOPTransformer (of a "
+            "pipeline, its step)."
+        )
+    # A transformer has one layer, whose attributes are its own.
+    layers = getattr(estimator, "layers_", [estimator])
+    if layer is None:
+        layer = getattr(estimator, "best_layer_", 0)
+    if layer not in range(len(layers)):
+        raise ValueError(
+            f"layer={layer!r} is not one of the {len(layers)} of the estimator, "
+            f"0 to {len(layers) - 1}."
+        )
+    return layers[layer]
+
+
+def _make_axes(ax, n_axes, n_columns, size, what):
+    """Axes of a new figure, or in the place of one, or those that are given."""
+    from matplotlib.axes import Axes
+
+    n_rows = -(-n_axes // n_columns)
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        figure = plt.figure(figsize=size, layout="constrained")
+        grid = figure.add_gridspec(n_rows, n_columns)
+    elif isinstance(ax, Axes):
+        place = ax.get_subplotspec()
+        if place is None:
+            raise ValueError(
+                "ax has no place in a grid that could be divided: make it with "
+                "plt.subplots or figure.add_subplot."
+            )
+        figure = ax.figure
+        grid = place.subgridspec(n_rows, n_columns)
+        ax.set_axis_off()
+    else:
+        axes = np.ravel(ax)
+        strangers = {type(one).__name__ for one in axes if not isinstance(one, Axes)}
+        if axes.size != n_axes or strangers:
+            got = f"objects of type {min(strangers)}" if strangers else axes.size
+            raise ValueError(
+                f"ax must be one matplotlib Axes or a sequence of {n_axes} of them "
+                f"({what}), got {got}."
+            )
+        return axes
+    return np.array([figure.add_subplot(grid[place]) for place in range(n_axes)])
 
 
 def _as_picture(vector):
@@ -320,10 +643,25 @@ def _as_picture(vector):
     peak = np.abs(vector).max() or 1.0
     channels = vector.shape[2]
     if channels == 1:
-        return vector[..., 0], {"cmap": "RdBu_r", "vmin": -peak, "vmax": peak}
+        return vector[..., 0], _signed(peak)
     if channels == 3:
         return 0.5 + vector / (2 * peak), {}
     return np.linalg.norm(vector, axis=2), {"cmap": "gray", "vmin": 0.0}
+
+
+def _signed(peak):
+    """Options for imshow: blue is negative, white 0, red positive."""
+    return {"cmap": "RdBu_r", "vmin": -peak, "vmax": peak}
+
+
+def _stretched(image):
+    """Pixels of an image of shape (rows, columns, channels), for imshow, 0 to 1."""
+    image = np.asarray(image, dtype=np.float64)
+    if image.shape[2] == 1:
+        image = image[..., 0]
+    elif image.shape[2] != 3:
+        image = np.linalg.norm(image, axis=2)
+    return (image - image.min()) / (np.ptp(image) or 1.0)
 
 
 def _percent(share):
@@ -451,10 +789,8 @@ class AnsatzDisplay:
         """
         _check_matplotlib(f"{type(self).__name__}.plot")
         if ax is None:
-            import matplotlib.pyplot as plt
-
             size = (max(4.0, 1.5 + 0.3 * len(self.names)), 3.4)
-            _, ax = plt.subplots(figsize=size, layout="constrained")
+            [ax] = _make_axes(None, 1, 1, size, "one for all layers")
         places = np.arange(len(self.names))
         self.ax_ = ax
         self.figure_ = ax.figure
