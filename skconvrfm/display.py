@@ -9,9 +9,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from .core.features import EigenProjections, Saliency
 from .core.images import convolution_layers
+from .core.rounds import leading_eigenvectors
 from .core.tiles import compute_features
 from .kernels import make_resources
-from .transformer import _leading_eigenvectors
 
 __all__ = ["AnsatzDisplay", "PatchFiltersDisplay", "RoundsDisplay", "SaliencyDisplay"]
 
@@ -337,7 +337,7 @@ class PatchFiltersDisplay:
         if n_components < 1:
             raise ValueError(f"n_components={n_components!r} must be at least 1.")
         agop = learned.patch_agop_
-        vectors = _leading_eigenvectors(agop, n_components)
+        vectors = leading_eigenvectors(agop, n_components)
         eigenvalues = np.einsum("kd,kd->k", vectors @ agop, vectors)
 
         # Entries of a patch run (channel, row, column); pictures want channels last.
@@ -509,7 +509,7 @@ class SaliencyDisplay:
             estimator.image_shape_, estimator.patch_size, estimator.padding, depth=1
         )
         saliency = compute_features(Saliency(layer, transform), images, resources)
-        vector = _leading_eigenvectors(transform, component + 1)[component:]
+        vector = leading_eigenvectors(transform, component + 1)[component:]
         halves = compute_features(
             EigenProjections(layer, vector, "halves", pool=None), images, resources
         )

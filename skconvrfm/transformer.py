@@ -23,6 +23,7 @@ from .core.features import (
     SeenImage,
 )
 from .core.images import convolution_layers
+from .core.rounds import leading_eigenvectors
 from .core.tiles import compute_features
 from .estimators import ConvRFMClassifier, ConvRFMRegressor
 from .kernels import as_numpy, make_resources
@@ -294,7 +295,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         self.patch_shape_ = learned.patch_shape_
         self.patch_transform_ = learned.filter_transform_
         self.filters_ = learned.filters
-        self.components_ = _leading_eigenvectors(
+        self.components_ = leading_eigenvectors(
             learned.filter_transform_, self.n_components
         )
         self.patch_agop_ = learned.patch_agop_
@@ -423,12 +424,3 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _leading_eigenvectors(transform, n_components):
-    """The leading eigenvectors of T Tᵀ as rows, the largest entry of each positive."""
-    eigenvalues, vectors = np.linalg.eigh(transform)
-    order = np.argsort(-np.abs(eigenvalues), kind="stable")[:n_components]
-    vectors = vectors.T[order]
-    peaks = np.abs(vectors).argmax(axis=1)[:, None]
-    return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))

@@ -133,6 +133,26 @@ def transform_from_agop(agop, power):
     return transform * (np.sqrt(len(agop)) / np.linalg.norm(transform))
 
 
+def leading_eigenvectors(matrix, n_components):
+    """The leading eigenvectors of a symmetric matrix, each with a sign of its own.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (d, d)
+        A patch AGOP, or a patch transform.
+    n_components : int
+        How many; no more than d are given.
+
+    Returns
+    -------
+    ndarray of shape (n_components, d)
+        In the order of their eigenvalues, the largest entry of each positive.
+    """
+    vectors = np.linalg.eigh(matrix)[1].T[::-1][:n_components]
+    peaks = np.abs(vectors).argmax(axis=1)[:, None]
+    return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
+
+
 def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report):
     """Fit the rounds and choose one.
 
