@@ -176,3 +176,29 @@ def test_float32_is_close_to_float64(route, tiles, machine):
     single = patch_agop(X, dual_coef, Y, depth=2, dtype="float32")
     assert single.dtype == np.float64
     assert_close(single, agop, 1e-5)
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+def test_wide_patches_take_the_route_without_outputs_in_any_memory(
+    transformed, tiles, monkeypatch, rng
+):
+    """Patches of a deeper layer: 64 channels of 3×3."""
+    X, coef = rng.normal(size=(20, 7, 7, 64)), rng.normal(size=(20, 10))
+    transform = np.diag(rng.random(576)) if transformed else None
+    function, taken = agop_module._sum_without_outputs, []
+    monkeypatch.setattr(
+        agop_module,
+        "_sum_without_outputs",
+        lambda *task: taken.append(len(task[2])) or function(*task),
+    )
+    options = {"depth": 2, "bias": 0.3, "patch_transform": transform}
+    expected = patch_agop(X, coef, X[:6], **options)
+    with config_context(working_memory=4):
+        assert_close(patch_agop(X, coef, X[:6], **options), expected, 1e-12)
+    assert taken[0] == 6 and len(taken) > 1 and sum(taken[1:]) == 6
+
+    def by_outputs(*arguments):
+        return agop_module._sum_by_outputs, 6
+
+    monkeypatch.setattr(agop_module, "_choose_route", by_outputs)
+    assert_close(patch_agop(X, coef, X[:6], **options), expected, 1e-11)
