@@ -28,7 +28,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import type_of_target
 
 from . import ConvRFMClassifier
-from .core.devices import resolve_device
+from .commands import Parser, UsageError, check_device, integer
 from .datasets import load_digit_images, make_framed_digits
 from .display import PatchFiltersDisplay, RoundsDisplay
 
@@ -38,10 +38,6 @@ EMBEDDED_TEST = 797
 # More images do not change which C and gamma win, they only make the search slow.
 SVC_SEARCH_IMAGES = 2000
 MEGABYTE = 2**20
-
-
-class UsageError(Exception):
-    """A mistake in the command line or in the user's file: one line, exit code 2."""
 
 
 def main(argv=None):
@@ -82,16 +78,9 @@ def main(argv=None):
 # ------------------------------------------------------------------ options
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage above them."""
-
-    def error(self, message):
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
 def parse_options(argv=None):
     """Parse the command line; raise UsageError if it is wrong."""
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         description="Compare ConvRFM with its fixed kernel, a tuned RBF SVC and a "
         "random forest on one data set, and draw what it has learned.",
@@ -111,21 +100,21 @@ def parse_options(argv=None):
     add(
         "--n-train",
         metavar="N",
-        type=_integer(from_=2),
+        type=integer(from_=2),
         help="train on N of the training images, drawn by class and by --seed "
         "(default: all of them; there are 1000 digits to train on)",
     )
     add(
         "--rounds",
         metavar="N",
-        type=_integer(from_=0),
+        type=integer(from_=0),
         default=4,
         help="rounds of feature learning after the first fit (default: 4)",
     )
     add(
         "--depth",
         metavar="N",
-        type=_integer(from_=1),
+        type=integer(from_=1),
         default=3,
         help="layers of the convolutional kernel (default: 3)",
     )
@@ -152,27 +141,11 @@ def parse_options(argv=None):
     add(
         "--seed",
         metavar="N",
-        type=_integer(from_=0, to=2**32 - 1),
+        type=integer(from_=0, to=2**32 - 1),
         default=0,
         help="seed of everything that is drawn at random (default: 0)",
     )
     return parser.parse_args(argv)
-
-
-def _integer(*, from_, to=None):
-    """An argparse type: an integer from `from_` to `to`."""
-    span = f"of at least {from_}" if to is None else f"from {from_} to {to}"
-
-    def convert(text):
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < from_ or (to is not None and value > to):
-            raise argparse.ArgumentTypeError(f"needs an integer {span}, got {text!r}")
-        return value
-
-    return convert
 
 
 def _patch_size(text):
@@ -183,14 +156,6 @@ def _patch_size(text):
             f"needs a positive integer, or two as in 5x3, got {text!r}"
         )
     return int(text) if len(sizes) == 1 else tuple(map(int, sizes))
-
-
-def check_device(name):
-    """The torch device of that name, if there is one."""
-    try:
-        return resolve_device(name)
-    except ValueError as error:
-        raise UsageError(f"--device: {error}") from error
 
 
 def make_folder(path):

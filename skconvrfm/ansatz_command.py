@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .__main__ import UsageError, _integer, _Parser, check_device
 from .ansatz import AnsatzScorer, LayerReport
+from .commands import Parser, UsageError, check_device, integer
 
 PROGRAM = "python -m skconvrfm.ansatz"
 IMAGE_FILES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -64,7 +64,7 @@ def run(argv=None):
 
 def parse_options(argv=None):
     """Parse the command line; raise UsageError if it is wrong."""
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         description="Correlation of the filter covariance of each layer of a network "
         "with its patch AGOP: the convolutional neural feature ansatz.",
@@ -116,14 +116,14 @@ def parse_options(argv=None):
     add(
         "--max-images",
         metavar="N",
-        type=_integer(from_=1),
+        type=integer(from_=1),
         default=200,
         help="measure N images, taken evenly (default: 200)",
     )
     add(
         "--size",
         metavar="N",
-        type=_integer(from_=1),
+        type=integer(from_=1),
         help="resize the shorter side of image files to N and crop the centre; not "
         "for torchvision's networks, which know their size (default: as they are)",
     )
@@ -139,7 +139,7 @@ def parse_options(argv=None):
 
 def _outputs(text):
     """An argparse type: a positive integer, or "all"."""
-    return "all" if text == "all" else _integer(from_=1)(text)
+    return "all" if text == "all" else integer(from_=1)(text)
 
 
 def _power(text):

@@ -9,6 +9,7 @@ from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .core.convolutional import KINDS
+from .core.features import ACTIVATIONS
 from .core.radial import RADIAL_KINDS
 from .core.rounds import SELECTIONS
 from .kernels import KERNEL_CONSTRAINTS, as_numpy
@@ -36,6 +37,8 @@ class BaseConvRFM(BaseEstimator):
         "channels": [StrOptions({"last", "first"})],
         "kernel": [StrOptions({*KINDS, *RADIAL_KINDS})],
         **KERNEL_CONSTRAINTS,
+        "n_filters": [Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
         "n_rounds": [Interval(Integral, 0, None, closed="left")],
         "agop_power": [Interval(Real, 0, None, closed="neither")],
         "agop_samples": [
@@ -61,6 +64,8 @@ class BaseConvRFM(BaseEstimator):
         padding="valid",
         bias=0.3,
         bandwidth="auto",
+        n_filters=64,
+        activation="relu",
         n_rounds=4,
         agop_power=0.5,
         agop_samples="auto",
@@ -80,6 +85,8 @@ class BaseConvRFM(BaseEstimator):
         self.padding = padding
         self.bias = bias
         self.bandwidth = bandwidth
+        self.n_filters = n_filters
+        self.activation = activation
         self.n_rounds = n_rounds
         self.agop_power = agop_power
         self.agop_samples = agop_samples
@@ -90,6 +97,24 @@ class BaseConvRFM(BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
+
+    def _validate_fit(self, X, y):
+        """X flat, y, and the shape of an image."""
+        X, shape = self._flatten(X)
+        X, y = validate_data(
+            self,
+            X,
+            as_numpy(y, "y"),
+            dtype="numeric",
+            multi_output=True,
+            y_numeric=False,
+            ensure_min_samples=2,
+        )
+        return X, self._check_y(y), self._resolve_image_shape(X.shape[1], shape)
+
+    def _check_y(self, y):
+        """The targets, checked; here as they are."""
+        return y
 
     def _flatten(self, X):
         """Images as flat rows, and the shape (h, w, c) that they had, if any."""

@@ -510,14 +510,16 @@ class SaliencyDisplay:
         )
         saliency = compute_features(Saliency(layer, transform), images, resources)
         vector = leading_eigenvectors(transform, component + 1)[component:]
-        halves = compute_features(
-            EigenProjections(layer, vector, "halves", pool=None), images, resources
+        projections = compute_features(
+            EigenProjections(layer, vector, rectification=None, pool=None),
+            images,
+            resources,
         )
         top, _, left, _ = layer.padding
         display = cls(
             images=images,
             saliency=saliency[..., 0],
-            projections=halves[..., 0] - halves[..., 1],
+            projections=projections[..., 0],
             offset=((layer.patch[0] - 1) / 2 - top, (layer.patch[1] - 1) / 2 - left),
             projection_name=f"Eigenvector {component}",
         )

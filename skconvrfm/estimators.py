@@ -19,7 +19,7 @@ from sklearn.utils import Bunch, check_random_state, compute_sample_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import softmax
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d
 
 from .base import (
     DEFAULT_ALPHAS,
@@ -29,14 +29,14 @@ from .base import (
     unchanged_on_failure,
 )
 from .callbacks import CallbackSupportMixin, RoundCallbacks
-from .core.features import ACTIVATIONS, FilterLayer, draw_filters, pass_through
+from .core.features import FilterLayer, draw_filters, pass_through
 from .core.images import convolution_layers
 from .core.machine import KernelMachine
 from .core.radial import RADIAL_KINDS
 from .core.rounds import best_layer, fit_layers
 from .core.sampling import Lineup, bandwidth_draws, content_positions
 from .core.tiles import hold_maps, kernel_product
-from .kernels import as_numpy, check_weights, make_kernel, make_resources
+from .kernels import check_weights, make_kernel, make_resources
 
 # agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
 # with them before this many; see "How many images" in the guide for the curve.
@@ -53,8 +53,6 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
     _parameter_constraints: dict = {
         **BaseConvRFM._parameter_constraints,
         "feature_layers": [Interval(Integral, 1, None, closed="left")],
-        "n_filters": [Interval(Integral, 1, None, closed="left")],
-        "activation": [StrOptions(set(ACTIVATIONS))],
     }
 
     def __init__(
@@ -91,6 +89,8 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             padding=padding,
             bias=bias,
             bandwidth=bandwidth,
+            n_filters=n_filters,
+            activation=activation,
             n_rounds=n_rounds,
             agop_power=agop_power,
             agop_samples=agop_samples,
@@ -103,8 +103,6 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             verbose=verbose,
         )
         self.feature_layers = feature_layers
-        self.n_filters = n_filters
-        self.activation = activation
 
     def _fit(self, X, y, sample_weight):
         """Fit layers and rounds; set attributes only when all is done."""
@@ -194,20 +192,6 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         self.patch_agop_ = self.layers_[self.best_layer_].patch_agop_
         callbacks.end_fit()
         return self
-
-    def _validate_fit(self, X, y):
-        """X flat, y, and the shape of an image."""
-        X, shape = self._flatten(X)
-        X, y = validate_data(
-            self,
-            X,
-            as_numpy(y, "y"),
-            dtype="numeric",
-            multi_output=True,
-            y_numeric=False,
-            ensure_min_samples=2,
-        )
-        return X, self._check_y(y), self._resolve_image_shape(X.shape[1], shape)
 
     def _line_up(self, X, targets, weights, rng):
         """The rows in an order for draws that treats weights as repetitions."""

@@ -376,13 +376,7 @@ def make_kernel(
 
     Patch kernels leave `depth` and `bias` aside, convolutional ones `bandwidth`.
     """
-    if np.ndim(patch_size) > 0:
-        integers = all(isinstance(size, Integral) for size in patch_size)
-        if len(patch_size) != 2 or not integers or min(patch_size) < 1:
-            raise ValueError(
-                f"patch_size={patch_size!r} is neither a positive int nor a pair "
-                "(rows, columns) of them."
-            )
+    patch_size = check_pair(patch_size, "patch_size")
     if bias > _LARGEST_BIAS:
         raise ValueError(f"bias={bias!r} is too large; take at most {_LARGEST_BIAS}.")
     if kind in RADIAL_KINDS:
@@ -391,6 +385,26 @@ def make_kernel(
         return PatchKernel(kind, layers, image_shape[2], bandwidth)
     layers = convolution_layers(image_shape, patch_size, padding, depth)
     return ConvolutionalKernel(kind, layers, image_shape[2], float(bias))
+
+
+def check_pair(value, name, single="a positive int"):
+    """Rows and columns as a pair of ints.
+
+    Parameters
+    ----------
+    value : int or sequence of 2 int
+        One number for both, or a pair.
+    name : str
+        What to call it in an error.
+    single : str, default="a positive int"
+        What it may be in place of a pair, for the error.
+    """
+    pair = (value, value) if isinstance(value, Integral) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(s, Integral) and s >= 1 for s in pair):
+        raise ValueError(
+            f"{name}={value!r} is neither {single} nor a pair (rows, columns) of them."
+        )
+    return int(pair[0]), int(pair[1])
 
 
 def make_resources(device, dtype, n_jobs, *arrays):

@@ -10,12 +10,10 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import (
     _check_feature_names_in,
     check_is_fitted,
-    validate_data,
 )
 
 from .base import DEFAULT_ALPHAS, BaseConvRFM, unchanged_on_failure
 from .core.features import (
-    ACTIVATIONS,
     EigenProjections,
     FilterLayer,
     PooledFilters,
@@ -26,7 +24,7 @@ from .core.images import convolution_layers
 from .core.rounds import leading_eigenvectors
 from .core.tiles import compute_features
 from .estimators import ConvRFMClassifier, ConvRFMRegressor
-from .kernels import as_numpy, make_resources
+from .kernels import check_pair, make_resources
 
 OUTPUTS = ("filters", "eigen", "saliency", "image")
 RECTIFICATIONS = ("absolute", "halves")
@@ -183,8 +181,6 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
     _parameter_constraints: dict = {
         **BaseConvRFM._parameter_constraints,
         "output": [StrOptions(set(OUTPUTS))],
-        "n_filters": [Interval(Integral, 1, None, closed="left")],
-        "activation": [StrOptions(set(ACTIVATIONS))],
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "rectification": [StrOptions(set(RECTIFICATIONS))],
         "pool": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
@@ -229,6 +225,8 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             padding=padding,
             bias=bias,
             bandwidth=bandwidth,
+            n_filters=n_filters,
+            activation=activation,
             n_rounds=n_rounds,
             agop_power=agop_power,
             agop_samples=agop_samples,
@@ -241,8 +239,6 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             verbose=verbose,
         )
         self.output = output
-        self.n_filters = n_filters
-        self.activation = activation
         self.n_components = n_components
         self.rectification = rectification
         self.pool = pool
@@ -276,17 +272,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             return self._fit(X, y, sample_weight)
 
     def _fit(self, X, y, sample_weight):
-        X, shape = self._flatten(X)
-        X, y = validate_data(
-            self,
-            X,
-            as_numpy(y, "y"),
-            dtype="numeric",
-            multi_output=True,
-            y_numeric=False,
-            ensure_min_samples=2,
-        )
-        image_shape = self._resolve_image_shape(X.shape[1], shape)
+        X, y, image_shape = self._validate_fit(X, y)
         self._check_pool()
         learner = self._make_learner(y, image_shape)
         learned = learner.fit(X, y, sample_weight).layers_[0]
@@ -368,20 +354,13 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             task = "classification" if classes else "regression"
         shared = {name: getattr(self, name) for name in BaseConvRFM._get_param_names()}
         shared["image_shape"] = image_shape
-        return TASKS[task](**shared, n_filters=self.n_filters)
+        return TASKS[task](**shared)
 
     def _check_pool(self):
         """The grid as a pair of ints, or None."""
         if self.pool is None:
             return None
-        pool = np.broadcast_to(self.pool, 2) if np.ndim(self.pool) == 0 else self.pool
-        integers = all(isinstance(size, Integral) for size in pool)
-        if len(pool) != 2 or not integers or min(pool) < 1:
-            raise ValueError(
-                f"pool={self.pool!r} is neither None, nor a positive int, nor a pair "
-                "(rows, columns) of them."
-            )
-        return tuple(map(int, pool))
+        return check_pair(self.pool, "pool", single="None, nor a positive int,")
 
     def _features(self):
         """What makes the features of a block of images."""

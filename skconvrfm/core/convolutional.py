@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 
 from .features import transformed_patches
-from .images import ImageBlock, Layer
+from .images import ImageBlock, ImageKernel
 
 KINDS = ("ntk", "nngp")
 # κ of a patch with itself, or with its multiple, comes out this close to 1 in units
@@ -35,7 +35,7 @@ _PARALLEL_ROUNDINGS = 32
 
 
 @dataclass(frozen=True)
-class ConvolutionalKernel:
+class ConvolutionalKernel(ImageKernel):
     """What defines the kernel but for the patch transform.
 
     Attributes
@@ -50,16 +50,7 @@ class ConvolutionalKernel:
         Standard deviation of the bias of every convolution.
     """
 
-    kind: str
-    layers: tuple[Layer, ...]
-    channels: int
     bias: float = 0.0
-
-    @property
-    def patch_dim(self):
-        """Entries d of a patch."""
-        rows, columns = self.layers[0].patch
-        return self.channels * rows * columns
 
     @property
     def patch_scale(self):

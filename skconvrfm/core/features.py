@@ -275,8 +275,9 @@ class EigenProjections:
         The patches.
     components : ndarray of shape (n_components, d)
         The eigenvectors.
-    rectification : {"absolute", "halves"}
-        The absolute value of a projection, or its positive and its negative part.
+    rectification : {"absolute", "halves"} or None
+        The absolute value of a projection, or its positive and its negative part;
+        None leaves it as it is.
     pool : tuple of int or None
         Rows and columns of the grid of means; None keeps all locations.
     """
@@ -298,11 +299,10 @@ class EigenProjections:
 
     def __call__(self, images):
         """(n, h, w, c) → (n, rows, columns, n_maps)."""
-        components = to_tensor(self.components, images.dtype, images.device)
-        maps = convolve(images, self.layer, components)
+        maps = _products(images, self.layer, self.components)
         if self.rectification == "absolute":
             maps = maps.abs()
-        else:
+        elif self.rectification == "halves":
             maps = torch.cat([maps.clamp(min=0), (-maps).clamp(min=0)], dim=3)
         return _pool(maps, self.pool)
 
@@ -334,8 +334,8 @@ class Saliency:
 
     def __call__(self, images):
         """(n, h, w, c) → (n, rows, columns, 1)."""
-        transform = to_tensor(self.transform, images.dtype, images.device)
-        return convolve(images, self.layer, transform).norm(dim=3, keepdim=True)
+        products = _products(images, self.layer, self.transform)
+        return products.norm(dim=3, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -368,17 +368,18 @@ class SeenImage:
 
     def __call__(self, images):
         """(n, h, w, c) → (n, h, w, c)."""
-        transform = to_tensor(self.transform, images.dtype, images.device)
-        patches = convolve(images, self.layer, transform)
+        patches = _products(images, self.layer, self.transform)
         return overlap_average(patches, self.layer, self.image_shape)
+
+
+def _products(images, layer, matrix):
+    """The rows of a numpy matrix times every patch of some images."""
+    return convolve(images, layer, to_tensor(matrix, images.dtype, images.device))
 
 
 def _pooled_shape(map_shape, pool):
     """Rows, columns and maps behind a pool, whose grid is clipped to the map."""
-    rows, columns, n_maps = map_shape
-    return (
-        (rows, columns, n_maps) if pool is None else (*_grid(map_shape, pool), n_maps)
-    )
+    return map_shape if pool is None else (*_grid(map_shape, pool), map_shape[2])
 
 
 def _pool(maps, pool):

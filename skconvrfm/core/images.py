@@ -36,6 +36,31 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class ImageKernel:
+    """What every kernel of images has; the tile's functions are for its kinds.
+
+    Attributes
+    ----------
+    kind : str
+        Which kernel.
+    layers : tuple of Layer
+        The convolutions, from the image up; the first one's patches are compared.
+    channels : int
+        Channels of an image.
+    """
+
+    kind: str
+    layers: tuple[Layer, ...]
+    channels: int
+
+    @property
+    def patch_dim(self):
+        """Entries d of a patch."""
+        rows, columns = self.layers[0].patch
+        return self.channels * rows * columns
+
+
+@dataclass(frozen=True)
 class ImageBlock:
     """What a tile needs to know of a block of images; the last dimension is theirs.
 

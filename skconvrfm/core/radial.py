@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .features import transformed_patches
-from .images import ImageBlock, Layer
+from .images import ImageBlock, ImageKernel
 
 RADIAL_KINDS = ("laplace", "gaussian")
 # Squared distances come out this close to 0 for equal patches, in units of eps times
@@ -30,7 +30,7 @@ _EQUAL_ROUNDINGS = 32
 
 
 @dataclass(frozen=True)
-class PatchKernel:
+class PatchKernel(ImageKernel):
     """What defines a patch kernel but for the patch transform.
 
     Attributes
@@ -45,19 +45,10 @@ class PatchKernel:
         The bandwidth h; None where it is yet to be measured.
     """
 
-    kind: str
-    layers: tuple[Layer]
-    channels: int
     bandwidth: float | None = None
 
     # What the inner products of patches are multiplied by.
     patch_scale = 1.0
-
-    @property
-    def patch_dim(self):
-        """Entries d of a patch."""
-        rows, columns = self.layers[0].patch
-        return self.channels * rows * columns
 
     @property
     def unmeasured(self):
