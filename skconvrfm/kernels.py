@@ -4,7 +4,6 @@ In the manner of :mod:`sklearn.metrics.pairwise`: arrays in, arrays out.
 """
 
 import functools
-import os
 from numbers import Integral, Real
 
 import numpy as np
@@ -440,7 +439,7 @@ def _run_in_parallel(n_jobs, n_workers, function, tasks):
     """Share tasks out to joblib workers that share out the threads of torch."""
     threads = torch.get_num_threads()
     share = max(1, threads // n_workers)
-    call = delayed(functools.partial(_with_threads, os.getpid(), share, function))
+    call = delayed(functools.partial(_with_threads, share, function))
     streams = get_active_backend()[0].supports_return_generator
     parallel = Parallel(n_jobs=n_jobs, return_as="generator" if streams else "list")
     # Threads of this process take their share from here, and give it back here.
@@ -451,10 +450,13 @@ def _run_in_parallel(n_jobs, n_workers, function, tasks):
         torch.set_num_threads(threads)
 
 
-def _with_threads(parent, share, function, *task):
-    """Call a task; a worker process of its own takes its share of the threads."""
-    if os.getpid() != parent:
-        torch.set_num_threads(share)
+def _with_threads(share, function, *task):
+    """Call a task in a worker, thread or process, that takes its share of the threads.
+
+    New threads start with what torch was set to last, by whomever: a task that goes on
+    after another one failed may have set it to 1.
+    """
+    torch.set_num_threads(share)
     return function(*task)
 
 
