@@ -218,7 +218,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
     def _pass_on(self, lineup, machine, filters):
         """The machine that sees what filters make of the images of another."""
         layer = FilterLayer(machine.kernel.layers[0], filters, self.activation)
-        kernel = self._make_kernel(layer.map_shape, len(machine.kernel.layers) - 1)
+        kernel = self._make_kernel(layer.shape, len(machine.kernel.layers) - 1)
         images = pass_through(machine.images, [layer])
         return replace(
             machine,
@@ -297,7 +297,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             for layer, learned in zip(geometry[:-1], self.layers_, strict=False)
         ]
         kernel = self._make_kernel(
-            filters[-1].map_shape if filters else self.image_shape_,
+            filters[-1].shape if filters else self.image_shape_,
             self.depth - self.best_layer_,
             getattr(self, "bandwidth_", None),
         )

@@ -16,7 +16,6 @@ from .base import DEFAULT_ALPHAS, BaseConvRFM, unchanged_on_failure
 from .core.features import (
     EigenProjections,
     FilterLayer,
-    PooledFilters,
     Saliency,
     SeenImage,
 )
@@ -368,8 +367,9 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             self.image_shape_, self.patch_size, self.padding, depth=1
         )
         if self.output == "filters":
-            filters = FilterLayer(layer, self.filters_, self.activation)
-            return PooledFilters(filters, self._check_pool())
+            return FilterLayer(
+                layer, self.filters_, self.activation, pool=self._check_pool()
+            )
         if self.output == "eigen":
             return EigenProjections(
                 layer, self.components_, self.rectification, self._check_pool()

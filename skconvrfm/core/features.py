@@ -43,7 +43,7 @@ def draw_filters(transform, n_filters, rng):
     return rng.standard_normal((n_filters, len(transform))) @ transform
 
 
-def convolve(images, layer, filters):
+def convolve(images, layer, filters, biases=None):
     """Inner products of filters with all patches.
 
     Parameters
@@ -54,6 +54,8 @@ def convolve(images, layer, filters):
         The patches.
     filters : Tensor of shape (n_filters, d)
         Filters, entries in the order (channel, row, column).
+    biases : Tensor of shape (n_filters,), default=None
+        What is added.
 
     Returns
     -------
@@ -64,7 +66,7 @@ def convolve(images, layer, filters):
     weight = filters.reshape(len(filters), images.shape[-1], *layer.patch)
     # Unasked, cuDNN would round to ten bits.
     with torch.backends.cudnn.flags(allow_tf32=False):
-        return conv2d(maps, weight).permute(0, 2, 3, 1)
+        return conv2d(maps, weight, biases).permute(0, 2, 3, 1)
 
 
 def transformed_patches(images, layer, transform):
@@ -149,33 +151,76 @@ def _cell_means(size, cells, like):
 
 @dataclass(frozen=True)
 class FilterLayer:
-    """A convolution with given filters, and its activation.
+    r"""A convolution with given filters, its activation and its pool.
+
+    .. math:: \text{relu: } \sqrt 2\, \max(w^\top v_u(x) / \sqrt c + t, 0), \qquad
+              \text{identity: } w^\top v_u(x) / \sqrt c + t
+
+    and then means over the cells of a grid.
 
     Attributes
     ----------
     layer : Layer
         The patches.
     filters : ndarray of shape (n_filters, d)
-        The filters.
+        The filters w.
     activation : {"relu", "identity"}
         What follows the convolution.
+    biases : ndarray of shape (n_filters,) or None
+        The biases t; None is zero.
+    pool : tuple of int or None
+        Rows and columns of the grid of means, clipped to the map; None keeps all
+        locations.
     """
 
     layer: Layer
     filters: np.ndarray
     activation: str
+    biases: np.ndarray | None = None
+    pool: tuple[int, int] | None = None
 
     @property
-    def map_shape(self):
-        """Rows, columns and channels of what comes out."""
-        return (*self.layer.locations, len(self.filters))
+    def n_maps(self):
+        """Maps before pooling."""
+        return len(self.filters)
+
+    @property
+    def shape(self):
+        """Rows, columns and maps of what comes out of an image."""
+        return (*self.grid, self.n_maps)
+
+    @property
+    def grid(self):
+        """Rows and columns of what comes out: all locations where there is no pool."""
+        return _grid(self.layer.locations, self.pool)
+
+    @property
+    def gain(self):
+        """What the activation multiplies with, to keep the variance of its input."""
+        return math.sqrt(2) if self.activation == "relu" else 1.0
+
+    def affine(self, channels):
+        """Filters and biases with all factors in them, float64 ndarrays.
+
+        The activation, which is homogeneous, then does the rest.
+
+        Parameters
+        ----------
+        channels : int
+            Channels c of the images.
+        """
+        biases = np.zeros(self.n_maps) if self.biases is None else self.biases
+        return self.filters * (self.gain / math.sqrt(channels)), biases * self.gain
 
     def __call__(self, images):
         """The feature maps of images, (n, h, w, c) → (n, rows, columns, n_filters)."""
-        filters = to_tensor(self.filters, images.dtype, images.device)
-        gain = 2 if self.activation == "relu" else 1
-        maps = convolve(images, self.layer, filters * math.sqrt(gain / images.shape[3]))
-        return maps.relu_() if self.activation == "relu" else maps
+        filters, biases = (
+            to_tensor(array, images.dtype, images.device)
+            for array in self.affine(images.shape[3])
+        )
+        maps = convolve(images, self.layer, filters, biases)
+        maps = maps.relu_() if self.activation == "relu" else maps
+        return _pool(maps, self.pool)
 
 
 def pass_through(images, layers):
@@ -203,7 +248,7 @@ class FeatureMaps:
 
     def __init__(self, images, layers):
         self.images, self.layers = images, layers
-        self.shape = (len(images), *layers[-1].map_shape)
+        self.shape = (len(images), *layers[-1].shape)
 
     def __len__(self):
         return len(self.images)
@@ -231,41 +276,6 @@ def _compute(maps: FeatureMaps, dtype, device):
 
 
 @dataclass(frozen=True)
-class PooledFilters:
-    """The maps of a layer of filters, pooled.
-
-    Attributes
-    ----------
-    filters : FilterLayer
-        The filters and their activation.
-    pool : tuple of int or None
-        Rows and columns of the grid of means; None keeps all locations.
-    """
-
-    filters: FilterLayer
-    pool: tuple[int, int] | None
-
-    @property
-    def shape(self):
-        """Rows, columns and maps of an image's features."""
-        return _pooled_shape(self.filters.map_shape, self.pool)
-
-    @property
-    def layer(self):
-        """The patches."""
-        return self.filters.layer
-
-    @property
-    def n_maps(self):
-        """Maps before pooling."""
-        return len(self.filters.filters)
-
-    def __call__(self, images):
-        """(n, h, w, c) → (n, rows, columns, n_maps)."""
-        return _pool(self.filters(images), self.pool)
-
-
-@dataclass(frozen=True)
 class EigenProjections:
     """Rectified projections of patches on eigenvectors of the metric, pooled.
 
@@ -290,7 +300,7 @@ class EigenProjections:
     @property
     def shape(self):
         """Rows, columns and maps of an image's features."""
-        return _pooled_shape((*self.layer.locations, self.n_maps), self.pool)
+        return (*_grid(self.layer.locations, self.pool), self.n_maps)
 
     @property
     def n_maps(self):
@@ -377,15 +387,13 @@ def _products(images, layer, matrix):
     return convolve(images, layer, to_tensor(matrix, images.dtype, images.device))
 
 
-def _pooled_shape(map_shape, pool):
-    """Rows, columns and maps behind a pool, whose grid is clipped to the map."""
-    return map_shape if pool is None else (*_grid(map_shape, pool), map_shape[2])
-
-
 def _pool(maps, pool):
-    return maps if pool is None else average_pool(maps, _grid(maps.shape[1:], pool))
+    """Maps, pooled where there is a pool."""
+    return maps if pool is None else average_pool(maps, _grid(maps.shape[1:3], pool))
 
 
-def _grid(map_shape, pool):
-    """A grid has no more cells than the map has locations."""
-    return min(pool[0], map_shape[0]), min(pool[1], map_shape[1])
+def _grid(locations, pool):
+    """A grid has no more cells than the map has locations; none is a cell for each."""
+    if pool is None:
+        return tuple(locations)
+    return tuple(min(cells, size) for cells, size in zip(pool, locations, strict=True))
