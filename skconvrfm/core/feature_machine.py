@@ -152,8 +152,12 @@ class Design:
 
     @property
     def wide(self):
-        """Whether there are more features than rows."""
-        return self.width > self.n
+        """Whether the rows are the smaller side.
+
+        Features that can interpolate leave no degrees of freedom, of which the primal
+        side would see nothing but rounding.
+        """
+        return self.width >= self.n - 1
 
     def _fits(self, size):
         return size <= self.resources.memory // 2
