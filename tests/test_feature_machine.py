@@ -203,20 +203,15 @@ def test_single_precision_is_summed_in_double(rng):
     assert_close(rounded.kernel_matrix(), exact.kernel_matrix(), 1e-5)
 
 
-def make_bank(rng, n_filters=6, d=18, **options):
-    options = {
-        "kind": "gaussian",
-        "bias": 0.3,
-        "threshold": 0.0,
-        "moments": None,
-    } | options
+def make_bank(rng, n_filters=6, d=18, kind="gaussian", bias=0.3):
     return FilterBank(
         rng.normal(size=(n_filters, d)),
         rng.normal(size=n_filters),
+        kind,
+        bias,
         threshold=0.0,
         moments=None,
         centred=False,
-        **options,
     )
 
 
