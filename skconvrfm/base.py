@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .core.convolutional import KINDS
 from .core.features import ACTIVATIONS
+from .core.filters import KINDS as FILTER_KINDS
 from .core.radial import RADIAL_KINDS
 from .core.rounds import SELECTIONS
 from .kernels import KERNEL_CONSTRAINTS, as_numpy
@@ -37,8 +38,13 @@ class BaseConvRFM(BaseEstimator):
         "channels": [StrOptions({"last", "first"})],
         "kernel": [StrOptions({*KINDS, *RADIAL_KINDS})],
         **KERNEL_CONSTRAINTS,
-        "n_filters": [Interval(Integral, 1, None, closed="left")],
+        "method": [StrOptions({"auto", "exact", "features"})],
+        "n_filters": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "filters": [StrOptions(set(FILTER_KINDS))],
+        "initial_metric": [StrOptions({"identity", "whiten"})],
         "activation": [StrOptions(set(ACTIVATIONS))],
+        "threshold": [Interval(Real, None, None, closed="neither")],
+        "antithetic": ["boolean"],
         "n_rounds": [Interval(Integral, 0, None, closed="left")],
         "agop_power": [Interval(Real, 0, None, closed="neither")],
         "agop_samples": [
@@ -64,8 +70,13 @@ class BaseConvRFM(BaseEstimator):
         padding="valid",
         bias=0.3,
         bandwidth="auto",
-        n_filters=64,
+        method="auto",
+        n_filters="auto",
+        filters="patches",
+        initial_metric="whiten",
         activation="relu",
+        threshold=0.5,
+        antithetic=False,
         n_rounds=4,
         agop_power=0.5,
         agop_samples="auto",
@@ -85,8 +96,13 @@ class BaseConvRFM(BaseEstimator):
         self.padding = padding
         self.bias = bias
         self.bandwidth = bandwidth
+        self.method = method
         self.n_filters = n_filters
+        self.filters = filters
+        self.initial_metric = initial_metric
         self.activation = activation
+        self.threshold = threshold
+        self.antithetic = antithetic
         self.n_rounds = n_rounds
         self.agop_power = agop_power
         self.agop_samples = agop_samples

@@ -1,6 +1,6 @@
 """ConvRFM as scikit-learn estimators: validation and encoding, no numerics."""
 
-import functools
+import copy
 import warnings
 from dataclasses import replace
 from numbers import Integral
@@ -29,19 +29,15 @@ from .base import (
     unchanged_on_failure,
 )
 from .callbacks import CallbackSupportMixin, RoundCallbacks
-from .core.features import FilterLayer, draw_filters, pass_through
-from .core.images import convolution_layers
-from .core.machine import KernelMachine
+from .core.machine import TrainingSet
 from .core.radial import RADIAL_KINDS
 from .core.rounds import best_layer, fit_layers
-from .core.sampling import Lineup, bandwidth_draws, content_positions
-from .core.tiles import hold_maps, kernel_product
-from .kernels import check_weights, make_kernel, make_resources
+from .core.sampling import Lineup, content_positions
+from .kernels import check_weights, make_resources
+from .methods import METHOD_CLASSES, resolve_method
 
-# agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
-# with them before this many; see "How many images" in the guide for the curve.
-AUTO_AGOP_PATCHES = 20_000
-AUTO_AGOP_IMAGES = 20
+# selection="holdout": part of the rows that chooses.
+HOLDOUT_FRACTION = 0.2
 
 # Temperatures of the probabilities; scores of well separated classes are ±1.
 TEMPERATURE_RANGE = (1e-2, 1e3)
@@ -53,6 +49,14 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
     _parameter_constraints: dict = {
         **BaseConvRFM._parameter_constraints,
         "feature_layers": [Interval(Integral, 1, None, closed="left")],
+        "pool_grid": [
+            StrOptions({"auto"}),
+            Interval(Integral, 1, None, closed="left"),
+            tuple,
+            list,
+            None,
+        ],
+        "pool_between": [Interval(Integral, 1, None, closed="left")],
     }
 
     def __init__(
@@ -66,9 +70,16 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         padding="valid",
         bias=0.3,
         bandwidth="auto",
+        method="auto",
+        pool_grid="auto",
         feature_layers=1,
-        n_filters=64,
+        pool_between=2,
+        n_filters="auto",
+        filters="patches",
+        initial_metric="whiten",
         activation="relu",
+        threshold=0.5,
+        antithetic=False,
         n_rounds=4,
         agop_power=0.5,
         agop_samples="auto",
@@ -89,8 +100,13 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             padding=padding,
             bias=bias,
             bandwidth=bandwidth,
+            method=method,
             n_filters=n_filters,
+            filters=filters,
+            initial_metric=initial_metric,
             activation=activation,
+            threshold=threshold,
+            antithetic=antithetic,
             n_rounds=n_rounds,
             agop_power=agop_power,
             agop_samples=agop_samples,
@@ -103,11 +119,12 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             verbose=verbose,
         )
         self.feature_layers = feature_layers
+        self.pool_grid = pool_grid
+        self.pool_between = pool_between
 
     def _fit(self, X, y, sample_weight):
         """Fit layers and rounds; set attributes only when all is done."""
         X, y, image_shape = self._validate_fit(X, y)
-        self._check_layers()
         weights = check_weights(sample_weight, X)
         kept = np.flatnonzero(weights)
         X_fit, y_fit, weights = X[kept], y[kept], weights[kept]
@@ -119,79 +136,37 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         # ratios can be meant, and they are read as having mean one.
         counts = weights / min(1.0, weights.mean())
         encoding, targets, weights = self._encode(y_fit, counts)
+        method, reason = resolve_method(self, image_shape, counts.sum())
+        if self.verbose and reason:
+            print(f"[{type(self).__name__}] {reason}")
+        self._check_layers(method)
 
         # None is a seed too: two fits of one estimator are equal, bit by bit.
         rng = check_random_state(0 if self.random_state is None else self.random_state)
+        images = as_images(X_fit, image_shape, self.channels)
         lineup = self._line_up(X_fit, targets, weights, rng)
-        kernel = self._make_kernel(image_shape)
-        machine = KernelMachine(
-            kernel=kernel,
-            images=as_images(X_fit, image_shape, self.channels),
-            targets=targets,
-            weights=weights,
-            counts=counts,
-            alphas=self._alphas(),
-            **self._draw_samples(lineup, kernel),
-            resources=make_resources(self.device, self.dtype, self.n_jobs, X),
+        data = TrainingSet(images, targets, weights, counts, lineup)
+        common = {"image_shape_": image_shape, "method_": method, **encoding}
+        fitting = _Fitting(
+            self,
+            METHOD_CLASSES[method],
+            (image_shape, self._alphas(), self._resources(X)),
+            rng,
+            common,
+            y.shape[1:],
         )
-        common = {
-            "image_shape_": image_shape,
-            "patch_shape_": kernel.layers[0].patch,
-            "X_fit_": X_fit,
-            **encoding,
-        }
-        callbacks = RoundCallbacks(
-            self, self.feature_layers * (self.n_rounds + 1), X, y, sample_weight
-        )
-
-        def attributes(layers, rounds):
-            """From the finished layers, and the best round and history of each."""
-            index = best_layer([best for best, _ in rounds], self.selection)
-            best, history = rounds[index]
-            solution = best.solution
-            fitted = {
-                **common,
-                "layers_": [_learned(layer) for layer in layers],
-                "best_layer_": index,
-                "dual_coef_": self._shape_coef(solution.dual_coef, y),
-                "intercept_": self._shape_coef(solution.intercept, y),
-                "alpha_": solution.alpha,
-                "best_round_": best.index,
-                "patch_transform_": best.transform,
-                "history_": _as_arrays(history),
-                **self._calibrate(solution.held_out_prediction, targets, weights),
-            }
-            if self.kernel in RADIAL_KINDS:
-                fitted["bandwidth_"] = best.machine.kernel.bandwidth
-            return fitted
-
-        def report(layers, best, history):
-            if self.verbose:
-                print(self._describe_round(len(layers), history))
-            rounds = [*map(_best_and_history, layers), (best, history)]
-            last = history["round"][-1] == self.n_rounds
-            return callbacks.end_round(
-                lambda: attributes(layers, rounds),
-                last and len(rounds) == self.feature_layers,
-            )
-
-        layers = fit_layers(
-            machine,
-            functools.partial(self._pass_on, lineup),
-            n_layers=self.feature_layers,
-            draw=functools.partial(draw_filters, n_filters=self.n_filters, rng=rng),
-            n_rounds=self.n_rounds,
-            agop_power=self.agop_power,
-            selection=self.selection,
-            score=lambda prediction: self._score_targets(targets, prediction, weights),
-            report=report,
-        )
-        fitted = attributes(layers, [*map(_best_and_history, layers)])
+        n_tasks = self.feature_layers * (self.n_rounds + 1)
+        if self.selection == "holdout":
+            n_tasks *= 2
+        callbacks = RoundCallbacks(self, n_tasks, X, y, sample_weight)
+        fitted = fitting.run(data, callbacks)
         for name, value in fitted.items():
             setattr(self, name, value)
-        self.patch_agop_ = self.layers_[self.best_layer_].patch_agop_
         callbacks.end_fit()
         return self
+
+    def _resources(self, X):
+        return make_resources(self.device, self.dtype, self.n_jobs, X)
 
     def _line_up(self, X, targets, weights, rng):
         """The rows in an order for draws that treats weights as repetitions."""
@@ -199,48 +174,10 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         offset = rng.uniform()
         return Lineup(self._strata(targets, rng), positions, weights, offset)
 
-    def _draw_samples(self, lineup, kernel):
-        """The images that carry the AGOP, and those that a bandwidth is measured on."""
-        samples, locations = self.agop_samples, kernel.layers[0].n_locations
-        if samples is None:
-            n_draws = np.inf
-        elif samples == "auto":
-            n_draws = max(AUTO_AGOP_IMAGES, AUTO_AGOP_PATCHES // locations)
-        elif isinstance(samples, Integral):
-            n_draws = samples
-        else:
-            n_draws = max(1, int(np.ceil(samples * lineup.weights.sum())))
-        return {
-            "agop_sample": lineup.draw(n_draws),
-            "bandwidth_sample": lineup.draw(bandwidth_draws(locations)),
-        }
-
-    def _pass_on(self, lineup, machine, filters):
-        """The machine that sees what filters make of the images of another."""
-        layer = FilterLayer(machine.kernel.layers[0], filters, self.activation)
-        kernel = self._make_kernel(layer.shape, len(machine.kernel.layers) - 1)
-        images = pass_through(machine.images, [layer])
-        return replace(
-            machine,
-            kernel=kernel,
-            images=hold_maps(images, machine.resources),
-            **self._draw_samples(lineup, kernel),
-        )
-
-    def _make_kernel(self, image_shape, depth=None, bandwidth=None):
-        """The kernel on images, or maps, of this shape; by default the parameters'."""
-        return make_kernel(
-            self.kernel,
-            image_shape,
-            self.patch_size,
-            self.padding,
-            self.depth if depth is None else depth,
-            self.bias,
-            self.bandwidth if bandwidth is None else bandwidth,
-        )
-
-    def _check_layers(self):
+    def _check_layers(self, method):
         """Refuse more layers than the network has; warn where depth does not count."""
+        if method == "features":
+            return
         if self.kernel not in RADIAL_KINDS:
             if self.feature_layers > self.depth:
                 raise ValueError(
@@ -288,34 +225,135 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
     def _predict_raw(self, X):
         """f(x) of every output, ndarray of shape (n, n_outputs)."""
         images = self._check_images(X)
-        resources = make_resources(self.device, self.dtype, self.n_jobs, self.X_fit_)
-        geometry = convolution_layers(
-            self.image_shape_, self.patch_size, self.padding, self.best_layer_ + 1
-        )
-        filters = [
-            FilterLayer(layer, learned.filters, self.activation)
-            for layer, learned in zip(geometry[:-1], self.layers_, strict=False)
-        ]
-        kernel = self._make_kernel(
-            filters[-1].shape if filters else self.image_shape_,
-            self.depth - self.best_layer_,
-            getattr(self, "bandwidth_", None),
-        )
-        centres = as_images(self.X_fit_, self.image_shape_, self.channels)
-        prediction = kernel_product(
-            kernel,
-            pass_through(images, filters),
-            hold_maps(pass_through(centres, filters), resources),
-            self.patch_transform_ if self.best_round_ else None,
-            self.dual_coef_.reshape(len(centres), -1),
-            resources,
-        )
+        prediction = METHOD_CLASSES[self.method_].predict(self, images)
         return prediction + np.reshape(self.intercept_, -1)
 
 
-def _best_and_history(layer):
-    """The chosen round of a layer, and its history."""
-    return layer.rounds.best, layer.rounds.history
+class _Fitting:
+    """One fit of an estimator by a method: the choice, and perhaps a refit.
+
+    Parameters
+    ----------
+    estimator : _ConvRFM
+        Its parameters.
+    method : type
+        `ExactMethod` or `FeatureMethod`.
+    setting : tuple
+        Image shape, ridges and resources.
+    rng : numpy.random.RandomState
+        Where filters come from.
+    common : dict
+        Fitted attributes that are known before.
+    output_shape : tuple of int
+        The shape of a target.
+    """
+
+    def __init__(self, estimator, method, setting, rng, common, output_shape):
+        self._estimator, self._method = estimator, method
+        self._setting, self._rng = setting, rng
+        self._common, self._output_shape = common, output_shape
+
+    def run(self, data, callbacks):
+        """The fitted attributes."""
+        estimator = self._estimator
+        if estimator.selection != "holdout":
+            layers = self._fit_layers(data, None, callbacks, final=True)
+            return self._attributes(data, layers)
+        kept, held_out = data.lineup.split(HOLDOUT_FRACTION)
+        if min(len(kept), len(held_out)) < 2:
+            raise ValueError(
+                f"selection='holdout' leaves {len(kept)} rows to fit on and "
+                f"{len(held_out)} to choose by, of {len(data.targets)}; take "
+                "selection='gcv' for so few."
+            )
+        layers = self._fit_layers(
+            data.take(kept), data.take(held_out), callbacks, final=False
+        )
+        index = best_layer([layer.rounds.best for layer in layers], "holdout")
+        chosen = [layer.rounds for layer in layers[: index + 1]]
+        plan = [rounds.history["alpha"][: rounds.best.index + 1] for rounds in chosen]
+        refitted = self._fit_layers(data, None, callbacks, final=True, plan=plan)
+        # What was chosen, and by what, is in the history of the choice.
+        refitted = [
+            replace(layer, rounds=replace(layer.rounds, history=rounds.history))
+            for layer, rounds in zip(refitted, chosen, strict=False)
+        ]
+        return self._attributes(data, refitted, "last")
+
+    def _fit_layers(self, data, held_out, callbacks, final, plan=None):
+        """Fit all layers on some rows; ``final`` where nothing follows."""
+        estimator = self._estimator
+        # With held-out rows there are two fits, with the same filters.
+        method = self._method(estimator, *self._setting, copy.deepcopy(self._rng))
+        n_layers = estimator.feature_layers if plan is None else len(plan)
+        selection = estimator.selection if plan is None else "last"
+
+        def report(layers, best, history):
+            if estimator.verbose:
+                print(estimator._describe_round(len(layers), history))
+            n_rounds = estimator.n_rounds
+            if plan is not None:
+                n_rounds = len(plan[len(layers)]) - 1
+            last = len(layers) + 1 == n_layers and history["round"][-1] == n_rounds
+            return callbacks.end_round(
+                lambda: self._attributes(data, layers, selection, (best, history)),
+                final and last,
+            )
+
+        return fit_layers(
+            method.machine(data, held_out),
+            n_layers=n_layers,
+            pass_on=method.pass_on,
+            maps=method.maps,
+            n_rounds=estimator.n_rounds,
+            agop_power=estimator.agop_power,
+            selection=selection,
+            score=lambda prediction: estimator._score_targets(
+                data.targets, prediction, data.weights
+            ),
+            report=report,
+            plan=plan,
+        )
+
+    def _attributes(self, data, layers, selection=None, unfinished=None):
+        """Fitted attributes from finished layers, and perhaps one that is not."""
+        estimator = self._estimator
+        rounds = [(layer.rounds.best, layer.rounds.history) for layer in layers]
+        if unfinished is not None:
+            rounds.append(unfinished)
+        selection = estimator.selection if selection is None else selection
+        index = best_layer([best for best, _ in rounds], selection)
+        best, history = rounds[index]
+        solution = best.solution
+        fitted = {
+            **self._common,
+            "patch_shape_": rounds[0][0].machine.patch_shape,
+            "layers_": [_learned(layer) for layer in layers],
+            "best_layer_": index,
+            "intercept_": self._shape(solution.intercept),
+            "alpha_": solution.alpha,
+            "best_round_": best.index,
+            "patch_transform_": best.transform,
+            "history_": _as_arrays(history),
+            **estimator._calibrate(
+                solution.held_out_prediction, data.targets, data.weights
+            ),
+        }
+        if index < len(layers):
+            fitted["patch_agop_"] = layers[index].rounds.agop
+        method = self._method(estimator, *self._setting, self._rng)
+        for name, value in method.attributes(best).items():
+            fitted[name] = self._shape(value) if name.endswith("coef_") else value
+        if "dual_coef_" in fitted:
+            images = data.images
+            if estimator.channels == "first":
+                images = images.transpose(0, 3, 1, 2)
+            fitted["X_fit_"] = images.reshape(len(images), -1)
+        return fitted
+
+    def _shape(self, coef):
+        """One column an output for y of shape (n, k), none for y of shape (n,)."""
+        return self._estimator._shape_coef(coef, self._output_shape)
 
 
 def _as_arrays(history):
@@ -326,11 +364,13 @@ def _as_arrays(history):
 def _learned(layer):
     """A fitted layer as users see it."""
     best = layer.rounds.best
+    biases = layer.maps.biases
     return Bunch(
         patch_transform_=best.transform,
         patch_agop_=layer.rounds.agop,
-        patch_shape_=best.machine.kernel.layers[0].patch,
-        filters=layer.filters,
+        patch_shape_=best.machine.patch_shape,
+        filters=layer.maps.filters,
+        biases=np.zeros(layer.maps.n_maps) if biases is None else biases,
         filter_transform_=layer.filter_transform,
         alpha_=best.solution.alpha,
         best_round_=best.index,
@@ -518,9 +558,16 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         padding="valid",
         bias=0.3,
         bandwidth="auto",
+        method="auto",
+        pool_grid="auto",
         feature_layers=1,
-        n_filters=64,
+        pool_between=2,
+        n_filters="auto",
+        filters="patches",
+        initial_metric="whiten",
         activation="relu",
+        threshold=0.5,
+        antithetic=False,
         n_rounds=4,
         agop_power=0.5,
         agop_samples="auto",
@@ -542,9 +589,16 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
             padding=padding,
             bias=bias,
             bandwidth=bandwidth,
+            method=method,
+            pool_grid=pool_grid,
             feature_layers=feature_layers,
+            pool_between=pool_between,
             n_filters=n_filters,
+            filters=filters,
+            initial_metric=initial_metric,
             activation=activation,
+            threshold=threshold,
+            antithetic=antithetic,
             n_rounds=n_rounds,
             agop_power=agop_power,
             agop_samples=agop_samples,
@@ -687,7 +741,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
             targets.argmax(axis=1), prediction.argmax(axis=1), sample_weight=weights
         )
 
-    def _shape_coef(self, coef, y):
+    def _shape_coef(self, coef, output_shape):
         return coef
 
     def _calibrate(self, prediction, targets, weights):
@@ -926,7 +980,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
             Predictions, float64.
         """
         raw = self._predict_raw(X)
-        return raw[:, 0] if np.ndim(self.dual_coef_) == 1 else raw
+        return raw[:, 0] if np.ndim(self.intercept_) == 0 else raw
 
     def _check_y(self, y):
         try:
@@ -946,9 +1000,8 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     def _score_targets(self, targets, prediction, weights):
         return r2_score(targets, prediction, sample_weight=weights)
 
-    def _shape_coef(self, coef, y):
-        """One column an output for y of shape (n, k), none for y of shape (n,)."""
-        return coef.reshape(coef.shape[:-1] + y.shape[1:])[()]
+    def _shape_coef(self, coef, output_shape):
+        return coef.reshape(coef.shape[:-1] + output_shape)[()]
 
     def _calibrate(self, prediction, targets, weights):
         return {}

@@ -147,7 +147,7 @@ def test_more_layers_than_the_network_has_are_refused(problem):
 def test_each_round_of_each_layer_is_reported(problem, capsys):
     model, X, y = problem
     model.set_params(verbose=1).fit(X, y)
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()[1:]  # after the method
     found = [line.split("]")[1].split("alpha")[0].split() for line in lines]
     assert found == [
         ["layer", f"{layer}/2", "round", f"{index}/1"]

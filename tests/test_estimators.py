@@ -202,7 +202,7 @@ def test_fitted_attributes_are_numpy_of_the_documented_shapes(problem):
     assert np.linalg.norm(model.patch_transform_) == pytest.approx(np.sqrt(d))
     kept = [value for name, value in vars(model).items() if name.endswith("_")]
     for value in kept + [value for layer in model.layers_ for value in layer.values()]:
-        kinds = (np.ndarray, np.floating, float, int, tuple, dict, list)
+        kinds = (np.ndarray, np.floating, float, int, str, tuple, dict, list)
         assert isinstance(value, kinds)
 
 
@@ -389,7 +389,8 @@ def test_verbose_prints_one_line_a_round(capsys, problem):
     clone(estimator).fit(X, y)
     assert capsys.readouterr().out == ""
     estimator.set_params(verbose=1).fit(X, y)
-    lines = capsys.readouterr().out.splitlines()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "method='exact'" in first and "(limit 3000)" in first
     assert len(lines) == 3
     for index, line in enumerate(lines):
         assert line.startswith(f"[{type(estimator).__name__}] round {index}/2 ")

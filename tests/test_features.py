@@ -11,11 +11,11 @@ from skconvrfm.core.features import (
     FilterLayer,
     average_pool,
     convolve,
-    draw_filters,
     overlap_average,
     pass_through,
     transformed_patches,
 )
+from skconvrfm.core.filters import draw_filters
 from skconvrfm.core.images import convolution_layers, extract_patches, to_tensor
 from skconvrfm.core.tiles import hold_maps, kernel_matrix
 from skconvrfm.kernels import convolutional_kernel, make_kernel, make_resources

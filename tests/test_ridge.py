@@ -72,7 +72,7 @@ def test_solution_equals_that_of_the_linear_system(problem, weights, alpha):
     coef, intercept = solve_directly(matrix, targets, weights, alpha)
     solution = solve(matrix, targets, weights, alpha)
     assert solution.alpha == alpha
-    assert_close(solution.dual_coef, coef, 1e-10)
+    assert_close(solution.coef, coef, 1e-10)
     assert_close(solution.intercept, intercept, 1e-10)
 
 
@@ -85,12 +85,10 @@ def test_solution_minimises_the_penalised_loss(problem, weights, alpha, rng):
         penalty = alpha * np.trace(coef.T @ matrix @ coef)
         return weights @ (residual**2).sum(1) + penalty
 
-    least = loss(solution.dual_coef, solution.intercept)
+    least = loss(solution.coef, solution.intercept)
     for _ in range(20):
         change = 0.01 * rng.normal(size=targets.shape), 0.01 * rng.normal(size=2)
-        assert least < loss(
-            solution.dual_coef + change[0], solution.intercept + change[1]
-        )
+        assert least < loss(solution.coef + change[0], solution.intercept + change[1])
 
 
 def test_left_out_predictions_equal_those_of_refits(problem, weights, alpha):
@@ -153,8 +151,8 @@ def test_weights_equal_repeated_rows(problem, alpha):
     )
     assert weighted.gcv == pytest.approx(repeated.gcv, rel=1e-9)
     assert_close(repeated.intercept, weighted.intercept, 1e-9)
-    summed = np.add.reduceat(repeated.dual_coef, np.cumsum(counts) - counts)
-    assert_close(summed, weighted.dual_coef, 1e-9)
+    summed = np.add.reduceat(repeated.coef, np.cumsum(counts) - counts)
+    assert_close(summed, weighted.coef, 1e-9)
     held_out = weighted.held_out_prediction[rows]
     assert_close(repeated.held_out_prediction, held_out, 1e-8)
 
@@ -174,7 +172,7 @@ def test_intercept_is_not_penalised(problem, weights, alpha):
     solution = solve(matrix, targets, weights, alpha)
     shifted = solve(matrix, targets + 1e3, weights, alpha)
     assert_close(shifted.intercept, solution.intercept + 1e3, 1e-10)
-    np.testing.assert_allclose(shifted.dual_coef, solution.dual_coef, atol=1e-7)
+    np.testing.assert_allclose(shifted.coef, solution.coef, atol=1e-7)
     assert shifted.gcv == pytest.approx(solution.gcv, rel=1e-7)
 
 
@@ -192,7 +190,7 @@ def test_the_scale_of_the_kernel_does_not_matter(factor, problem, weights, alpha
     solution = solve(matrix, targets, weights, alpha)
     scaled = solve(factor * matrix, targets, weights, alpha)
     assert scaled.gcv == pytest.approx(solution.gcv, rel=1e-9)
-    assert_close(factor * scaled.dual_coef, solution.dual_coef, 1e-8)
+    assert_close(factor * scaled.coef, solution.coef, 1e-8)
     assert_close(scaled.loo_prediction, solution.loo_prediction, 1e-8)
 
 
@@ -212,7 +210,7 @@ def test_rounding_below_zero_in_a_singular_kernel_does_no_harm(rng):
     matrix, targets = root @ root.T, rng.normal(size=(12, 1))
     solution = solve(matrix, targets, np.ones(12), 1e-9)
     assert np.isfinite(solution.gcv) and solution.gcv > 0
-    residual = targets - matrix @ solution.dual_coef - solution.intercept
+    residual = targets - matrix @ solution.coef - solution.intercept
     design = np.column_stack([root, np.ones(12)])
     fitted = design @ np.linalg.lstsq(design, targets)[0]
     np.testing.assert_allclose(residual, targets - fitted, atol=1e-4)

@@ -12,6 +12,8 @@ from skconvrfm.core.rounds import fit_rounds, transform_from_agop
 class Machine:
     """Answers with prepared criteria; the ridge is a list of (alpha, gcv, loo)."""
 
+    initial_transform = None
+
     def __init__(self, rounds, agop=None):
         self.rounds, self.transforms, self.agops = rounds, [], []
         self.agop = np.diag([4.0, 1.0]) if agop is None else agop
@@ -24,6 +26,7 @@ class MachineUnder:
     """The machine under a patch transform."""
 
     patch_dim = 2
+    initial_transform = None
 
     def __init__(self, machine, transform):
         self.machine, self.transform = machine, transform
@@ -42,16 +45,16 @@ class MachineUnder:
                 gcv=gcv[chosen],
                 loo_loss=loo[chosen],
                 loo_prediction=design,
-                dual_coef=design,
+                coef=design,
             )
 
         return SimpleNamespace(
             alphas=alphas, gcv=lambda: gcv, loo_loss=lambda: loo, solve=solve
         )
 
-    def patch_agop(self, dual_coef):
-        self.machine.agops.append(dual_coef)
-        return (dual_coef + 1) * self.machine.agop
+    def patch_agop(self, coef):
+        self.machine.agops.append(coef)
+        return (coef + 1) * self.machine.agop
 
 
 ROUNDS = [

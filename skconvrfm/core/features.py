@@ -1,7 +1,6 @@
 r"""Feature maps of a convolution under a patch metric: drawn filters, and others.
 
-Filters :math:`w = T ξ` with :math:`ξ \sim N(0, I)` have the covariance
-:math:`M = T T^\top`. The maps
+For filters :math:`w \sim N(0, M)` the maps
 
 .. math:: \text{relu: } \sqrt{2 / c}\, \max(w^\top v_u(x), 0), \qquad
           \text{identity: } w^\top v_u(x) / \sqrt c
@@ -15,7 +14,7 @@ are ours.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,21 +25,6 @@ from .images import Layer, extract_patches, to_tensor
 ACTIVATIONS = ("relu", "identity")
 # Entries of a patch from which a convolution beats a product with all patches.
 _WIDE_PATCH = 64
-
-
-def draw_filters(transform, n_filters, rng):
-    """Filters w = T ξ, an ndarray of shape (n_filters, d), float64.
-
-    Parameters
-    ----------
-    transform : ndarray of shape (d, d)
-        The patch transform T, symmetric.
-    n_filters : int
-        How many.
-    rng : numpy.random.RandomState
-        Where ξ comes from.
-    """
-    return rng.standard_normal((n_filters, len(transform))) @ transform
 
 
 def convolve(images, layer, filters, biases=None):
@@ -140,11 +124,16 @@ def average_pool(maps, grid):
     return torch.einsum("ri,nijk,cj->nrck", rows, maps, columns)
 
 
+def cell_slices(size, count):
+    """Slices that part a dimension evenly."""
+    bounds = [cell * size // count for cell in range(count + 1)]
+    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
 def _cell_means(size, cells, like):
     """The matrix (cells, size) that averages over equal parts of a dimension."""
     means = like.new_zeros((cells, size))
-    for cell in range(cells):
-        part = slice(cell * size // cells, (cell + 1) * size // cells)
+    for cell, part in enumerate(cell_slices(size, cells)):
         means[cell, part] = 1 / (part.stop - part.start)
     return means
 
@@ -195,9 +184,19 @@ class FilterLayer:
         return _grid(self.layer.locations, self.pool)
 
     @property
+    def cells(self):
+        """The cells' slices of rows, and those of columns."""
+        return tuple(map(cell_slices, self.layer.locations, self.grid))
+
+    @property
     def gain(self):
         """What the activation multiplies with, to keep the variance of its input."""
         return math.sqrt(2) if self.activation == "relu" else 1.0
+
+    def only(self, part):
+        """The layer with a slice of its filters."""
+        biases = None if self.biases is None else self.biases[part]
+        return replace(self, filters=self.filters[part], biases=biases)
 
     def affine(self, channels):
         """Filters and biases with all factors in them, float64 ndarrays.

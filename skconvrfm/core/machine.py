@@ -1,4 +1,4 @@
-"""The kernel machine that the rounds learn with: exact, on all training images."""
+"""The exact machine that the rounds learn with, and the data that machines share."""
 
 from dataclasses import dataclass, replace
 
@@ -10,8 +10,43 @@ from .convolutional import ConvolutionalKernel
 from .features import FeatureMaps
 from .radial import PatchKernel
 from .ridge import RidgePath
-from .sampling import Sample
-from .tiles import Resources, kernel_matrix
+from .sampling import Lineup, Sample
+from .tiles import Resources, kernel_matrix, kernel_product
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Images with what is known of them.
+
+    Attributes
+    ----------
+    images : ndarray or FeatureMaps of shape (n, h, w, c)
+        The images, or what earlier layers make of them.
+    targets : ndarray of shape (n, n_outputs)
+        The targets.
+    weights : ndarray of shape (n,)
+        The weights of the rows, all positive.
+    counts : ndarray of shape (n,)
+        How many observations each row stands for.
+    lineup : Lineup
+        The rows in an order for draws.
+    """
+
+    images: np.ndarray | FeatureMaps
+    targets: np.ndarray
+    weights: np.ndarray
+    counts: np.ndarray
+    lineup: Lineup
+
+    def take(self, rows):
+        """Some of the rows."""
+        return TrainingSet(
+            self.images[rows],
+            self.targets[rows],
+            self.weights[rows],
+            self.counts[rows],
+            self.lineup.take(rows),
+        )
 
 
 @dataclass(frozen=True)
@@ -22,33 +57,30 @@ class KernelMachine:
     ----------
     kernel : ConvolutionalKernel or PatchKernel
         The kernel. A bandwidth of None is measured anew for every transform.
-    images : ndarray or FeatureMaps of shape (n, h, w, c)
-        The training images, or what earlier layers make of them.
-    targets : ndarray of shape (n, n_outputs)
-        The targets.
-    weights : ndarray of shape (n,)
-        The weights of the rows, all positive.
-    counts : ndarray of shape (n,)
-        How many observations each row stands for.
+    data : TrainingSet
+        The training images, or what earlier layers make of them, and their targets.
     alphas : ndarray of shape (n_alphas,)
         The ridges of the path.
     agop_sample, bandwidth_sample : Sample
         The images that carry the AGOP, and those that the bandwidth is measured on.
     resources : Resources
         Device, precision, memory, workers.
+    initial_transform : ndarray of shape (d, d) or None
+        The patch transform of round 0; None is the identity.
+    held_out : TrainingSet or None
+        Other rows, on which ridges can be judged.
     transform : ndarray of shape (d, d) or None
         The patch transform T; None is the identity.
     """
 
     kernel: ConvolutionalKernel | PatchKernel
-    images: np.ndarray | FeatureMaps
-    targets: np.ndarray
-    weights: np.ndarray
-    counts: np.ndarray
+    data: TrainingSet
     alphas: np.ndarray
     agop_sample: Sample
     bandwidth_sample: Sample
     resources: Resources
+    initial_transform: np.ndarray | None = None
+    held_out: TrainingSet | None = None
     transform: np.ndarray | None = None
 
     @property
@@ -56,43 +88,85 @@ class KernelMachine:
         """Entries d of a patch."""
         return self.kernel.patch_dim
 
+    @property
+    def patch_shape(self):
+        """Rows and columns of a patch."""
+        return self.kernel.layers[0].patch
+
     def under(self, transform):
-        """The same machine under another patch transform."""
+        """The same machine under another patch transform; None is that of round 0."""
         kernel = self.kernel
+        transform = self.initial_transform if transform is None else transform
         if kernel.unmeasured:
             kernel = measured_kernel(
-                kernel, self.images, self.bandwidth_sample, transform, self.resources
+                kernel,
+                self.data.images,
+                self.bandwidth_sample,
+                transform,
+                self.resources,
             )
         return replace(self, kernel=kernel, transform=transform)
 
     def design(self):
         """The kernel matrix of the training images."""
         return kernel_matrix(
-            self.kernel, self.images, None, self.transform, self.resources
+            self.kernel, self.data.images, None, self.transform, self.resources
         )
 
     def ridge_path(self, design):
         """The ridge regressions on a kernel matrix."""
         return RidgePath(
             design,
-            self.targets,
-            self.weights,
+            self.data.targets,
+            self.data.weights,
             self.alphas,
             self.resources.device,
-            counts=self.counts,
+            counts=self.data.counts,
         )
 
-    def patch_agop(self, dual_coef):
+    def patch_agop(self, coef):
         """The patch AGOP of the machine with these coefficients."""
         return patch_agop(
             self.kernel,
-            self.images,
-            dual_coef,
-            self.images[self.agop_sample.rows],
+            self.data.images,
+            coef,
+            self.data.images[self.agop_sample.rows],
             self.transform,
             self.agop_sample.weights,
             self.resources,
         )
+
+    def product(self, images, coef):
+        """The kernel of images with the training images times coefficients."""
+        return kernel_product(
+            self.kernel, images, self.data.images, self.transform, coef, self.resources
+        )
+
+    def held_out_loss(self, path):
+        """The mean squared error on the held-out rows, an array with one a ridge."""
+        return held_out_loss(self, path)
+
+
+def held_out_loss(machine, path):
+    """The weighted mean squared error of all ridges on a machine's held-out rows.
+
+    Parameters
+    ----------
+    machine : KernelMachine or FeatureMachine
+        The machine.
+    path : RidgePath or PrimalRidgePath
+        Its ridge regressions.
+
+    Returns
+    -------
+    ndarray of shape (n_alphas,)
+    """
+    data = machine.held_out
+    coef, intercepts = path.coefficients()
+    predictions = machine.product(data.images, coef) + intercepts
+    predictions = predictions.reshape(len(data.targets), len(path.alphas), -1)
+    losses = ((predictions - data.targets[:, None]) ** 2).sum(2)
+    return data.weights @ losses / data.weights.sum()
 
 
 def measured_kernel(kernel, images, sample, transform, resources):

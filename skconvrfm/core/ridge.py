@@ -1,4 +1,4 @@
-r"""Kernel ridge regression for a whole path of ridges from one decomposition.
+r"""Ridge regression for a whole path of ridges from one decomposition.
 
 For sample weights W = diag(w) and an intercept b that is not penalised,
 
@@ -12,10 +12,20 @@ residuals are :math:`\lambda W^{-1} \alpha`, the leave-one-out residuals
 :math:`n - \lambda \sum_i P_{ii} / w_i`. All come from the eigenvectors of
 :math:`W^{1/2} K W^{1/2}`, for every ridge.
 
+With D features Φ and K = ΦΦᵀ, the same machine comes from the D × D matrix
+:math:`A = \tilde\Phi^\top W \tilde\Phi`, where features are centred at their weighted
+mean: the coefficients are :math:`(A + \lambda)^{-1} \tilde\Phi^\top W \tilde y`, the
+degrees of freedom :math:`1 + \operatorname{tr} A (A + \lambda)^{-1}`, of which the one
+is the intercept's, and :math:`H_{ii} = w_i (1 / \sum w + \tilde\varphi_i^\top
+(A + \lambda)^{-1} \tilde\varphi_i)`. The centred n × n matrix has a null direction, the
+constant; neither form leaves it in a trace, where it would make GCV vanish at tiny
+ridges.
+
 Source: Golub, Heath and Wahba (1979) for GCV; the leave-one-out formula with
 an intercept is that of least-squares support vector machines (Cawley 2006).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +41,8 @@ class RidgeSolution:
     ----------
     alpha : float
         The ridge λ.
-    dual_coef : ndarray of shape (n, n_outputs)
-        The coefficients, for the kernel matrix as it was given.
+    coef : ndarray of shape (n, n_outputs) or (D, n_outputs)
+        The coefficients, for the kernel matrix or the features as they were given.
     intercept : ndarray of shape (n_outputs,)
         The intercept.
     gcv : float
@@ -47,12 +57,22 @@ class RidgeSolution:
     """
 
     alpha: float
-    dual_coef: np.ndarray
+    coef: np.ndarray
     intercept: np.ndarray
     gcv: float
     loo_loss: float
     loo_prediction: np.ndarray
     held_out_prediction: np.ndarray
+
+
+@dataclass(frozen=True)
+class _DualRidge:
+    """One ridge of a `RidgePath`: α, the intercept, diag P, and α_i / P_ii."""
+
+    coef: torch.Tensor
+    intercept: torch.Tensor
+    diagonal: torch.Tensor
+    loo_residual: torch.Tensor
 
 
 class RidgePath:
@@ -102,34 +122,58 @@ class RidgePath:
 
     def loo_loss(self):
         """The mean squared leave-one-out residual at every ridge."""
-        return np.array([self.solve(alpha).loo_loss for alpha in self.alphas])
+        losses = [self._loo_loss(self._at(alpha).loo_residual) for alpha in self.alphas]
+        return np.array(losses)
+
+    def coefficients(self):
+        """All ridges' coefficients side by side, and their intercepts.
+
+        Returns
+        -------
+        coef : ndarray of shape (n, n_alphas * n_outputs)
+            The coefficients.
+        intercepts : ndarray of shape (n_alphas * n_outputs,)
+            The intercepts.
+        """
+        ridges = [self._at(alpha) for alpha in self.alphas]
+        coef = torch.cat([ridge.coef for ridge in ridges], 1)
+        return self._given(coef), torch.cat([r.intercept for r in ridges]).cpu().numpy()
 
     def solve(self, alpha):
         """The machine at the ridge ``alpha``, a `RidgeSolution`."""
-        inverse, intercept, remainder = self._reduce(alpha)
-        root = self._weights.sqrt()[:, None]
-        coef = root * (self._vectors @ (inverse[:, None] * remainder))
-        residual = alpha * coef / self._weights[:, None]
-
-        projected_ones = root[:, 0] * (self._vectors @ (inverse * self._ones))
-        diagonal = self._weights * (self._vectors.square() @ inverse)
-        diagonal -= projected_ones.square() / (self._ones.square() @ inverse)
-        loo_residual = coef / diagonal[:, None]
-        total = self._weights.sum()
-        loo_loss = (self._weights @ loo_residual.square()).sum() / total
+        ridge = self._at(alpha)
+        residual = alpha * ridge.coef / self._weights[:, None]
         # Taking a share of the weight w_i away divides the residual by 1 - share H_ii.
-        kept = alpha * diagonal / self._weights  # 1 - H_ii
+        kept = alpha * ridge.diagonal / self._weights  # 1 - H_ii
         share = 1 / self._counts.clamp_min(1)
         held_out_residual = residual / (1 - share * (1 - kept))[:, None]
         return RidgeSolution(
             alpha=float(alpha),
-            dual_coef=(coef / self.scale).cpu().numpy(),
-            intercept=intercept.cpu().numpy(),
+            coef=self._given(ridge.coef),
+            intercept=ridge.intercept.cpu().numpy(),
             gcv=self._gcv(alpha),
-            loo_loss=float(loo_loss),
-            loo_prediction=(self._targets - loo_residual).cpu().numpy(),
+            loo_loss=self._loo_loss(ridge.loo_residual),
+            loo_prediction=(self._targets - ridge.loo_residual).cpu().numpy(),
             held_out_prediction=(self._targets - held_out_residual).cpu().numpy(),
         )
+
+    def _at(self, alpha):
+        """The dual coefficients at one ridge, for the scaled kernel matrix."""
+        inverse, intercept, remainder = self._reduce(alpha)
+        root = self._weights.sqrt()[:, None]
+        coef = root * (self._vectors @ (inverse[:, None] * remainder))
+        projected_ones = root[:, 0] * (self._vectors @ (inverse * self._ones))
+        diagonal = self._weights * (self._vectors.square() @ inverse)
+        diagonal -= projected_ones.square() / (self._ones.square() @ inverse)
+        return _DualRidge(coef, intercept, diagonal, coef / diagonal[:, None])
+
+    def _given(self, coef):
+        """Coefficients for the kernel matrix as it was given."""
+        return (coef / self.scale).cpu().numpy()
+
+    def _loo_loss(self, loo_residual):
+        loss = (self._weights @ loo_residual.square()).sum() / self._weights.sum()
+        return float(loss)
 
     def _reduce(self, alpha):
         """(Λ + λ)⁻¹, the intercept, and the rotated targets less the intercept."""
@@ -160,3 +204,128 @@ def _eigh(matrix):
         matrix.numpy().T, overwrite_a=True, check_finite=False, driver="evd"
     )
     return torch.from_numpy(values), torch.from_numpy(vectors)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a ridge regression needs to know of features, summed over the rows.
+
+    Attributes
+    ----------
+    gram : ndarray of shape (D, D)
+        Σ w (φ - μ)(φ - μ)ᵀ.
+    cross : ndarray of shape (D, n_outputs)
+        Σ w (φ - μ)(y - ȳ)ᵀ.
+    mean : ndarray of shape (D,)
+        The weighted mean μ.
+    largest : float
+        The largest squared length of a row, which sets the scale of the ridges.
+    """
+
+    gram: np.ndarray
+    cross: np.ndarray
+    mean: np.ndarray
+    largest: float
+
+
+class PrimalRidgePath:
+    """The same regressions from D features, where they are fewer than the rows.
+
+    Parameters
+    ----------
+    moments : Moments
+        Sums over all rows.
+    blocks : callable
+        ``blocks()`` → pairs (slice of rows, their features as an ndarray), anew at
+        every call: what concerns single rows takes another pass over the features.
+    targets, weights, alphas, device, counts
+        See `RidgePath`.
+    """
+
+    def __init__(self, moments, blocks, targets, weights, alphas, device, counts=None):
+        self.scale = moments.largest if moments.largest > 0 else 1.0
+        self.alphas = alphas
+        self._blocks, self._device = blocks, device
+        self._targets, self._weights = targets, weights
+        self._counts = weights if counts is None else counts
+        self._total = weights.sum()
+        self._target_mean = weights @ targets / self._total
+        self._mean = torch.tensor(moments.mean, device=device)
+        gram = torch.tensor(moments.gram, device=device)
+        eigenvalues, self._vectors = _eigh(gram.div_(self.scale))
+        self._eigenvalues = eigenvalues.clamp_(min=0)
+        cross = torch.tensor(moments.cross, device=device) / math.sqrt(self.scale)
+        self._projections = self._vectors.T @ cross
+
+    def gcv(self):
+        """As `RidgePath.gcv`, from the sums alone."""
+        return np.array([self._gcv(alpha) for alpha in self.alphas])
+
+    def loo_loss(self):
+        """As `RidgePath.loo_loss`, in one pass over the features."""
+        total = 0.0
+        for rows, residual, hat in self._passed(self.alphas):
+            loo = (residual / _kept(hat)[..., None]) ** 2
+            total = total + (self._weights[rows] @ loo.sum(-1).T)
+        return total / self._total
+
+    def coefficients(self):
+        """As `RidgePath.coefficients`, for the features."""
+        pairs = [self._coefficients(alpha) for alpha in self.alphas]
+        coefs, intercepts = zip(*pairs, strict=True)
+        return np.hstack(coefs), np.concatenate(intercepts)
+
+    def solve(self, alpha):
+        """The machine at the ridge ``alpha``, a `RidgeSolution`; takes one pass."""
+        loo_prediction = np.empty_like(self._targets)
+        held_out_prediction = np.empty_like(self._targets)
+        for rows, [residual], [hat] in self._passed([alpha]):
+            share = 1 / np.maximum(self._counts[rows], 1)
+            targets = self._targets[rows]
+            loo_prediction[rows] = targets - residual / _kept(hat)[:, None]
+            held_out_prediction[rows] = targets - residual / _kept(share * hat)[:, None]
+        loss = self._weights @ (self._targets - loo_prediction) ** 2
+        coef, intercept = self._coefficients(alpha)
+        return RidgeSolution(
+            alpha=float(alpha),
+            coef=coef,
+            intercept=intercept,
+            gcv=self._gcv(alpha),
+            loo_loss=float(loss.sum() / self._total),
+            loo_prediction=loo_prediction,
+            held_out_prediction=held_out_prediction,
+        )
+
+    def _coefficients(self, alpha):
+        """Coefficients for the features as they are given, and the intercept."""
+        inverse = 1 / (self._eigenvalues + alpha)
+        coef = self._vectors @ (inverse[:, None] * self._projections)
+        coef /= math.sqrt(self.scale)
+        intercept = self._target_mean - (self._mean @ coef).cpu().numpy()
+        return coef.cpu().numpy(), intercept
+
+    def _passed(self, alphas):
+        """Yield (rows, residuals, H_ii) of blocks, with a leading axis of ridges."""
+        ridges = torch.tensor(alphas, dtype=torch.float64, device=self._device)
+        inverses = 1 / (self._eigenvalues + ridges[:, None])
+        for rows, features in self._blocks():
+            rotated = torch.as_tensor(features, device=self._device).double()
+            rotated = (rotated - self._mean) @ self._vectors / math.sqrt(self.scale)
+            predicted = rotated @ (inverses[:, :, None] * self._projections)
+            hat = inverses @ rotated.square().T
+            hat = self._weights[rows] * (1 / self._total + hat.cpu().numpy())
+            residual = self._targets[rows] - self._target_mean - predicted.cpu().numpy()
+            yield rows, residual, hat
+
+    def _gcv(self, alpha):
+        eigenvalues, inverse = self._eigenvalues, 1 / (self._eigenvalues + alpha)
+        spread = self._weights @ (self._targets - self._target_mean) ** 2
+        explained = (eigenvalues + 2 * alpha) * inverse.square()
+        loss = spread.sum() - float(explained @ self._projections.square().sum(1))
+        left = self._total - 1 - float(eigenvalues @ inverse)
+        return float(self._total * max(loss, 0.0) / left**2)
+
+
+def _kept(hat):
+    """1 - H_ii, which rounding must not make zero."""
+    return np.maximum(1 - hat, np.finfo(float).eps)

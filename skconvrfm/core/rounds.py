@@ -13,10 +13,12 @@ and the loop over layers around it, Deep ConvRFM::
                       draw filters from N(0, T Tᵀ);  maps ← activation(filters * maps)
     keep the layer with the best score
 
-The loops know a *machine*, and not which kernel is behind it. It offers ``under(T)``,
+The loops know a *machine*, and not which model is behind it. It offers ``under(T)``,
 itself under a patch transform; ``design()``, what a ridge is fitted to (a kernel
-matrix); ``ridge_path(design)``, a `RidgePath`; ``patch_agop(dual_coef)``, an ndarray of
-shape (d, d); and ``patch_dim``, which is d. A transform of None is the identity.
+matrix, or features); ``ridge_path(design)``, a `RidgePath` or its like;
+``patch_agop(coef)``, an ndarray of shape (d, d); ``held_out_loss(path)``, an error a
+ridge; ``patch_dim``, which is d; and ``initial_transform``, that of round 0. A
+transform of None is the identity, or, for ``under``, the initial one.
 
 Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 and Deep ConvRFM; the selection
 by a criterion of the training data is ours, as is the factor sqrt(d), the norm of the
@@ -29,9 +31,10 @@ from time import perf_counter
 
 import numpy as np
 
+from .features import FilterLayer
 from .ridge import RidgeSolution
 
-SELECTIONS = ("gcv", "loo", "last")
+SELECTIONS = ("gcv", "loo", "holdout", "last")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Round:
 
     def patch_agop(self):
         """The patch AGOP of the round's predictor."""
-        return self.machine.patch_agop(self.solution.dual_coef)
+        return self.machine.patch_agop(self.solution.coef)
 
 
 @dataclass(frozen=True)
@@ -98,17 +101,20 @@ class FittedLayer:
         The rounds on the maps that the layer sees.
     filter_transform : ndarray of shape (d, d)
         The square root of the covariance of the filters.
-    filters : ndarray of shape (n_filters, d)
+    maps : FilterLayer
         The filters that pass the maps on.
     """
 
     rounds: FittedRounds
     filter_transform: np.ndarray
-    filters: np.ndarray
+    maps: FilterLayer
 
 
-def transform_from_agop(agop, power):
+def transform_from_agop(agop, power, initial=None):
     """The patch transform T = sqrt(d) Gᵖ / ‖Gᵖ‖_F of a patch AGOP G.
+
+    Where the rounds began from another transform T₀ than the identity, G is that of the
+    patches T₀ v, which is T₀⁻¹ G T₀⁻¹, and T the square root of T₀ (T T) T₀.
 
     Parameters
     ----------
@@ -116,6 +122,8 @@ def transform_from_agop(agop, power):
         The patch AGOP, symmetric.
     power : float
         The power p; negative eigenvalues, which are rounding, count as 0.
+    initial : ndarray of shape (d, d), default=None
+        The transform T₀, symmetric and regular; None is the identity.
 
     Returns
     -------
@@ -123,14 +131,26 @@ def transform_from_agop(agop, power):
         None where the AGOP is zero: the machine is constant, and no direction of
         a patch means more to it than another.
     """
+    if initial is not None:
+        inverse = np.linalg.inv(initial)
+        seen = transform_from_agop(_symmetric(inverse @ agop @ inverse), power)
+        if seen is None:
+            return None
+        # U S Vᵀ of T T₀ gives V S Vᵀ, the root of its square.
+        _, lengths, vectors = np.linalg.svd(seen @ initial)
+        return _symmetric((vectors.T * lengths) @ vectors)
     eigenvalues, vectors = np.linalg.eigh(agop)
     largest = eigenvalues[-1]
     if not largest > 0:
         return None
     powers = np.clip(eigenvalues / largest, 0, None) ** power
-    transform = (vectors * powers) @ vectors.T
-    transform = (transform + transform.T) / 2
+    transform = _symmetric((vectors * powers) @ vectors.T)
     return transform * (np.sqrt(len(agop)) / np.linalg.norm(transform))
+
+
+def _symmetric(matrix):
+    """A matrix that is symmetric but for rounding, without it."""
+    return (matrix + matrix.T) / 2
 
 
 def leading_eigenvectors(matrix, n_components):
@@ -153,7 +173,7 @@ def leading_eigenvectors(matrix, n_components):
     return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
 
 
-def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report):
+def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report, alphas=None):
     """Fit the rounds and choose one.
 
     Parameters
@@ -164,21 +184,26 @@ def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report):
         Rounds after round 0.
     agop_power : float
         The power p of the AGOP.
-    selection : {"gcv", "loo", "last"}
-        What chooses ridge and round; "last" takes the last round, and the ridge by
-        GCV.
+    selection : {"gcv", "loo", "holdout", "last"}
+        What chooses ridge and round: an error of the training rows, or that of the
+        machine's held-out rows; "last" takes the last round, and the ridge by GCV.
     score : callable
         ``score(loo_prediction)`` → float, recorded in the history.
     report : callable
         ``report(best_round, history)`` after every round; rounds end when it
         returns True.
+    alphas : sequence of float, default=None
+        The ridge of every round, where a former fit has chosen them; the last round is
+        then taken.
 
     Returns
     -------
     FittedRounds
     """
-    keys = ("round", "alpha", "gcv", "loo_loss", "loo_score", "spectrum")
-    clocks = ("seconds_kernel", "seconds_solve", "seconds_agop")
+    keys = ["round", "alpha", "gcv", "loo_loss", "loo_score", "spectrum"]
+    if selection == "holdout":
+        keys.append("holdout_loss")
+    clocks = ["seconds_kernel", "seconds_solve", "seconds_agop"]
     history = {key: [] for key in keys + clocks}
     transform = best = best_agop = None
     for index in range(n_rounds + 1):
@@ -186,10 +211,14 @@ def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report):
         current = machine.under(transform)
         design = current.design()
         measured = perf_counter()
-        solution = _choose_ridge(current.ridge_path(design), selection)
-        del design
+        path = current.ridge_path(design)
+        if alphas is None:
+            alpha, criterion = _choose_ridge(current, path, selection)
+        else:
+            alpha, criterion = alphas[index], np.nan
+        solution = path.solve(alpha)
+        del design, path
         seconds = [measured - start, perf_counter() - measured, 0.0]
-        criterion = solution.loo_loss if selection == "loo" else solution.gcv
         current = Round(index, current, solution, criterion)
         chosen = best is None or _is_better(current, best, selection)
         if chosen:
@@ -200,7 +229,7 @@ def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report):
             seconds[2] = perf_counter() - start
             if chosen:
                 best_agop = agop
-            transform = transform_from_agop(agop, agop_power)
+            transform = transform_from_agop(agop, agop_power, machine.initial_transform)
         _record(history, current, score(solution.loo_prediction), seconds)
         stopped = bool(report(best, history))
         if stopped or transform is None:
@@ -212,24 +241,29 @@ def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report):
     return FittedRounds(best, best_agop, history, stopped)
 
 
-def fit_layers(machine, pass_on, *, n_layers, draw, report, selection, **rounds):
+def fit_layers(
+    machine, *, n_layers, pass_on, maps, report, agop_power, plan=None, **rounds
+):
     """Fit layer upon layer, until one stops.
 
     Parameters
     ----------
     machine : object
         The machine of the first layer, see the module's docstring.
-    pass_on : callable
-        ``pass_on(machine, filters)`` → the machine of the next layer.
     n_layers : int
         Number of layers.
-    draw : callable
-        ``draw(transform)`` → filters with the covariance T Tᵀ.
+    pass_on : callable
+        ``pass_on(machine, maps)`` → the machine of the next layer.
+    maps : callable
+        ``maps(fitted_rounds, transform)`` → the `FilterLayer` that passes maps on,
+        from the learned transform.
     report : callable
         ``report(layers, best_round, history)`` after every round, with the layers that
         are finished; the fit ends when it returns True.
-    selection : {"gcv", "loo", "last"}
-        What chooses ridge and round.
+    agop_power : float
+        The power p of the AGOP.
+    plan : list of list of float, default=None
+        The ridges of the rounds of every layer, where a former fit has chosen them.
     **rounds : object
         The other parameters of `fit_rounds`.
 
@@ -239,17 +273,19 @@ def fit_layers(machine, pass_on, *, n_layers, draw, report, selection, **rounds)
         The layers, from the image up.
     """
     layers = []
-    for _ in range(n_layers):
+    for index in range(n_layers):
         if layers:
-            machine = pass_on(machine, layers[-1].filters)
+            machine = pass_on(machine, layers[-1].maps)
+        if plan is not None:
+            rounds |= {"alphas": plan[index], "n_rounds": len(plan[index]) - 1}
         fitted = fit_rounds(
             machine,
-            selection=selection,
+            agop_power=agop_power,
             report=functools.partial(report, tuple(layers)),
             **rounds,
         )
-        transform = filter_transform(fitted, rounds["agop_power"])
-        layers.append(FittedLayer(fitted, transform, draw(transform)))
+        transform = filter_transform(fitted, agop_power)
+        layers.append(FittedLayer(fitted, transform, maps(fitted, transform)))
         if fitted.stopped:
             break
     return layers
@@ -272,32 +308,42 @@ def filter_transform(fitted, power):
     """
     if fitted.best.index:
         return fitted.best.transform
-    learned = transform_from_agop(fitted.agop, power)
+    machine = fitted.best.machine
+    learned = transform_from_agop(fitted.agop, power, machine.initial_transform)
     return fitted.best.transform if learned is None else learned
 
 
 def _is_better(current, best, selection):
     """Whether a later round, or layer, is to be preferred."""
-    return selection == "last" or current.criterion < best.criterion
+    # A planned round has no criterion.
+    return selection == "last" or not current.criterion >= best.criterion
 
 
-def _choose_ridge(path, selection):
-    """The solution at the ridge that the criterion likes best."""
-    criterion = path.loo_loss() if selection == "loo" else path.gcv()
+def _choose_ridge(machine, path, selection):
+    """The ridge that the criterion likes best, and its value there."""
+    if selection == "loo":
+        criterion = path.loo_loss()
+    elif selection == "holdout":
+        criterion = machine.held_out_loss(path)
+    else:
+        criterion = path.gcv()
     if not np.isfinite(criterion).all():
         raise ValueError(
             f"the error of the fit is not finite for alpha={path.alphas.min():g}: take "
             "larger ridges, or scale the targets y."
         )
-    return path.solve(path.alphas[np.argmin(criterion)])
+    chosen = np.argmin(criterion)
+    return path.alphas[chosen], float(criterion[chosen])
 
 
 def _record(history, current, score, seconds):
     """Append one round to the history."""
     solution = current.solution
-    values = (current.index, solution.alpha, solution.gcv, solution.loo_loss, score)
-    shares = _spectrum(current.transform)
-    for key, value in zip(history, (*values, shares, *seconds), strict=True):
+    values = [current.index, solution.alpha, solution.gcv, solution.loo_loss, score]
+    values.append(_spectrum(current.transform))
+    if "holdout_loss" in history:
+        values.append(current.criterion)
+    for key, value in zip(history, values + seconds, strict=True):
         history[key].append(value)
 
 

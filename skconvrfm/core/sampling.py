@@ -30,7 +30,10 @@ def content_positions(rows, rng):
     """
     direction = rng.standard_normal(rows.shape[1])
     batches = balanced_blocks(slice(0, len(rows)), _PROJECTION_BATCH)
-    return np.concatenate([rows[batch] @ direction for batch in batches])
+    # Row by row, so that equal rows get equal numbers, to the last bit.
+    return np.concatenate(
+        [np.einsum("ij,j->i", rows[batch], direction) for batch in batches]
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,51 @@ class Lineup:
             )
         )
 
+    def sequence(self, n_draws):
+        """So many rows, one a draw, some of them several times; an array of int."""
+        return _systematic_rows(
+            self.strata, self.positions, self.weights, n_draws, self.offset
+        )
+
+    def take(self, rows):
+        """The line-up of some of the rows."""
+        return Lineup(
+            self.strata[rows], self.positions[rows], self.weights[rows], self.offset
+        )
+
+    def split(self, fraction):
+        """Split the rows in two, evenly over the strata.
+
+        Rows with the same content and stratum stay together, as if they were one row
+        with the sum of their weights: a copy of a held-out row is not trained on.
+
+        Parameters
+        ----------
+        fraction : float
+            Of the weight, about, that the second part gets.
+
+        Returns
+        -------
+        kept, held_out : ndarray of int
+            The rows of both parts, in their order. A part is empty where there are too
+            few different rows.
+        """
+        content = np.column_stack([self.strata, self.positions])
+        _, first, group = np.unique(
+            content, axis=0, return_index=True, return_inverse=True
+        )
+        group = group.ravel()
+        n_draws = max(1, round(fraction * len(first)))
+        drawn = _systematic_rows(
+            self.strata[first],
+            self.positions[first],
+            np.bincount(group, self.weights),
+            n_draws,
+            self.offset,
+        )
+        held_out = np.isin(group, drawn)
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
 
 def bandwidth_draws(n_locations):
     """Images on which a median of distances is measured."""
@@ -109,8 +157,14 @@ def systematic_sample(strata, positions, weights, n_draws, offset):
     total = weights.sum()
     if n_draws >= total:
         return np.arange(len(weights)), weights
-    order = np.lexsort((positions, strata))
-    steps = (np.arange(n_draws) + offset) * (total / n_draws)
-    drawn = np.searchsorted(np.cumsum(weights[order]), steps, side="right")
-    rows, counts = np.unique(order[drawn.clip(max=len(order) - 1)], return_counts=True)
+    drawn = _systematic_rows(strata, positions, weights, n_draws, offset)
+    rows, counts = np.unique(drawn, return_counts=True)
     return rows, counts.astype(float)
+
+
+def _systematic_rows(strata, positions, weights, n_draws, offset):
+    """The row of each draw of a `systematic_sample`, in the order of the line."""
+    order = np.lexsort((positions, strata))
+    steps = (np.arange(n_draws) + offset) * (weights.sum() / n_draws)
+    drawn = np.searchsorted(np.cumsum(weights[order]), steps, side="right")
+    return order[drawn.clip(max=len(order) - 1)]

@@ -1,0 +1,237 @@
+"""The linear machine: its kernel, its ridge on either side, its AGOP, its memory."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from by_hand import assert_close
+from sklearn import config_context
+
+from skconvrfm.core.feature_machine import (
+    Design,
+    FeatureKernelPath,
+    feature_agop,
+    feature_moments_path,
+    feature_product,
+)
+from skconvrfm.core.features import FilterLayer
+from skconvrfm.core.filters import FilterBank
+from skconvrfm.core.images import convolution_layers
+from skconvrfm.core.machine import TrainingSet
+from skconvrfm.core.sampling import Lineup
+from skconvrfm.kernels import make_resources
+
+ALPHAS = np.array([1e-4, 1e-2, 1.0])
+
+
+def layer_of(image_shape, patch_size=3, padding="valid"):
+    return convolution_layers(image_shape, patch_size, padding, 1)[0]
+
+
+def make_features(rng, image_shape=(7, 6, 2), n_filters=5, pool=(2, 2), **options):
+    layer = layer_of(image_shape, padding=options.pop("padding", "valid"))
+    d = image_shape[2] * math.prod(layer.patch)
+    return FilterLayer(
+        layer,
+        rng.normal(size=(n_filters, d)),
+        options.pop("activation", "relu"),
+        rng.normal(size=n_filters),
+        pool,
+    )
+
+
+def make_data(rng, n, image_shape=(7, 6, 2), n_outputs=2, weights=None):
+    weights = np.ones(n) if weights is None else weights
+    images = rng.normal(size=(n, *image_shape))
+    targets = np.tanh(images[:, 2, 2:4, 0] * images[:, 3, 2:4, 1])[:, :n_outputs]
+    lineup = Lineup(np.zeros(n), images.sum((1, 2, 3)), weights, 0.3)
+    return TrainingSet(images, targets, weights, weights, lineup)
+
+
+def resources_of(data, dtype="float64", n_jobs=None):
+    return make_resources("cpu", dtype, n_jobs, data.images)
+
+
+@pytest.mark.parametrize("pool", [(1, 1), (2, 3), None])
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_the_agop_is_that_of_automatic_differentiation(pool, activation, padding, rng):
+    features = make_features(rng, pool=pool, activation=activation, padding=padding)
+    data = make_data(rng, 4, weights=np.array([1.0, 2.0, 0.5, 3.0]))
+    coef = rng.normal(size=(math.prod(features.shape), 3))
+    measured = feature_agop(
+        features, coef, data.images, data.weights, resources_of(data)
+    )
+
+    top, bottom, left, right = features.layer.padding
+    padded = np.pad(data.images, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    rows, columns = features.layer.locations
+    expected = 0
+    for image, weight in zip(padded, data.weights, strict=True):
+        # Every patch is a variable of its own.
+        patches = torch.tensor(
+            np.array(
+                [
+                    [image[r : r + 3, c : c + 3].transpose(2, 0, 1).ravel()]
+                    for r in range(rows)
+                    for c in range(columns)
+                ]
+            )[:, 0],
+            requires_grad=True,
+        )
+        response = patches @ torch.tensor(features.filters.T) / math.sqrt(2)
+        response = response + torch.tensor(features.biases)
+        if activation == "relu":
+            response = math.sqrt(2) * response.relu()
+        maps = response.reshape(rows, columns, -1)
+        cells = [
+            maps[r, c].mean((0, 1))
+            for r in features.cells[0]
+            for c in features.cells[1]
+        ]
+        for output in torch.cat(cells) @ torch.tensor(coef):
+            [gradient] = torch.autograd.grad(output, patches, retain_graph=True)
+            expected = expected + weight * gradient.T @ gradient
+    assert_close(measured, expected.numpy() / data.weights.sum(), 1e-12)
+
+
+WEIGHTS = {
+    "equal": np.ones(30),
+    "unequal": np.linspace(0.2, 4.0, 30),
+    "integer": np.arange(30) % 3 + 1.0,
+}
+
+
+@pytest.fixture(params=list(WEIGHTS))
+def weights(request):
+    return WEIGHTS[request.param]
+
+
+@pytest.fixture(params=[4, 40], ids=["few features", "many features"])
+def design(request, weights, rng):
+    data = make_data(rng, 30, weights=weights)
+    features = make_features(rng, n_filters=request.param)
+    return Design(features, data, resources_of(data))
+
+
+def test_both_sides_give_the_same_machines(design):
+    dual, primal = (
+        FeatureKernelPath(design, ALPHAS),
+        feature_moments_path(design, ALPHAS),
+    )
+    np.testing.assert_allclose(primal.gcv(), dual.gcv(), rtol=1e-7)
+    np.testing.assert_allclose(primal.loo_loss(), dual.loo_loss(), rtol=1e-7)
+    assert primal.scale == pytest.approx(dual.scale)
+    for alpha in ALPHAS:
+        one, other = primal.solve(alpha), dual.solve(alpha)
+        for name in ("coef", "intercept", "loo_prediction", "held_out_prediction"):
+            assert_close(getattr(one, name), getattr(other, name), 1e-6)
+        assert one.gcv == pytest.approx(other.gcv, rel=1e-7)
+        assert one.loo_loss == pytest.approx(other.loo_loss, rel=1e-7)
+
+
+@pytest.mark.parametrize("side", [FeatureKernelPath, feature_moments_path])
+def test_all_ridges_side_by_side_are_those_one_by_one(side, design):
+    path = side(design, ALPHAS)
+    coef, intercepts = path.coefficients()
+    solutions = [path.solve(alpha) for alpha in ALPHAS]
+    assert_close(coef, np.hstack([s.coef for s in solutions]), 1e-10)
+    assert_close(intercepts, np.concatenate([s.intercept for s in solutions]), 1e-10)
+
+
+def test_the_coefficients_solve_the_weighted_ridge_problem(design):
+    path = feature_moments_path(design, ALPHAS)
+    solution = path.solve(1e-2)
+    data = design.data
+    phi = np.concatenate([block for _, block in design.row_blocks()])
+    assert phi.shape == (30, design.width)
+    residual = data.targets - phi @ solution.coef - solution.intercept
+    pull = phi.T @ (data.weights[:, None] * residual)
+    assert_close(pull, 1e-2 * path.scale * solution.coef, 1e-8)
+    np.testing.assert_allclose(data.weights @ residual, 0, atol=1e-9)
+    assert path.scale == pytest.approx((phi**2).sum(1).max())
+    product = feature_product(
+        design.features, data.images, solution.coef, design.resources
+    )
+    assert_close(product, phi @ solution.coef, 1e-12)
+
+
+@pytest.mark.parametrize("n_filters", [4, 40])
+def test_noise_is_not_taken_for_signal_with_few_features_or_many(n_filters, rng):
+    """The constant is no direction that GCV may spend for nothing."""
+    data = make_data(rng, 30)
+    noise = TrainingSet(
+        data.images, rng.normal(size=(30, 2)), data.weights, data.counts, data.lineup
+    )
+    design = Design(make_features(rng, n_filters=n_filters), noise, resources_of(data))
+    alphas = np.logspace(-12, 2, 15)
+    sides = [FeatureKernelPath]
+    if not design.wide:
+        sides.append(feature_moments_path)
+    for side in sides:
+        gcv = side(design, alphas).gcv()
+        assert np.isfinite(gcv).all() and (gcv > 0.1 * gcv[-1]).all()
+        assert alphas[gcv.argmin()] > 1e-2
+
+
+@pytest.mark.parametrize("working_memory", [0.004, 0.1])
+@pytest.mark.parametrize("n_filters", [4, 40])
+def test_features_that_do_not_fit_are_computed_again(working_memory, n_filters, rng):
+    data = make_data(rng, 30)
+    features = make_features(rng, n_filters=n_filters)
+    held = Design(features, data, resources_of(data))
+    with config_context(working_memory=working_memory):
+        small = Design(features, data, resources_of(data))
+    if working_memory == 0.004:
+        assert small._held is None
+    for side in (FeatureKernelPath, feature_moments_path):
+        one, other = (side(design, ALPHAS).solve(1e-2) for design in (held, small))
+        assert_close(one.coef, other.coef, 1e-8)
+        assert_close(one.loo_prediction, other.loo_prediction, 1e-8)
+
+
+def test_single_precision_is_summed_in_double(rng):
+    data = make_data(rng, 30)
+    features = make_features(rng)
+    exact, rounded = (
+        Design(features, data, resources_of(data, dtype))
+        for dtype in ("float64", "float32")
+    )
+    assert next(rounded.row_blocks())[1].dtype == np.float32
+    assert_close(rounded.moments().gram, exact.moments().gram, 1e-5)
+    assert_close(rounded.kernel_matrix(), exact.kernel_matrix(), 1e-5)
+
+
+def make_bank(rng, n_filters=6, d=18, kind="gaussian", bias=0.3):
+    return FilterBank(
+        rng.normal(size=(n_filters, d)),
+        rng.normal(size=n_filters),
+        kind,
+        bias,
+        threshold=0.0,
+        moments=None,
+        centred=False,
+    )
+
+
+def test_filters_take_the_metric_of_the_round(rng):
+    bank, layer = make_bank(rng), layer_of((7, 6, 2))
+    T = np.diag(np.arange(18.0))
+    features = bank.under(T, layer, 2, "relu", (2, 2))
+    assert_close(features.filters, bank.directions @ T, 1e-14)
+    assert_close(features.biases, 0.3 * bank.unit_biases, 1e-14)
+    assert features.shape == (2, 2, 6)
+
+
+def test_patches_as_filters_have_equal_length_before_the_metric(rng):
+    bank, layer = make_bank(rng, kind="patches", bias=0.0), layer_of((7, 6, 2))
+    T = np.diag(np.linspace(1, 2, 18))
+    filters = bank.under(T, layer, 2, "relu", None).filters
+    lengths = np.linalg.norm(filters @ np.linalg.inv(T), axis=1)
+    np.testing.assert_allclose(lengths, math.sqrt(18))
+    assert_close(_unit(filters[0]), _unit(bank.directions[0] @ T @ T), 1e-12)
+
+
+def _unit(vector):
+    return vector / np.linalg.norm(vector)
