@@ -563,9 +563,9 @@ struct FilterLayer {
 // means of their cells: neither maps nor patches, which are read in their image, are ever in
 // memory.
 //
-// Images are (n, height, width, channels). Filters, by registers, are (vectors, d, lanes), their entries in
-// the order (row, column, channel) in which a patch lies in its image; biases are (vectors,
-// lanes), means (n, grid rows, grid columns, vectors, lanes).
+// Images are (n, height, width, channels). Filters are (vectors, d, lanes), of the size of a
+// register, their entries in the order (row, column, channel) in which a patch lies in its
+// image; biases are (vectors, lanes), means (n, grid rows, grid columns, vectors, lanes).
 template <class Real> class FilterMaps {
   public:
     static constexpr long lanes = register_bytes / sizeof(Real);
@@ -594,8 +594,8 @@ template <class Real> class FilterMaps {
             switch (layer.vectors * (p + 1) / panels - first) {
             case 1: panel<1>(first, n); break;
             case 2: panel<2>(first, n); break;
-            case 3: panel<most_vectors - 1>(first, n); break;  // only where most is 4
-            default: panel<most_vectors>(first, n);
+            case 3: panel<3>(first, n); break;
+            default: panel<4>(first, n);
             }
         }
     }
