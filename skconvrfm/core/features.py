@@ -22,7 +22,7 @@ from torch.nn.functional import conv2d, fold, pad
 
 from . import compiled
 from .images import Layer, balanced_blocks, extract_patches, to_tensor
-from .threads import own_threads
+from .threads import own_threads, share_out
 
 ACTIVATIONS = ("relu", "identity")
 # Maps that are made together: more would spill from the cache of a CPU into memory that
@@ -261,15 +261,19 @@ def compute_maps(features, images, library):
     -------
     Tensor of shape (n, rows, columns, n_maps)
     """
-    if library is not None:
-        with own_threads():
+    on_cpu = images.device.type == "cpu"
+    with own_threads(on_cpu):
+        if library is not None:
             return compiled.filter_maps(library, features, images)
-    together = _CPU_MAP_BYTES if images.device.type == "cpu" else _GPU_MAP_BYTES
-    size = images.element_size() * features.layer.n_locations * features.n_maps
-    parts = balanced_blocks(slice(0, len(images)), together // size)
-    if len(parts) == 1:
-        return features(images)
-    return torch.cat([features(images[part]) for part in parts])
+        every = slice(0, len(images))
+        size = images.element_size() * features.layer.n_locations * features.n_maps
+        if on_cpu:
+            largest = _CPU_MAP_BYTES // size
+            blocks = share_out(lambda part: features(images[part]), every, largest)
+        else:
+            parts = balanced_blocks(every, _GPU_MAP_BYTES // size)
+            blocks = [features(images[part]) for part in parts]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def pass_through(images, layers):
