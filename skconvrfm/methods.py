@@ -47,7 +47,7 @@ AUTO_AGOP_PATCHES = {"exact": 20_000, "features": 200_000}
 AUTO_AGOP_IMAGES = 20
 
 
-def resolve_method(estimator, image_shape, n_rows):
+def resolve_method(estimator, image_shape, weights):
     """What ``method`` is for so many rows, and why.
 
     Parameters
@@ -56,8 +56,8 @@ def resolve_method(estimator, image_shape, n_rows):
         Its parameters.
     image_shape : tuple of int
         Rows, columns and channels of an image.
-    n_rows : float
-        Rows, counted by their weights.
+    weights : ndarray of shape (n,)
+        Weights of the rows, which count them: a row of weight 2 is two rows.
 
     Returns
     -------
@@ -76,6 +76,7 @@ def resolve_method(estimator, image_shape, n_rows):
         return estimator.method, ""
     if radial:
         return "exact", f"method='exact': kernel={estimator.kernel!r} has no features"
+    n_rows = max(weights.sum(), np.count_nonzero(weights))
     pairs = n_rows**2 / 2 * _location_pairs(estimator, image_shape) * estimator.depth
     sizes = f"{n_rows:.0f} rows (limit {EXACT_ROWS}), {pairs:.1e} pairs of locations"
     exact = n_rows <= EXACT_ROWS and pairs <= EXACT_PAIRS
