@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -18,6 +19,11 @@ namespace {
 
 constexpr long vector_bytes = 64;
 constexpr long together = 8;  // left images whose first covariances share a load
+#ifdef __AVX512F__
+constexpr long most_vectors = 4;  // of filters, as many as registers take
+#else
+constexpr long most_vectors = 1;
+#endif
 constexpr double pi = 3.14159265358979323846;
 
 template <class Real> struct Lanes {
@@ -534,6 +540,158 @@ void output_product(long locations, long m, long outputs, long d, long n, const 
         }
 }
 
+// A convolution with given filters, its activation and its pool, as in features.py.
+struct FilterLayer {
+    long height, width, channels;  // of an image with the zeros around it
+    long rows, columns;            // locations
+    long patch_rows, patch_columns;
+    long grid_rows, grid_columns;  // cells of the pool
+    long vectors;                  // of filters
+    double least;                  // what the activation raises its input to
+    long locations() const { return rows * columns; }
+};
+
+// The maps of the filters, a few locations at a time in registers, and from there into the
+// means of their cells: neither maps nor patches, which are read in their image, are ever in
+// memory.
+//
+// Images are (n, height, width, channels). Filters are (vectors, d, lanes), their entries in
+// the order (row, column, channel) in which a patch lies in its image; biases are (vectors,
+// lanes), means (n, grid rows, grid columns, vectors, lanes).
+template <class Real> class FilterMaps {
+  public:
+    FilterMaps(const FilterLayer &layer, const Real *images, const Real *filters,
+               const Real *biases, Real *means)
+        : layer(layer), run(layer.patch_columns * layer.channels),
+          line(layer.width * layer.channels), images(images), filters(filters),
+          biases(biases), means(means), least(Real(layer.least)) {
+        places.reserve(layer.locations());
+        for (long r = 0; r < layer.rows; r++)
+            for (long c = 0; c < layer.columns; c++) {
+                Cell row(r, layer.rows, layer.grid_rows);
+                Cell column(c, layer.columns, layer.grid_columns);
+                places.push_back({r * line + c * layer.channels,
+                                  row.index * layer.grid_columns + column.index,
+                                  row.begins && column.begins,
+                                  Real(1) / Real(row.size * column.size)});
+            }
+    }
+
+    void compute(long n) {
+        const long panels = (layer.vectors + most_vectors - 1) / most_vectors;
+        for (long p = 0; p < panels; p++) {  // equal but for one vector
+            long first = layer.vectors * p / panels;
+            switch (layer.vectors * (p + 1) / panels - first) {
+            case 1: panel<1>(first, n); break;
+            case 2: panel<2>(first, n); break;
+            case 3: panel<3>(first, n); break;
+            default: panel<most_vectors>(first, n);
+            }
+        }
+    }
+
+  private:
+    static constexpr long lanes = Lanes<Real>::count;
+    static constexpr long group = 6;  // locations whose sums fill the registers
+
+    // The part of a dimension in which a location lies.
+    struct Cell {
+        long index, size;
+        bool begins;
+        Cell(long location, long locations, long cells)
+            : index(((location + 1) * cells - 1) / locations) {
+            long first = index * locations / cells;
+            size = (index + 1) * locations / cells - first;
+            begins = location == first;
+        }
+    };
+
+    // A location: where its patch begins in its image, its cell, its weight in the mean.
+    struct Place {
+        long pixel, cell;
+        bool begins;  // the cell
+        Real weight;
+    };
+
+    // Locations of all images in a row, so that small maps fill the registers as well.
+    template <int vectors> void panel(long first, long n) {
+        const long cells = layer.grid_rows * layer.grid_columns;
+        const Real *image = images, *pixels[group];
+        Real *mean = means + first * lanes, *targets[group];
+        const Place *here = places.data(), *end = here + places.size(), *in_group[group];
+        for (long left = n * layer.locations(); left > 0; left -= group) {
+            long count = left < group ? left : group;
+            for (long t = 0; t < count; t++) {
+                pixels[t] = image + here->pixel;
+                targets[t] = mean + here->cell * layer.vectors * lanes;
+                in_group[t] = here;
+                if (++here == end) {
+                    here = places.data();
+                    image += layer.height * line;
+                    mean += cells * layer.vectors * lanes;
+                }
+            }
+            for (long t = count; t < group; t++)  // to no effect
+                pixels[t] = pixels[0];
+            Vec<Real> sum[group][vectors];
+            convolve<vectors>(first, pixels, sum);
+            pool<vectors>(sum, count, in_group, targets);
+        }
+    }
+
+    // Products of a panel of filters with a few patches, and biases.
+    template <int vectors>
+    INLINE void convolve(long first, const Real *const *pixels,
+                         Vec<Real> (&sum)[group][vectors]) const {
+#pragma GCC unroll 6
+        for (long t = 0; t < group; t++)
+#pragma GCC unroll 4
+            for (long v = 0; v < vectors; v++)
+                sum[t][v] = load(biases + (first + v) * lanes);
+        const long entries = layer.patch_rows * run;
+        const Real *filter = filters + first * entries * lanes;
+        for (long row = 0; row < layer.patch_rows; row++)
+            for (long e = row * line; e < row * line + run; e++, filter += lanes) {
+                Vec<Real> lane[vectors];
+#pragma GCC unroll 4
+                for (long v = 0; v < vectors; v++)
+                    lane[v] = load(filter + v * entries * lanes);
+#pragma GCC unroll 6
+                for (long t = 0; t < group; t++)
+#pragma GCC unroll 4
+                    for (long v = 0; v < vectors; v++)
+                        sum[t][v] += pixels[t][e] * lane[v];
+            }
+    }
+
+    // Locations one after another into their means, which thereby have one order of sums
+    // however locations are grouped; neighbours in a cell meet in registers.
+    template <int vectors>
+    INLINE void pool(const Vec<Real> (&sum)[group][vectors], long count,
+                     const Place *const *in_group, Real *const *targets) const {
+        Vec<Real> mean[vectors];
+#pragma GCC unroll 6
+        for (long t = 0; t < group && t < count; t++) {
+            const Place &here = *in_group[t];
+            if (here.begins)
+                std::memset(mean, 0, sizeof mean);
+            else if (t == 0 || targets[t] != targets[t - 1])
+                std::memcpy(mean, targets[t], sizeof mean);
+#pragma GCC unroll 4
+            for (long v = 0; v < vectors; v++)
+                mean[v] += here.weight * (sum[t][v] < least ? Vec<Real>{} + least : sum[t][v]);
+            if (t + 1 == count || targets[t] != targets[t + 1])
+                std::memcpy(targets[t], mean, sizeof mean);
+        }
+    }
+
+    const FilterLayer &layer;
+    long run, line;  // of a patch's row and an image's row
+    const Real *images, *filters, *biases;
+    Real *means, least;
+    std::vector<Place> places;
+};
+
 // Nonzero where memory ran out: no exception crosses into Python.
 template <class Real>
 int value(const Kernel *k, const Block<Real> *left, const Block<Real> *right, long i0, long i1,
@@ -558,6 +716,17 @@ int pullback(const Kernel *k, const Block<Real> *left, const Block<Real> *right,
                                                   columns)
                    : tile.template pullback<false>(i0, i1, j0, j1, weights, self_weights,
                                                    rows, columns);
+    } catch (const std::bad_alloc &) {
+        return 1;
+    }
+    return 0;
+}
+
+template <class Real>
+int filter_maps(const FilterLayer *layer, long n, const Real *images, const Real *filters,
+                const Real *biases, Real *means) {
+    try {
+        FilterMaps<Real>(*layer, images, filters, biases, means).compute(n);
     } catch (const std::bad_alloc &) {
         return 1;
     }
@@ -591,6 +760,11 @@ int pullback(const Kernel *k, const Block<Real> *left, const Block<Real> *right,
                                           long n, const Real *w, const Real *alpha,          \
                                           const Real *v, long width, Real *out) {            \
         output_product(locations, m, outputs, d, n, w, alpha, v, width, out);                \
+    }                                                                                        \
+    extern "C" int filter_maps_##Real(const FilterLayer *layer, long n, const Real *images,  \
+                                      const Real *filters, const Real *biases,               \
+                                      Real *means) {                                         \
+        return filter_maps(layer, n, images, filters, biases, means);                        \
     }
 TILE(float)
 TILE(double)
