@@ -8,6 +8,7 @@ import torch
 from .agop import patch_agop
 from .convolutional import ConvolutionalKernel
 from .features import FeatureMaps
+from .pooling import PooledKernel
 from .radial import PatchKernel
 from .ridge import RidgePath
 from .sampling import Sample
@@ -20,7 +21,7 @@ class KernelMachine:
 
     Attributes
     ----------
-    kernel : ConvolutionalKernel or PatchKernel
+    kernel : ConvolutionalKernel, PatchKernel or PooledKernel
         The kernel. A bandwidth of None is measured anew for every transform.
     images : ndarray or FeatureMaps of shape (n, h, w, c)
         The training images, or what earlier layers make of them.
@@ -40,7 +41,7 @@ class KernelMachine:
         The patch transform T; None is the identity.
     """
 
-    kernel: ConvolutionalKernel | PatchKernel
+    kernel: ConvolutionalKernel | PatchKernel | PooledKernel
     images: np.ndarray | FeatureMaps
     targets: np.ndarray
     weights: np.ndarray
