@@ -12,7 +12,7 @@ import numpy as np
 
 from .base import as_images
 from .core.feature_machine import FeatureMachine, feature_product
-from .core.features import FilterLayer, cell_slices, pass_through
+from .core.features import FilterLayer, pass_through
 from .core.filters import (
     FilterBank,
     antithetic,
@@ -21,7 +21,7 @@ from .core.filters import (
     moment_draws,
     patch_moments,
 )
-from .core.images import convolution_layers
+from .core.images import cells, convolution_layers
 from .core.machine import KernelMachine
 from .core.radial import RADIAL_KINDS
 from .core.sampling import bandwidth_draws
@@ -93,7 +93,7 @@ def _location_pairs(estimator, image_shape):
     if grid is None:
         return layers[0].n_locations
     sides = [
-        sum((part.stop - part.start) ** 2 for part in cell_slices(size, min(size, n)))
+        sum((part.stop - part.start) ** 2 for part in cells(size, n))
         for size, n in zip(layers[-1].locations, grid, strict=True)
     ]
     return math.prod(sides)
@@ -237,6 +237,7 @@ def make_exact_kernel(estimator, image_shape, depth, bandwidth=None):
         depth,
         estimator.bias,
         estimator.bandwidth if bandwidth is None else bandwidth,
+        exact_pool(estimator),
     )
 
 
