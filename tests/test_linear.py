@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from by_hand import assert_close
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
@@ -11,6 +12,9 @@ from sklearn.base import clone
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
 from skconvrfm.core import features as core_features
+from skconvrfm.core.filters import FilterBank, antithetic
+from skconvrfm.core.images import convolution_layers
+from skconvrfm.kernels import convolutional_kernel
 from skconvrfm.methods import EXACT_ROWS
 
 SMALL = {"method": "features", "n_filters": 8, "n_rounds": 1, "pool_grid": (2, 2)}
@@ -249,6 +253,35 @@ def test_prediction_runs_only_the_layers_that_it_needs(problem, monkeypatch):
     monkeypatch.setenv("SKCONVRFM_COMPILE", "0")
     model.predict(X)
     assert len(calls) == model.best_layer_ + 1
+
+
+@pytest.mark.parametrize("is_antithetic", [False, True])
+def test_the_kernel_of_many_filters_tends_to_the_exact_pooled_kernel(is_antithetic):
+    """At the rate 1 / sqrt(n_filters); in a metric, with biases."""
+    rng = np.random.RandomState(0)
+    X, T = rng.normal(size=(6, 7, 6, 2)), rng.normal(size=(18, 18)) / 4
+    T = T + T.T
+    exact = convolutional_kernel(
+        X, kind="nngp", depth=1, bias=0.3, pool_grid=(2, 2), patch_transform=T
+    )
+    [layer] = convolution_layers((7, 6), 3, "valid", 1)
+
+    def error(n_filters):
+        draws = rng.normal(size=(n_filters, 18)), rng.normal(size=n_filters)
+        if is_antithetic:
+            draws = (antithetic(draw[::2], n_filters) for draw in draws)
+        bank = FilterBank(*draws, "gaussian", 0.3, 0.0, moments=None, centred=False)
+        maps = bank.under(T, layer, 2, "relu", (2, 2))(torch.from_numpy(X))
+        features = maps.flatten(1).numpy()
+        kernel = features @ features.T / features.shape[1]
+        return np.linalg.norm(kernel - exact) / np.linalg.norm(exact)
+
+    few, many = (
+        np.sqrt(np.mean([error(n_filters) ** 2 for _ in range(8)]))
+        for n_filters in (64, 16_384)
+    )
+    assert many < 0.01
+    assert 0.4 < np.log(few / many) / np.log(256) < 0.6
 
 
 def test_antithetic_filters_are_negatives_of_each_other():
