@@ -349,15 +349,15 @@ def everything(rng):
     X, Y = rng.normal(size=(23, 7, 6, 2)), rng.normal(size=(5, 7, 6, 2))
     coef = rng.normal(size=(23, 3))
 
-    def compute(kind, depth, n_jobs=None, dtype="auto"):
+    def compute(kind, depth, n_jobs=None, dtype="auto", device="cpu"):
         options = {"kind": kind, "pool_grid": (2, 2)}
         if kind in ("ntk", "nngp"):
             options["depth"] = depth
-        resources = make_resources("cpu", "float64", n_jobs, X)
+        resources = make_resources(device, dtype, n_jobs, X)
         kernel = make_kernel(
             kind, X.shape[1:], 3, "valid", depth, 0.0, BANDWIDTH, (2, 2)
         )
-        options |= {"n_jobs": n_jobs, "dtype": dtype}
+        options |= {"n_jobs": n_jobs, "dtype": dtype, "device": device}
         return [
             pooled_kernel(X, **options),
             pooled_kernel(X, Y, **options),
@@ -410,6 +410,15 @@ def test_a_tile_takes_no_more_than_without_a_pool(pullback, monkeypatch):
     pairs = tile_pairs(plain, resources, pullback)
     assert tile_pairs(pooled, resources, pullback) == pairs
     assert find_library(pooled, 10**9, resources, pullback) is None
+
+
+@pytest.mark.gpu
+@TWO_KINDS
+def test_cuda_equals_the_cpu(kind, depth, everything):
+    for ours, theirs in zip(
+        everything(kind, depth, device="cuda"), everything(kind, depth), strict=True
+    ):
+        assert_close(ours, theirs, 1e-9)
 
 
 # -------------------------------------------------------------------- cells

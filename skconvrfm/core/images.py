@@ -57,7 +57,7 @@ class Readout:
         return left.at(self.left), right.at(self.right)
 
     def sum(self, maps):
-        """The kernel of what it is at each meeting, (rows, columns, ...)."""
+        """The kernel from its values at each meeting, (rows, columns, ...)."""
         if self.weights is None:
             return maps.mean((0, 1))
         return torch.tensordot(self._weights_like(maps), maps, 2)
@@ -65,7 +65,7 @@ class Readout:
     def derivative(self, maps):
         """The derivative of `sum` at each meeting, to be broadcast over the pairs."""
         if self.weights is None:
-            return maps.new_full((1, 1, 1, 1), 1 / maps[..., 0, 0].numel())
+            return maps.new_full((1, 1, 1, 1), 1 / math.prod(maps.shape[:2]))
         return self._weights_like(maps)[..., None, None]
 
     def _weights_like(self, maps):
