@@ -1,4 +1,5 @@
-// The recursion of convolutional.py for one pair of blocks, fused.
+// The recursion of convolutional.py for one pair of blocks, fused; further down, products of
+// the AGOP, and convolution, activation and pool of features.py.
 //
 // A vector of right images is carried side by side, one image to a lane; a left image then
 // costs that many pairs at once, and all its maps stay in the cache of one core. The steps

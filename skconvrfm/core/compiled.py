@@ -1,10 +1,11 @@
-"""The tiles of ``convolutional.py`` in fused C++, built by the compiler at hand.
+"""Tiles of ``convolutional.py`` and filters of ``features.py`` in fused C++.
 
 A layer passes its maps through memory about forty times when every operation of
 the recursion is an array operation of its own. ``compiled.cpp`` does the same steps
-with the maps in the cache. It is built once a machine, on first need, into a cache
-folder; where there is no C++ compiler, `load` gives None and the array operations
-serve, with equal results.
+with the maps in the cache, and convolution, activation and pool with the maps in
+registers. It is built once a machine, on first need, into a cache folder; where there
+is no C++ compiler, `load` gives None and the array operations serve, with equal
+results.
 """
 
 import ctypes
@@ -21,7 +22,6 @@ from pathlib import Path
 import torch
 from torch.nn.functional import pad
 
-from .convolutional import parallel_gap
 from .threads import share_out
 
 # "0" does without the compiled tiles, "1" takes them however small the work.
@@ -40,10 +40,14 @@ _VECTOR_BYTES = 64
 _LEFT_TOGETHER = 8
 # Locations that one thread takes at once.
 LOCATIONS_TOGETHER = 16
+# The same for filters, which pass through the cache once for all of them.
+_MAP_LOCATIONS_TOGETHER = 16384
 
 # Pairs × locations × layers from which the array operations take longer (about ten
-# nanoseconds each) than the one or two seconds of the compiler.
+# nanoseconds each) than the two or three seconds of the compiler.
 WORTH_COMPILING = 1e8
+# Multiplications of a convolution that take array operations as long.
+PRODUCTS_A_PAIR = 200
 
 
 class _Layer(ctypes.Structure):
@@ -67,6 +71,17 @@ class _Block(ctypes.Structure):
         ("patches", ctypes.c_void_p),
         ("roots", ctypes.POINTER(ctypes.c_void_p)),
         ("inverse_roots", ctypes.POINTER(ctypes.c_void_p)),
+    ]
+
+
+class _FilterLayer(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("height", "width", "channels")),
+        *((name, ctypes.c_long) for name in ("rows", "columns")),
+        *((name, ctypes.c_long) for name in ("patch_rows", "patch_columns")),
+        *((name, ctypes.c_long) for name in ("grid_rows", "grid_columns")),
+        ("vectors", ctypes.c_long),
+        ("least", ctypes.c_double),
     ]
 
 
@@ -180,6 +195,60 @@ def add_output_product(library, weights, coef, patches, out):
     share_out(call, slice(0, locations), LOCATIONS_TOGETHER)
 
 
+def filter_maps(library, features, images):
+    """The compiled twin of `features.FilterLayer.__call__`.
+
+    Parameters
+    ----------
+    library : ctypes.CDLL
+        The compiled functions, from `load`.
+    features : FilterLayer
+        Filters, activation and pool.
+    images : Tensor of shape (n, h, w, c)
+        Images, on the CPU.
+
+    Returns
+    -------
+    Tensor of shape (n, rows, columns, n_filters)
+    """
+    layer, channels = features.layer, images.shape[3]
+    filters, biases = _pack_filters(features, channels, images.dtype)
+    out = images.new_empty((len(images), *features.grid, biases.numel()))
+    function = getattr(library, f"filter_maps_{_REALS[images.dtype]}")
+    top, bottom, left, right = layer.padding
+
+    def call(part):
+        # In their zeros, images need no care at their edges.
+        padded = pad(images[part], (0, 0, left, right, top, bottom)).contiguous()
+        structure = _FilterLayer(
+            *(*padded.shape[1:], *layer.locations, *layer.patch, *features.grid),
+            len(biases),
+            0 if features.activation == "relu" else -math.inf,
+        )
+        arrays = padded, filters, biases, out[part]
+        if function(
+            ctypes.byref(structure), ctypes.c_long(len(padded)), *map(_address, arrays)
+        ):
+            raise MemoryError("no memory for the places of a map")
+
+    largest = math.ceil(_MAP_LOCATIONS_TOGETHER / layer.n_locations)
+    share_out(call, slice(0, len(images)), largest)
+    return out[..., : features.n_maps]
+
+
+def _pack_filters(features, channels, dtype):
+    """Filters (vectors, d, lanes), entries as they lie in an image, and biases."""
+    filters, biases = (
+        torch.from_numpy(array).to(dtype) for array in features.affine(channels)
+    )
+    lanes = _VECTOR_BYTES // dtype.itemsize
+    padding = (0, -len(filters) % lanes)
+    entries = filters.reshape(-1, channels, *features.layer.patch).permute(2, 3, 1, 0)
+    vectors = pad(entries.flatten(0, 2), padding).unflatten(1, (-1, lanes))
+    biases = pad(biases, padding).unflatten(0, (-1, lanes))
+    return vectors.transpose(0, 1).contiguous(), biases
+
+
 def padded_entries(d, dtype):
     """Entries of a patch in `add_output_product`'s result, the last of which are 0."""
     pair = 2 * _VECTOR_BYTES // dtype.itemsize
@@ -248,7 +317,7 @@ def _describe_kernel(kernel, dtype):
         kernel.patch_dim,
         kernel.channels,
         kernel.bias**2,
-        parallel_gap(dtype),
+        kernel.parallel_gap(dtype),
         layers,
     )
 

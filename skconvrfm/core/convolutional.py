@@ -63,6 +63,11 @@ class ConvolutionalKernel(ImageKernel):
     # There is no bandwidth to measure.
     unmeasured = False
 
+    @staticmethod
+    def parallel_gap(dtype):
+        """The largest 1 - κ that passes for rounding of parallel patches."""
+        return _PARALLEL_ROUNDINGS * torch.finfo(dtype).eps
+
     def prepare_block(self, images, transform):
         """Patches, transformed, and the variances of a block of images.
 
@@ -297,12 +302,8 @@ def _cosine(left, right, index, covariance):
     cosine = (covariance * inverse).clamp_(-1, 1)
     # arccos turns a rounding of κ near 1 into its square root: an image and its copy
     # would have another kernel than the image with itself.
-    return cosine.masked_fill_(cosine > 1 - parallel_gap(cosine.dtype), 1)
-
-
-def parallel_gap(dtype):
-    """The largest 1 - κ that passes for rounding of parallel patches."""
-    return _PARALLEL_ROUNDINGS * torch.finfo(dtype).eps
+    gap = ConvolutionalKernel.parallel_gap(cosine.dtype)
+    return cosine.masked_fill_(cosine > 1 - gap, 1)
 
 
 def _arc_cosine(cosine):
@@ -318,5 +319,5 @@ def _inverse_sine(sine):
     cancel, and their squares would not. The value 0 is the symmetric one at the
     kink of a patch with itself.
     """
-    floor = math.sqrt(2 * parallel_gap(sine.dtype)) / 2
+    floor = math.sqrt(2 * ConvolutionalKernel.parallel_gap(sine.dtype)) / 2
     return torch.where(sine > floor, 1 / sine.clamp_min(floor), 0)

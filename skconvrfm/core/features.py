@@ -20,9 +20,15 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d, fold, pad
 
-from .images import Layer, cells, extract_patches, to_tensor
+from . import compiled
+from .images import Layer, balanced_blocks, cells, extract_patches, to_tensor
+from .threads import own_threads
 
 ACTIVATIONS = ("relu", "identity")
+# Maps that are made together: more would spill from the cache of a CPU into memory that
+# the system has to clear first; less would not fill a GPU.
+_CPU_MAP_BYTES = 2**22
+_GPU_MAP_BYTES = 2**28
 # Entries of a patch from which a convolution beats a product with all patches.
 _WIDE_PATCH = 64
 
@@ -205,6 +211,21 @@ class FilterLayer:
         biases = np.zeros(self.n_maps) if self.biases is None else self.biases
         return self.filters * (self.gain / math.sqrt(channels)), biases * self.gain
 
+    def find_library(self, n_images, device):
+        """The compiled functions if they are worth it for so many images; or None.
+
+        Parameters
+        ----------
+        n_images : int
+            All images of the computation.
+        device : torch.device
+            Where it runs.
+        """
+        if device.type != "cpu":
+            return None
+        products = n_images * self.layer.n_locations * self.filters.size
+        return compiled.load(products / compiled.PRODUCTS_A_PAIR)
+
     def __call__(self, images):
         """The feature maps of images, (n, h, w, c) → (n, rows, columns, n_filters)."""
         filters, biases = (
@@ -216,12 +237,41 @@ class FilterLayer:
         return _pool(maps, self.pool)
 
 
+def compute_maps(features, images, library):
+    """Features of a block of images: compiled where there is a library.
+
+    Array operations make the maps of a few images at a time.
+
+    Parameters
+    ----------
+    features : callable
+        As for `tiles.compute_features`; a `FilterLayer` where there is a library.
+    images : Tensor of shape (n, h, w, c)
+        Images, channels last.
+    library : ctypes.CDLL or None
+        From `FilterLayer.find_library`.
+
+    Returns
+    -------
+    Tensor of shape (n, rows, columns, n_maps)
+    """
+    if library is not None:
+        with own_threads():
+            return compiled.filter_maps(library, features, images)
+    together = _CPU_MAP_BYTES if images.device.type == "cpu" else _GPU_MAP_BYTES
+    size = images.element_size() * features.layer.n_locations * features.n_maps
+    parts = balanced_blocks(slice(0, len(images)), together // size)
+    if len(parts) == 1:
+        return features(images)
+    return torch.cat([features(images[part]) for part in parts])
+
+
 def pass_through(images, layers):
     """Images behind some layers of filters, as pixels where there are none."""
     if not layers:
         return images
     if isinstance(images, FeatureMaps):
-        return FeatureMaps(images.images, (*images.layers, *layers))
+        return FeatureMaps(images.images, (*images.layers, *layers), images.n_whole)
     return FeatureMaps(images, tuple(layers))
 
 
@@ -237,10 +287,14 @@ class FeatureMaps:
         The images.
     layers : tuple of FilterLayer
         The layers, from the image up.
+    n_whole : int, default=None
+        Of how many images these are a part, whose maps are to be computed alike; None
+        is these.
     """
 
-    def __init__(self, images, layers):
+    def __init__(self, images, layers, n_whole=None):
         self.images, self.layers = images, layers
+        self.n_whole = len(images) if n_whole is None else n_whole
         self.shape = (len(images), *layers[-1].shape)
 
     def __len__(self):
@@ -248,7 +302,7 @@ class FeatureMaps:
 
     def __getitem__(self, index):
         """The images ``index``, a slice or an array of integers."""
-        return FeatureMaps(self.images[index], self.layers)
+        return FeatureMaps(self.images[index], self.layers, self.n_whole)
 
     def min(self):
         """The smallest pixel."""
@@ -264,7 +318,7 @@ def _compute(maps: FeatureMaps, dtype, device):
     """Compute a block of feature maps."""
     images = to_tensor(maps.images, dtype, device)
     for layer in maps.layers:
-        images = layer(images)
+        images = compute_maps(layer, images, layer.find_library(maps.n_whole, device))
     return images
 
 

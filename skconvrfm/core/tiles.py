@@ -16,7 +16,7 @@ import torch
 from . import compiled
 from .convolutional import ConvolutionalKernel
 from .devices import resolve_device
-from .features import FeatureMaps
+from .features import FeatureMaps, FilterLayer, compute_maps
 from .images import balanced_blocks, to_tensor
 from .threads import own_thread_count, own_threads, share_out, thread_count
 
@@ -26,6 +26,8 @@ _LIVE_ARRAYS = 9
 _KEPT_ARRAYS = 2
 # A tile's array beyond this spills from the cache of a CPU core and gains nothing.
 _CPU_TILE_BYTES = 2**20
+# Images and features beyond this come from memory that the system has to clear first.
+_CPU_BLOCK_BYTES = 2**24
 # Copies of its patches alive while a block is prepared and packed.
 _PATCH_COPIES = 3
 # Copies of its maps alive while an image's features are computed.
@@ -183,7 +185,8 @@ def hold_maps(images, resources):
     if not isinstance(images, FeatureMaps) or size > resources.memory // 4:
         return images
     held = np.empty(images.shape, dtype=resources.numpy_dtype)
-    largest = max(1, len(held) * resources.memory // (16 * size))
+    largest = len(held) * resources.memory // (16 * size)
+    largest = min(largest, _quick_block(images, images.shape[1:], resources))
     for part in image_blocks(images, largest):
         held[part] = resources.tensor(images[part]).cpu().numpy()
     return held
@@ -460,8 +463,12 @@ def compute_features(features, images, resources):
     ndarray of shape (n, rows, columns, n_maps)
     """
     worker = resources.one_worker()
-    parts = image_blocks(images, _feature_block(features, images, worker))
-    tasks = ((features, images[part], worker) for part in parts)
+    library = _feature_library(features, len(images), worker)
+    largest = _feature_block(features, images, library, worker)
+    if resources.n_workers > 1:  # enough parts to share out evenly
+        largest = min(largest, math.ceil(len(images) / (4 * resources.n_workers)))
+    parts = image_blocks(images, largest)
+    tasks = ((features, images[part], len(images), worker) for part in parts)
     out = np.empty((len(images), *features.shape), dtype=resources.numpy_dtype)
     for part, block in zip(parts, resources.run(_feature_rows, tasks), strict=True):
         out[part] = block
@@ -469,15 +476,36 @@ def compute_features(features, images, resources):
 
 
 @halving_memory
-def _feature_rows(features, images, resources):
-    """The features of some images, in smaller blocks if memory has become less."""
-    parts = image_blocks(images, _feature_block(features, images, resources))
-    rows = [features(resources.tensor(images[part])).cpu().numpy() for part in parts]
-    return np.concatenate(rows)
+def _feature_rows(features, images, n_images, resources):
+    """The features of some of ``n_images``, in smaller blocks if memory is now less."""
+    library = _feature_library(features, n_images, resources)
+    largest = _feature_block(features, images, library, resources)
+    largest = min(largest, _quick_block(images, features.shape, resources))
+    out = np.empty((len(images), *features.shape), dtype=resources.numpy_dtype)
+    for part in image_blocks(images, largest):
+        block = resources.tensor(images[part])
+        out[part] = compute_maps(features, block, library).cpu().numpy()
+    return out
 
 
-def _feature_block(features, images, resources):
-    """Images whose maps fit in memory together."""
-    maps = _MAP_COPIES * features.layer.n_locations * features.n_maps
-    numbers = maps + 2 * math.prod(images.shape[1:]) + math.prod(features.shape)
+def _feature_library(features, n_images, resources):
+    """The compiled functions where they can make these features, and are worth it."""
+    if not isinstance(features, FilterLayer):
+        return None
+    return features.find_library(n_images, resources.device)
+
+
+def _feature_block(features, images, library, resources):
+    """Images whose features, and maps if there are any, fit in memory together."""
+    numbers = 2 * math.prod(images.shape[1:]) + 2 * math.prod(features.shape)
+    if library is None:
+        numbers += _MAP_COPIES * features.layer.n_locations * features.n_maps
     return max(1, resources.memory // (2 * resources.itemsize * numbers))
+
+
+def _quick_block(images, shape, resources):
+    """Images from which on a block gains nothing, by the shape of their features."""
+    if resources.device.type != "cpu":
+        return len(images)
+    numbers = max(math.prod(images.shape[1:]), math.prod(shape))
+    return max(1, _CPU_BLOCK_BYTES // (resources.itemsize * numbers))
