@@ -127,7 +127,9 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         X, y, image_shape = self._validate_fit(X, y)
         weights = check_weights(sample_weight, X)
         kept = np.flatnonzero(weights)
-        X_fit, y_fit, weights = X[kept], y[kept], weights[kept]
+        # Where nothing is left out, nothing is copied.
+        X_fit = X if len(kept) == len(X) else X[kept]
+        y_fit, weights = y[kept], weights[kept]
         if len(kept) < 2:
             raise ValueError(
                 "X has 1 sample with a positive weight; a fit needs at least 2."
@@ -348,7 +350,7 @@ class _Fitting:
             images = data.images
             if estimator.channels == "first":
                 images = images.transpose(0, 3, 1, 2)
-            fitted["X_fit_"] = images.reshape(len(images), -1)
+            fitted["X_fit_"] = np.array(images.reshape(len(images), -1))
         return fitted
 
     def _shape(self, coef):
