@@ -670,19 +670,22 @@ template <class Real> class FilterMaps {
     template <int vectors>
     INLINE void pool(const Vec<Real> (&sum)[group][vectors], long count,
                      const Place *const *in_group, Real *const *targets) const {
-        Vec<Real> mean[vectors];
+        Vec<Real> mean[vectors] = {};
 #pragma GCC unroll 6
         for (long t = 0; t < group && t < count; t++) {
             const Place &here = *in_group[t];
-            if (here.begins)
-                std::memset(mean, 0, sizeof mean);
-            else if (t == 0 || targets[t] != targets[t - 1])
-                std::memcpy(mean, targets[t], sizeof mean);
+            const bool moves = t == 0 || targets[t] != targets[t - 1];
+            const bool leaves = t + 1 == count || targets[t] != targets[t + 1];
 #pragma GCC unroll 4
-            for (long v = 0; v < vectors; v++)
+            for (long v = 0; v < vectors; v++) {
+                if (here.begins)
+                    mean[v] = Vec<Real>{};
+                else if (moves)
+                    mean[v] = load(targets[t] + v * lanes);
                 mean[v] += here.weight * (sum[t][v] < least ? Vec<Real>{} + least : sum[t][v]);
-            if (t + 1 == count || targets[t] != targets[t + 1])
-                std::memcpy(targets[t], mean, sizeof mean);
+                if (leaves)
+                    std::memcpy(targets[t] + v * lanes, &mean[v], sizeof mean[v]);
+            }
         }
     }
 
