@@ -20,6 +20,7 @@ from .core.filters import (
     draw_patches,
     moment_draws,
     patch_moments,
+    to_one_length,
 )
 from .core.images import cells, convolution_layers
 from .core.machine import KernelMachine
@@ -250,8 +251,7 @@ class FeatureMethod(Method):
         """The machine on some data, with a bank of filters of its own."""
         estimator = self.estimator
         layer = _layer(estimator, data.images.shape[1:])
-        bank = self._draw_bank(data, layer)
-        whiten = estimator.initial_metric == "whiten"
+        bank, initial_transform = self._draw_bank(data, layer)
         return FeatureMachine(
             layer=layer,
             bank=bank,
@@ -261,7 +261,7 @@ class FeatureMethod(Method):
             alphas=self.alphas,
             agop_sample=self._agop_sample(data.lineup, layer.n_locations),
             resources=self.resources,
-            initial_transform=bank.moments.whitening() if whiten else None,
+            initial_transform=initial_transform,
             held_out=held_out,
         )
 
@@ -292,39 +292,41 @@ class FeatureMethod(Method):
         return feature_product(last, pass_through(images, below), coef, resources)
 
     def _draw_bank(self, data, layer):
-        """The filters of a layer before they take a metric."""
+        """The filters of a layer before they take a metric, and the first of these."""
         estimator, rng = self.estimator, self.rng
         patch_dim = data.images.shape[3] * math.prod(layer.patch)
         n_filters = _n_filters(estimator, FEATURE_FILTERS)
         n_drawn = math.ceil(n_filters / 2) if estimator.antithetic else n_filters
         centred = estimator.initial_metric == "whiten"
-        moments = None
+        moments = initial = None
         if centred or estimator.threshold or estimator.filters == "patches":
             n_images = moment_draws(layer.n_locations, patch_dim)
             moments = patch_moments(
                 data.images, layer, data.lineup.draw(n_images), self.resources
             )
+        if centred:
+            initial = moments.whitening()
         if estimator.filters == "patches":
             rows = data.lineup.sequence(n_drawn)
             directions = draw_patches(
                 data.images, layer, rows, moments.mean, rng, self.resources
             )
-            directions -= moments.mean
+            directions = to_one_length(directions @ initial if centred else directions)
         else:
             directions = rng.standard_normal((n_drawn, patch_dim))
         biases = rng.standard_normal(n_drawn)
         if estimator.antithetic:
             directions = antithetic(directions, n_filters)
             biases = antithetic(biases, n_filters)
-        return FilterBank(
+        bank = FilterBank(
             directions,
             biases,
-            estimator.filters,
             float(estimator.bias),
             float(estimator.threshold),
             moments,
             centred,
         )
+        return bank, initial
 
 
 METHOD_CLASSES = {method.name: method for method in (ExactMethod, FeatureMethod)}
