@@ -20,11 +20,6 @@ namespace {
 
 constexpr long vector_bytes = 64;
 constexpr long together = 8;  // left images whose first covariances share a load
-#ifdef __AVX512F__
-constexpr long most_vectors = 4;  // of filters, as many as registers take
-#else
-constexpr long most_vectors = 1;
-#endif
 constexpr double pi = 3.14159265358979323846;
 
 template <class Real> struct Lanes {
@@ -541,6 +536,18 @@ void output_product(long locations, long m, long outputs, long d, long n, const 
         }
 }
 
+// The bytes of a register; and how many vectors of filters meet how many locations at once:
+// the sums, the filters and a pixel fill the registers.
+#if defined(__AVX512F__)
+constexpr long register_bytes = 64, most_vectors = 4, group = 6;
+#elif defined(__AVX__)
+constexpr long register_bytes = 32, most_vectors = 2, group = 5;
+#elif defined(__aarch64__)
+constexpr long register_bytes = 16, most_vectors = 4, group = 6;
+#else
+constexpr long register_bytes = 16, most_vectors = 2, group = 5;
+#endif
+
 // A convolution with given filters, its activation and its pool, as in features.py.
 struct FilterLayer {
     long height, width, channels;  // of an image with the zeros around it
@@ -556,11 +563,13 @@ struct FilterLayer {
 // means of their cells: neither maps nor patches, which are read in their image, are ever in
 // memory.
 //
-// Images are (n, height, width, channels). Filters are (vectors, d, lanes), their entries in
-// the order (row, column, channel) in which a patch lies in its image; biases are (vectors,
-// lanes), means (n, grid rows, grid columns, vectors, lanes).
+// Images are (n, height, width, channels). Filters are (vectors, d, lanes), of the size of a
+// register, their entries in the order (row, column, channel) in which a patch lies in its
+// image; biases are (vectors, lanes), means (n, grid rows, grid columns, vectors, lanes).
 template <class Real> class FilterMaps {
   public:
+    static constexpr long lanes = register_bytes / sizeof(Real);
+
     FilterMaps(const FilterLayer &layer, const Real *images, const Real *filters,
                const Real *biases, Real *means)
         : layer(layer), run(layer.patch_columns * layer.channels),
@@ -586,14 +595,19 @@ template <class Real> class FilterMaps {
             case 1: panel<1>(first, n); break;
             case 2: panel<2>(first, n); break;
             case 3: panel<3>(first, n); break;
-            default: panel<most_vectors>(first, n);
+            default: panel<4>(first, n);
             }
         }
     }
 
   private:
-    static constexpr long lanes = Lanes<Real>::count;
-    static constexpr long group = 6;  // locations whose sums fill the registers
+    typedef Real Register __attribute__((vector_size(register_bytes)));
+
+    static INLINE Register at(const Real *from) {
+        Register v;
+        std::memcpy(&v, from, sizeof v);
+        return v;
+    }
 
     // The part of a dimension in which a location lies.
     struct Cell {
@@ -634,7 +648,7 @@ template <class Real> class FilterMaps {
             }
             for (long t = count; t < group; t++)  // to no effect
                 pixels[t] = pixels[0];
-            Vec<Real> sum[group][vectors];
+            Register sum[group][vectors];
             convolve<vectors>(first, pixels, sum);
             pool<vectors>(sum, count, in_group, targets);
         }
@@ -643,20 +657,20 @@ template <class Real> class FilterMaps {
     // Products of a panel of filters with a few patches, and biases.
     template <int vectors>
     INLINE void convolve(long first, const Real *const *pixels,
-                         Vec<Real> (&sum)[group][vectors]) const {
+                         Register (&sum)[group][vectors]) const {
 #pragma GCC unroll 6
         for (long t = 0; t < group; t++)
 #pragma GCC unroll 4
             for (long v = 0; v < vectors; v++)
-                sum[t][v] = load(biases + (first + v) * lanes);
+                sum[t][v] = at(biases + (first + v) * lanes);
         const long entries = layer.patch_rows * run;
         const Real *filter = filters + first * entries * lanes;
         for (long row = 0; row < layer.patch_rows; row++)
             for (long e = row * line; e < row * line + run; e++, filter += lanes) {
-                Vec<Real> lane[vectors];
+                Register lane[vectors];
 #pragma GCC unroll 4
                 for (long v = 0; v < vectors; v++)
-                    lane[v] = load(filter + v * entries * lanes);
+                    lane[v] = at(filter + v * entries * lanes);
 #pragma GCC unroll 6
                 for (long t = 0; t < group; t++)
 #pragma GCC unroll 4
@@ -668,9 +682,9 @@ template <class Real> class FilterMaps {
     // Locations one after another into their means, which thereby have one order of sums
     // however locations are grouped; neighbours in a cell meet in registers.
     template <int vectors>
-    INLINE void pool(const Vec<Real> (&sum)[group][vectors], long count,
+    INLINE void pool(const Register (&sum)[group][vectors], long count,
                      const Place *const *in_group, Real *const *targets) const {
-        Vec<Real> mean[vectors] = {};
+        Register mean[vectors] = {};
 #pragma GCC unroll 6
         for (long t = 0; t < group && t < count; t++) {
             const Place &here = *in_group[t];
@@ -679,10 +693,10 @@ template <class Real> class FilterMaps {
 #pragma GCC unroll 4
             for (long v = 0; v < vectors; v++) {
                 if (here.begins)
-                    mean[v] = Vec<Real>{};
+                    mean[v] = Register{};
                 else if (moves)
-                    mean[v] = load(targets[t] + v * lanes);
-                mean[v] += here.weight * (sum[t][v] < least ? Vec<Real>{} + least : sum[t][v]);
+                    mean[v] = at(targets[t] + v * lanes);
+                mean[v] += here.weight * (sum[t][v] < least ? Register{} + least : sum[t][v]);
                 if (leaves)
                     std::memcpy(targets[t] + v * lanes, &mean[v], sizeof mean[v]);
             }
@@ -765,6 +779,7 @@ int filter_maps(const FilterLayer *layer, long n, const Real *images, const Real
                                           const Real *v, long width, Real *out) {            \
         output_product(locations, m, outputs, d, n, w, alpha, v, width, out);                \
     }                                                                                        \
+    extern "C" long filter_lanes_##Real() { return FilterMaps<Real>::lanes; }                \
     extern "C" int filter_maps_##Real(const FilterLayer *layer, long n, const Real *images,  \
                                       const Real *filters, const Real *biases,               \
                                       Real *means) {                                         \

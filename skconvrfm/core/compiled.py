@@ -212,9 +212,11 @@ def filter_maps(library, features, images):
     Tensor of shape (n, rows, columns, n_filters)
     """
     layer, channels = features.layer, images.shape[3]
-    filters, biases = _pack_filters(features, channels, images.dtype)
+    real = _REALS[images.dtype]
+    function = getattr(library, f"filter_maps_{real}")
+    lanes = getattr(library, f"filter_lanes_{real}")()
+    filters, biases = _pack_filters(features, channels, images.dtype, lanes)
     out = images.new_empty((len(images), *features.grid, biases.numel()))
-    function = getattr(library, f"filter_maps_{_REALS[images.dtype]}")
     top, bottom, left, right = layer.padding
 
     def call(part):
@@ -236,12 +238,11 @@ def filter_maps(library, features, images):
     return out[..., : features.n_maps]
 
 
-def _pack_filters(features, channels, dtype):
+def _pack_filters(features, channels, dtype, lanes):
     """Filters (vectors, d, lanes), entries as they lie in an image, and biases."""
     filters, biases = (
         torch.from_numpy(array).to(dtype) for array in features.affine(channels)
     )
-    lanes = _VECTOR_BYTES // dtype.itemsize
     padding = (0, -len(filters) % lanes)
     entries = filters.reshape(-1, channels, *features.layer.patch).permute(2, 3, 1, 0)
     vectors = pad(entries.flatten(0, 2), padding).unflatten(1, (-1, lanes))
