@@ -2,8 +2,9 @@
 
 Time: of the kernel with the number of images and at a prime number of them, of the
 AGOP with the images that carry it, and of one worker with two threads against two
-workers with one. Memory: the peak above data and result against the budget
-``working_memory``, each measured in a process of its own.
+workers with one; and of a fit with features with the number of images. Memory: the
+peak above data and result against the budget ``working_memory``, or the number of
+images, each measured in a process of its own.
 
 The best of several runs stands for a time, and runs to be compared take turns. On a
 machine that is shared, the CPU seconds of this process say more than those on the wall.
@@ -18,6 +19,7 @@ import torch
 from joblib import parallel_config
 from sklearn import config_context
 
+from skconvrfm import ConvRFMClassifier
 from skconvrfm.kernels import convolutional_kernel, patch_agop
 
 from .harness import (
@@ -229,12 +231,60 @@ def measure_memory(budget, n_images=1200, n_points=60, image_shape=(32, 32, 3)):
     return peaks
 
 
+def linear_by_images(sizes=(2000, 4000, 8000, 16_000, 32_000), rounds=2):
+    """Time and memory of a fit with features by number of images, and exponents.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Numbers of images.
+    rounds : int, default=2
+        Runs of each.
+
+    Returns
+    -------
+    dict
+        ``peak`` is MiB above the data, which are bytes, in a process of its own, with
+        a budget that holds no features.
+    """
+    X, y = byte_images(max(sizes))
+    times = best_in_turns([lambda n=n: linear_fit(X[:n], y[:n]) for n in sizes], rounds)
+    peaks = [
+        in_subprocess("benchmarks.growth", "--measure-linear", size)["peak"]
+        for size in sizes
+    ]
+    return {"images": list(sizes), **times, "peak": peaks, **exponents(sizes, times)}
+
+
+def byte_images(n_images):
+    """Images of bytes, and classes that have to do with them."""
+    images = smooth_images(n_images, (32, 32, 3))
+    contrast = images[:, :16].mean((1, 2, 3)) - images[:, 16:].mean((1, 2, 3))
+    labels = np.digitize(contrast, np.quantile(contrast, np.arange(1, N_CLASSES) / 10))
+    return (255 * images).astype(np.uint8), labels
+
+
+def linear_fit(X, y):
+    """Two rounds with few features, so that what grows with the images is in sight."""
+    return ConvRFMClassifier(method="features", n_filters=64, n_rounds=1).fit(X, y)
+
+
+def measure_linear(n_images, budget=64):
+    """Peak memory of a fit with features in this process, above the data."""
+    X, y = byte_images(n_images)
+    linear_fit(X[:100], y[:100])  # Libraries are loaded and threads have started.
+    with config_context(working_memory=budget):
+        rise, _ = peak_memory(linear_fit, X, y)
+    return {"peak": rise / MEBIBYTE}
+
+
 PARTS = {
     "images": kernel_by_images,
     "prime": kernel_at_a_prime,
     "agop": agop_by_images,
     "workers": workers_against_threads,
     "memory": memory_by_budget,
+    "linear": linear_by_images,
 }
 
 GROWTH = (
@@ -252,6 +302,7 @@ TITLES = {
     "agop": ("AGOP, by images", GROWTH),
     "workers": ("Kernel, workers or threads", ""),
     "memory": ("Peak above data and result, MiB", ""),
+    "linear": ("Fit with features, by images", GROWTH),
 }
 
 
@@ -286,9 +337,13 @@ def main(argv=None):
     )
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     parser.add_argument("--measure-memory", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--measure-linear", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.measure_memory:
         json.dump(measure_memory(options.measure_memory), sys.stdout)
+        return 0
+    if options.measure_linear:
+        json.dump(measure_linear(options.measure_linear), sys.stdout)
         return 0
     results = {name: PARTS[name]() for name in options.parts}
     tables = [make_table(name, result) for name, result in results.items()]

@@ -15,7 +15,12 @@ from .kernels import make_resources
 
 __all__ = ["AnsatzDisplay", "PatchFiltersDisplay", "RoundsDisplay", "SaliencyDisplay"]
 
-_CRITERIA = {"gcv": "Generalised cross-validation", "loo_loss": "Leave-one-out loss"}
+_CRITERIA = {
+    "gcv": "Generalised cross-validation",
+    "loo_loss": "Leave-one-out loss",
+    "holdout_loss": "Held-out loss",
+}
+_CRITERION_OF = {"loo": "loo_loss", "holdout": "holdout_loss"}
 # Eigenvalues below this share of all are not drawn: they are rounding.
 _SMALLEST_SHARE = 1e-6
 # Spectra of more eigenvalues than this are lines without markers on a log axis.
@@ -109,9 +114,9 @@ class RoundsDisplay:
         ----------
         estimator : ConvRFMClassifier, ConvRFMRegressor or PatchAGOPTransformer
             Fitted estimator.
-        criterion : {"gcv", "loo_loss"}, default=None
+        criterion : {"gcv", "loo_loss", "holdout_loss"}, default=None
             Which criterion to draw. By default the one by which the estimator chose
-            (GCV if `selection="last"`).
+            (GCV if `selection="last"`). Only `selection="holdout"` has the third.
         layer : int, default=None
             The layer whose rounds to draw, 0 for the one that sees the images. By
             default the one that the estimator chose, `best_layer_`.
@@ -137,10 +142,12 @@ class RoundsDisplay:
         _check_matplotlib(f"{cls.__name__}.from_estimator")
         learned = _learned_layer(estimator, layer)
         if criterion is None:
-            criterion = "loo_loss" if estimator.selection == "loo" else "gcv"
-        if criterion not in _CRITERIA:
+            criterion = _CRITERION_OF.get(estimator.selection, "gcv")
+        history = learned.history_
+        known = [name for name in _CRITERIA if name in history]
+        if criterion not in known:
             raise ValueError(
-                f"criterion={criterion!r} is unknown, choose one of {list(_CRITERIA)}."
+                f"criterion={criterion!r} is unknown, choose one of {known}."
             )
         # A transformer is neither: it does not tell how it read its targets.
         measure = "score"
@@ -148,7 +155,6 @@ class RoundsDisplay:
             measure = "accuracy"
         elif is_regressor(estimator):
             measure = "R²"
-        history = learned.history_
         display = cls(
             rounds=history["round"],
             score=history["loo_score"],

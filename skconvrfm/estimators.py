@@ -127,7 +127,9 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         X, y, image_shape = self._validate_fit(X, y)
         weights = check_weights(sample_weight, X)
         kept = np.flatnonzero(weights)
-        X_fit, y_fit, weights = X[kept], y[kept], weights[kept]
+        # Where nothing is left out, nothing is copied.
+        X_fit = X if len(kept) == len(X) else X[kept]
+        y_fit, weights = y[kept], weights[kept]
         if len(kept) < 2:
             raise ValueError(
                 "X has 1 sample with a positive weight; a fit needs at least 2."
@@ -136,7 +138,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         # ratios can be meant, and they are read as having mean one.
         counts = weights / min(1.0, weights.mean())
         encoding, targets, weights = self._encode(y_fit, counts)
-        method, reason = resolve_method(self, image_shape, counts.sum())
+        method, reason = resolve_method(self, image_shape, counts)
         if self.verbose and reason:
             print(f"[{type(self).__name__}] {reason}")
         self._check_layers(method)
@@ -348,7 +350,7 @@ class _Fitting:
             images = data.images
             if estimator.channels == "first":
                 images = images.transpose(0, 3, 1, 2)
-            fitted["X_fit_"] = images.reshape(len(images), -1)
+            fitted["X_fit_"] = np.array(images.reshape(len(images), -1))
         return fitted
 
     def _shape(self, coef):
@@ -412,24 +414,52 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         Whether maps shrink by the patch less one in each layer, or are padded with
         zeros.
     bias : float, default=0.3
-        Standard deviation of the bias of every convolution. With 0, as in the paper,
-        the kernel is homogeneous, and on few features it cannot place a threshold;
-        0.3 serves standardised columns and images in [0, 1] (measured: see "The
-        bias" in the guide). It does not apply to patch kernels.
+        Standard deviation of the bias of every convolution, and of features' biases.
+        With 0, as in the paper, the kernel is homogeneous, and on few features it
+        cannot place a threshold; 0.3 serves standardised columns and images in [0, 1]
+        (measured: see "The bias" in the guide). It does not apply to patch kernels.
     bandwidth : float or "auto", default="auto"
         The distance of patches at which a patch kernel has fallen to exp(-1) (Laplace)
         or exp(-1/2) (Gaussian). ``"auto"`` is the weighted median of distances under
         the patch transform, measured anew in every round.
+    method : {"auto", "exact", "features"}, default="auto"
+        ``"exact"`` solves in the kernel, at a cost of n². ``"features"`` draws filters
+        in place of integrating over them: ridge regression on their pooled maps, with
+        the same rounds, linear in n, and with the pool more accurate on most images.
+        ``"auto"`` is exact up to 3000 rows and 2e10 pairs of locations (of n² / 2 pairs
+        of rows, times `depth`); with `verbose` it says what it took.
+    pool_grid : "auto", None, int or (int, int), default="auto"
+        Rows and columns of a grid of cells over which the last layer's map is averaged
+        before the readout; it is clipped to the map, and (1, 1) is global. None keeps
+        every location. The exact kernel compares all pairs of locations in a cell,
+        which is for small problems. ``"auto"`` is None where the kernel is exact and
+        (3, 3) for features.
     feature_layers : int, default=1
-        Layers that learn a metric. 1 is ConvRFM. With more, up to `depth`, this is Deep
-        ConvRFM: each layer draws filters from the metric that it has learned, and the
-        next one learns on what they make of the images, with a kernel of one layer
-        less. Every layer is a predictor, and `selection` keeps the best. A layer more
-        costs several times the first, for its patches have `n_filters` channels.
-    n_filters : int, default=64
-        Filters that a layer draws. Cost and memory of the next one grow with it.
+        Layers that learn a metric. 1 is ConvRFM. With more, up to `depth` where the
+        kernel is exact, this is Deep ConvRFM: each layer passes what its filters make
+        of the images to the next one. Every layer is a predictor, and `selection` keeps
+        the best. A layer more costs several times the first, for its patches have
+        `n_filters` channels.
+    pool_between : int, default=2
+        Width of the means between two layers of features.
+    n_filters : int or "auto", default="auto"
+        Filters of a layer. ``"auto"`` is 64 where the kernel is exact, which has them
+        only between layers, and 512 for features, whose accuracy and cost grow with it.
+    filters : {"patches", "gaussian"}, default="patches"
+        What features begin from: training patches under the metric, drawn evenly over
+        classes (or targets) and scaled to one length; or N(0, M), whose kernel tends to
+        the exact one (pooled, of one layer, ``kernel="nngp"``).
+    initial_metric : {"whiten", "identity"}, default="whiten"
+        The metric of round 0 of features: the patch covariance, shrunk, to the power
+        -1, with patches taken from their mean; or none.
     activation : {"relu", "identity"}, default="relu"
         What follows the filters. The published code has none, which is "identity".
+    threshold : float, default=0.5
+        What is taken off the responses of a filter of features before the activation,
+        in their standard deviations. With ``"relu"``, sparser maps are more accurate
+        (measured: see "The linear path" in the guide).
+    antithetic : bool, default=False
+        Whether half of the filters of features are the negatives of the other half.
     n_rounds : int, default=4
         Updates of the patch transform after the first fit. 0 is the fixed
         convolutional kernel. More rounds cost time and no accuracy, for `selection`
@@ -444,10 +474,13 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
     alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
         The ridge, in units of the largest diagonal entry of the kernel; of several,
         `selection` chooses. One decomposition serves them all.
-    selection : {"gcv", "loo", "last"}, default="gcv"
-        What chooses ridge and round: generalised cross-validation, the default
-        because it makes weights count as repeated rows; the leave-one-out error; or
-        the last round, with the ridge by GCV. None needs a validation set.
+    selection : {"gcv", "loo", "holdout", "last"}, default="gcv"
+        What chooses ridge, round and layer: generalised cross-validation, the default
+        because it needs no second fit; the leave-one-out error; the error of a held-out
+        fifth of the rows, drawn evenly over classes (or targets) and with copies of an
+        image kept together, after which all rows are fitted anew; or the last round,
+        with the ridge by GCV. Where the metric is large against the data, as in deeper
+        layers, only ``"holdout"`` is honest (see :ref:`optimistic`).
     class_weight : dict, "balanced" or None, default=None
         Importance of the classes, of which only the ratios count.
     device : str, default="auto"
@@ -471,12 +504,24 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         The classes.
     temperature_ : float
         Temperature of the probabilities.
+    method_ : {"exact", "features"}
+        The method.
     X_fit_ : ndarray of shape (n_samples, n_features)
-        The training rows of positive weight, in their own dtype.
+        The training rows of positive weight, in their own dtype; where the kernel is
+        exact.
     dual_coef_ : ndarray of shape (n_samples, n_outputs)
         Coefficients of the kernel K as
         :func:`~skconvrfm.kernels.convolutional_kernel` returns it, not scaled: the
         decision function is ``K @ dual_coef_ + intercept_``.
+    coef_ : ndarray of shape (n_features_out, n_outputs)
+        With ``method="features"``: coefficients of the features, which are those of
+        :class:`PatchAGOPTransformer`, in the order (row, column of the grid, filter).
+    filters_ : ndarray of shape (n_filters, d)
+        With ``method="features"``: the filters.
+    biases_ : ndarray of shape (n_filters,)
+        With ``method="features"``: what is added to their responses.
+    pool_grid_ : tuple of int
+        With ``method="features"``: rows and columns of the grid.
     intercept_ : ndarray of shape (n_outputs,)
         The intercept, which is not penalised.
     alpha_ : float
@@ -484,16 +529,18 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
     best_round_ : int
         The round chosen.
     patch_transform_ : ndarray of shape (d, d)
-        The patch transform T of that round, of Frobenius norm sqrt(d), for patches of
-        d = c·rows·columns entries in the order (channel, row, column).
+        The patch transform T of that round, symmetric, for patches of d =
+        c·rows·columns entries in the order (channel, row, column). Its Frobenius norm
+        is sqrt(d) where rounds begin from the identity.
     patch_agop_ : ndarray of shape (d, d)
         The patch AGOP of the chosen predictor.
     layers_ : list of Bunch
         What each of the `feature_layers` has learned: ``patch_transform_``,
-        ``patch_agop_``, ``patch_shape_``, ``best_round_``, ``alpha_`` and
-        ``history_`` as above and below; ``filters`` of shape (n_filters, d), with which
-        the layer passes its maps on; and ``filter_transform_`` of shape (d, d), the T
-        whose T Tᵀ is their covariance: the learned one also where round 0 was kept.
+        ``patch_agop_``, ``patch_shape_``, ``best_round_``, ``alpha_`` and ``history_``
+        as above and below; ``filters`` of shape (n_filters, d) and ``biases``, with
+        which the layer passes its maps on; and ``filter_transform_`` of shape (d, d),
+        the T whose T Tᵀ is their covariance: the learned one also where round 0 was
+        kept.
     best_layer_ : int
         The layer chosen, which predicts; 0 is the one that sees the images. The
         attributes of the machine, its rounds and its metric are those of this layer.
@@ -503,7 +550,8 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         One entry a round: ``round``, ``alpha``, ``gcv``, ``loo_loss``, ``loo_score``
         (the accuracy of left-out rows), ``spectrum`` (the eigenvalues of the metric
         T Tᵀ as shares of their sum, the largest first), ``seconds_kernel``,
-        ``seconds_solve``, ``seconds_agop``.
+        ``seconds_solve``, ``seconds_agop``; and ``holdout_loss`` with
+        ``selection="holdout"``, where all of them are of the fit that chose.
     image_shape_ : tuple of int
         Rows, columns and channels of an image.
     patch_shape_ : tuple of int
@@ -518,12 +566,12 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
     ConvRFMRegressor : The same for real targets.
     skconvrfm.kernels.convolutional_kernel : The kernel as a function.
 
-    Notes
-    -----
-    A fit costs, a round, ``n² / 2`` pairs of images times locations times layers, an
-    eigendecomposition of ``n³``, and the AGOP; see "What costs what" in the guide.
-    Sample weights count rows: weight 2 is the row twice, also in the selection.
-    Weights that sum to less than the number of rows are scaled to mean one.
+    Notes ----- An exact fit costs, a round, ``n² / 2`` pairs of images times locations
+    times layers, an eigendecomposition of ``n³``, and the AGOP; see "What costs what"
+    in the guide. With D features, a round costs n times the convolution and D², and an
+    eigendecomposition of D³ (or of n³ where rows are fewer). Sample weights count rows:
+    weight 2 is the row twice, also in the selection. Weights that sum to less than the
+    number of rows are scaled to mean one.
 
     References
     ----------
@@ -812,24 +860,52 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         Whether maps shrink by the patch less one in each layer, or are padded with
         zeros.
     bias : float, default=0.3
-        Standard deviation of the bias of every convolution. With 0, as in the paper,
-        the kernel is homogeneous, and on few features it cannot place a threshold;
-        0.3 serves standardised columns and images in [0, 1] (measured: see "The
-        bias" in the guide). It does not apply to patch kernels.
+        Standard deviation of the bias of every convolution, and of features' biases.
+        With 0, as in the paper, the kernel is homogeneous, and on few features it
+        cannot place a threshold; 0.3 serves standardised columns and images in [0, 1]
+        (measured: see "The bias" in the guide). It does not apply to patch kernels.
     bandwidth : float or "auto", default="auto"
         The distance of patches at which a patch kernel has fallen to exp(-1) (Laplace)
         or exp(-1/2) (Gaussian). ``"auto"`` is the weighted median of distances under
         the patch transform, measured anew in every round.
+    method : {"auto", "exact", "features"}, default="auto"
+        ``"exact"`` solves in the kernel, at a cost of n². ``"features"`` draws filters
+        in place of integrating over them: ridge regression on their pooled maps, with
+        the same rounds, linear in n, and with the pool more accurate on most images.
+        ``"auto"`` is exact up to 3000 rows and 2e10 pairs of locations (of n² / 2 pairs
+        of rows, times `depth`); with `verbose` it says what it took.
+    pool_grid : "auto", None, int or (int, int), default="auto"
+        Rows and columns of a grid of cells over which the last layer's map is averaged
+        before the readout; it is clipped to the map, and (1, 1) is global. None keeps
+        every location. The exact kernel compares all pairs of locations in a cell,
+        which is for small problems. ``"auto"`` is None where the kernel is exact and
+        (3, 3) for features.
     feature_layers : int, default=1
-        Layers that learn a metric. 1 is ConvRFM. With more, up to `depth`, this is Deep
-        ConvRFM: each layer draws filters from the metric that it has learned, and the
-        next one learns on what they make of the images, with a kernel of one layer
-        less. Every layer is a predictor, and `selection` keeps the best. A layer more
-        costs several times the first, for its patches have `n_filters` channels.
-    n_filters : int, default=64
-        Filters that a layer draws. Cost and memory of the next one grow with it.
+        Layers that learn a metric. 1 is ConvRFM. With more, up to `depth` where the
+        kernel is exact, this is Deep ConvRFM: each layer passes what its filters make
+        of the images to the next one. Every layer is a predictor, and `selection` keeps
+        the best. A layer more costs several times the first, for its patches have
+        `n_filters` channels.
+    pool_between : int, default=2
+        Width of the means between two layers of features.
+    n_filters : int or "auto", default="auto"
+        Filters of a layer. ``"auto"`` is 64 where the kernel is exact, which has them
+        only between layers, and 512 for features, whose accuracy and cost grow with it.
+    filters : {"patches", "gaussian"}, default="patches"
+        What features begin from: training patches under the metric, drawn evenly over
+        classes (or targets) and scaled to one length; or N(0, M), whose kernel tends to
+        the exact one (pooled, of one layer, ``kernel="nngp"``).
+    initial_metric : {"whiten", "identity"}, default="whiten"
+        The metric of round 0 of features: the patch covariance, shrunk, to the power
+        -1, with patches taken from their mean; or none.
     activation : {"relu", "identity"}, default="relu"
         What follows the filters. The published code has none, which is "identity".
+    threshold : float, default=0.5
+        What is taken off the responses of a filter of features before the activation,
+        in their standard deviations. With ``"relu"``, sparser maps are more accurate
+        (measured: see "The linear path" in the guide).
+    antithetic : bool, default=False
+        Whether half of the filters of features are the negatives of the other half.
     n_rounds : int, default=4
         Updates of the patch transform after the first fit. 0 is the fixed
         convolutional kernel. More rounds cost time and no accuracy, for `selection`
@@ -844,10 +920,13 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
         The ridge, in units of the largest diagonal entry of the kernel; of several,
         `selection` chooses. One decomposition serves them all.
-    selection : {"gcv", "loo", "last"}, default="gcv"
-        What chooses ridge and round: generalised cross-validation, the default
-        because it makes weights count as repeated rows; the leave-one-out error; or
-        the last round, with the ridge by GCV. None needs a validation set.
+    selection : {"gcv", "loo", "holdout", "last"}, default="gcv"
+        What chooses ridge, round and layer: generalised cross-validation, the default
+        because it needs no second fit; the leave-one-out error; the error of a held-out
+        fifth of the rows, drawn evenly over classes (or targets) and with copies of an
+        image kept together, after which all rows are fitted anew; or the last round,
+        with the ridge by GCV. Where the metric is large against the data, as in deeper
+        layers, only ``"holdout"`` is honest (see :ref:`optimistic`).
     device : str, default="auto"
         ``"auto"`` is CUDA where torch finds it, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -865,11 +944,23 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
 
     Attributes
     ----------
+    method_ : {"exact", "features"}
+        The method.
     X_fit_ : ndarray of shape (n_samples, n_features)
-        The training rows of positive weight, in their own dtype.
+        The training rows of positive weight, in their own dtype; where the kernel is
+        exact.
     dual_coef_ : ndarray of shape (n_samples, n_outputs) or (n_samples,)
         Coefficients of the kernel as :func:`~skconvrfm.kernels.convolutional_kernel`
         returns it, not scaled: the prediction is ``K @ dual_coef_ + intercept_``.
+    coef_ : ndarray of shape (n_features_out, n_outputs) or (n_features_out,)
+        With ``method="features"``: coefficients of the features, which are those of
+        :class:`PatchAGOPTransformer`, in the order (row, column of the grid, filter).
+    filters_ : ndarray of shape (n_filters, d)
+        With ``method="features"``: the filters.
+    biases_ : ndarray of shape (n_filters,)
+        With ``method="features"``: what is added to their responses.
+    pool_grid_ : tuple of int
+        With ``method="features"``: rows and columns of the grid.
     intercept_ : float or ndarray of shape (n_outputs,)
         The intercept, which is not penalised.
     alpha_ : float
@@ -877,16 +968,18 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     best_round_ : int
         The round chosen.
     patch_transform_ : ndarray of shape (d, d)
-        The patch transform T of that round, of Frobenius norm sqrt(d), for patches of
-        d = c·rows·columns entries in the order (channel, row, column).
+        The patch transform T of that round, symmetric, for patches of d =
+        c·rows·columns entries in the order (channel, row, column). Its Frobenius norm
+        is sqrt(d) where rounds begin from the identity.
     patch_agop_ : ndarray of shape (d, d)
         The patch AGOP of the chosen predictor.
     layers_ : list of Bunch
         What each of the `feature_layers` has learned: ``patch_transform_``,
-        ``patch_agop_``, ``patch_shape_``, ``best_round_``, ``alpha_`` and
-        ``history_`` as above and below; ``filters`` of shape (n_filters, d), with which
-        the layer passes its maps on; and ``filter_transform_`` of shape (d, d), the T
-        whose T Tᵀ is their covariance: the learned one also where round 0 was kept.
+        ``patch_agop_``, ``patch_shape_``, ``best_round_``, ``alpha_`` and ``history_``
+        as above and below; ``filters`` of shape (n_filters, d) and ``biases``, with
+        which the layer passes its maps on; and ``filter_transform_`` of shape (d, d),
+        the T whose T Tᵀ is their covariance: the learned one also where round 0 was
+        kept.
     best_layer_ : int
         The layer chosen, which predicts; 0 is the one that sees the images. The
         attributes of the machine, its rounds and its metric are those of this layer.
@@ -896,7 +989,8 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         One entry a round: ``round``, ``alpha``, ``gcv``, ``loo_loss``, ``loo_score``
         (R² of left-out rows), ``spectrum`` (the eigenvalues of the metric T Tᵀ as
         shares of their sum, the largest first), ``seconds_kernel``, ``seconds_solve``,
-        ``seconds_agop``.
+        ``seconds_agop``; and ``holdout_loss`` with ``selection="holdout"``, where all
+        of them are of the fit that chose.
     image_shape_ : tuple of int
         Rows, columns and channels of an image.
     patch_shape_ : tuple of int
@@ -911,12 +1005,12 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     ConvRFMClassifier : The same for classes.
     skconvrfm.kernels.convolutional_kernel : The kernel as a function.
 
-    Notes
-    -----
-    A fit costs, a round, ``n² / 2`` pairs of images times locations times layers, an
-    eigendecomposition of ``n³``, and the AGOP; see "What costs what" in the guide.
-    Sample weights count rows: weight 2 is the row twice, also in the selection.
-    Weights that sum to less than the number of rows are scaled to mean one.
+    Notes ----- An exact fit costs, a round, ``n² / 2`` pairs of images times locations
+    times layers, an eigendecomposition of ``n³``, and the AGOP; see "What costs what"
+    in the guide. With D features, a round costs n times the convolution and D², and an
+    eigendecomposition of D³ (or of n³ where rows are fewer). Sample weights count rows:
+    weight 2 is the row twice, also in the selection. Weights that sum to less than the
+    number of rows are scaled to mean one.
 
     With several outputs, the AGOP and the criteria add them up as they are: bring
     targets of different units to one scale first.

@@ -21,6 +21,7 @@ from .core.convolutional import KINDS, ConvolutionalKernel
 from .core.devices import TORCH_DTYPES, resolve_device, resolve_dtype
 from .core.images import convolution_layers
 from .core.machine import measured_kernel
+from .core.pooling import PooledKernel
 from .core.radial import RADIAL_KINDS, PatchKernel
 
 __all__ = ["convolutional_kernel", "patch_agop", "patch_kernel"]
@@ -34,6 +35,9 @@ _PATCH_CONSTRAINTS = {
     "device": [str, torch.device],
     "dtype": [StrOptions({"auto", *TORCH_DTYPES})],
     "n_jobs": [Integral, None],
+}
+_POOL_CONSTRAINTS = {
+    "pool_grid": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
 }
 _NETWORK_CONSTRAINTS = {
     "depth": [Interval(Integral, 1, None, closed="left")],
@@ -52,6 +56,7 @@ _FUNCTION_CONSTRAINTS = {
     "Y": ["array-like", None],
     "patch_transform": ["array-like", None],
     **_PATCH_CONSTRAINTS,
+    **_POOL_CONSTRAINTS,
 }
 
 
@@ -72,6 +77,7 @@ def convolutional_kernel(
     patch_size=3,
     padding="valid",
     bias=0.0,
+    pool_grid=None,
     patch_transform=None,
     device="auto",
     dtype="auto",
@@ -104,6 +110,10 @@ def convolutional_kernel(
     bias : float, default=0.0
         Standard deviation of the bias of each convolution. With 0 the kernel is
         homogeneous: scaling an image scales it.
+    pool_grid : int, (int, int) or None, default=None
+        Rows and columns of a grid: the last layer's maps are averaged over each of its
+        cells before the readout, so that what moves within a cell stays alike. 1 is a
+        global average; None keeps all locations. Far slower, see the notes.
     patch_transform : array-like of shape (d, d), default=None
         The symmetric patch transform T, d = c·rows·columns, entries in the order
         (channel, row, column). None is the identity.
@@ -131,6 +141,9 @@ def convolutional_kernel(
     No array of size pairs × locations exceeds the ``working_memory`` of
     :func:`sklearn.get_config`.
 
+    With a pool, every location meets all those in its cell: cells of a × b locations
+    make up to (2a - 1)(2b - 1) passes of the kernel without one, by array operations.
+
     References
     ----------
     Arora et al., "On exact computation with an infinitely wide neural net",
@@ -147,7 +160,9 @@ def convolutional_kernel(
     """
     X, Y = _check_images(X, Y)
     transform = _check_transform(patch_transform)
-    kernel = make_kernel(kind, X.shape[1:], patch_size, padding, depth, bias)
+    kernel = make_kernel(
+        kind, X.shape[1:], patch_size, padding, depth, bias, pool_grid=pool_grid
+    )
     _check_transform_size(transform, kernel)
     resources = make_resources(device, dtype, n_jobs, X, X if Y is None else Y)
     return tiles.kernel_matrix(kernel, X, Y, transform, resources)
@@ -169,6 +184,7 @@ def patch_kernel(
     bandwidth="auto",
     patch_size=3,
     padding="valid",
+    pool_grid=None,
     patch_transform=None,
     device="auto",
     dtype="auto",
@@ -200,6 +216,11 @@ def patch_kernel(
     padding : {"valid", "same"}, default="valid"
         Whether patches lie inside the image, or it is padded with zeros so that every
         pixel is the centre of one.
+    pool_grid : int, (int, int) or None, default=None
+        Rows and columns of a grid: all pairs of locations in one of its cells are
+        compared, and the kernel is the mean over cells, so that what moves within a
+        cell stays alike. 1 compares all locations with all; None compares equal
+        locations only. Far slower, see the notes.
     patch_transform : array-like of shape (d, d), default=None
         The symmetric patch transform T, d = c·rows·columns, entries in the order
         (channel, row, column). None is the identity.
@@ -214,7 +235,7 @@ def patch_kernel(
     Returns
     -------
     K : ndarray of shape (n_X, n_Y)
-        The kernel, with values in (0, 1] and ones on the diagonal.
+        The kernel, with values in (0, 1], and ones on the diagonal without a pool.
 
     Raises
     ------
@@ -229,6 +250,9 @@ def patch_kernel(
     -----
     There is one layer, so that `depth` and `bias` do not apply. Patches whose squared
     distance is rounding noise beside their squared lengths count as equal.
+
+    With a pool of cells of a × b locations the kernel takes a · b times as long, and
+    its diagonal is no longer made of ones.
 
     References
     ----------
@@ -246,7 +270,9 @@ def patch_kernel(
     """
     X, Y = _check_images(X, Y)
     transform = _check_transform(patch_transform)
-    kernel = make_kernel(kind, X.shape[1:], patch_size, padding, bandwidth=bandwidth)
+    kernel = make_kernel(
+        kind, X.shape[1:], patch_size, padding, bandwidth=bandwidth, pool_grid=pool_grid
+    )
     _check_transform_size(transform, kernel)
     resources = make_resources(device, dtype, n_jobs, X, X if Y is None else Y)
     kernel = _with_bandwidth(kernel, X, transform, resources)
@@ -275,6 +301,7 @@ def patch_agop(
     padding="valid",
     bias=0.0,
     bandwidth="auto",
+    pool_grid=None,
     patch_transform=None,
     device="auto",
     dtype="auto",
@@ -308,6 +335,8 @@ def patch_agop(
         Standard deviation of the bias of each convolution; not for patch kernels.
     bandwidth : float or "auto", default="auto"
         Of patch kernels, see :func:`patch_kernel`; ``"auto"`` measures it on `X`.
+    pool_grid : int, (int, int) or None, default=None
+        Rows and columns of the grid over whose cells the last layer is averaged.
     patch_transform : array-like of shape (d, d), default=None
         The symmetric patch transform T. Gradients are taken with respect to the
         patches before the transform.
@@ -360,7 +389,9 @@ def patch_agop(
             f"the {len(X)} images in X: (n_X,) or (n_X, n_outputs)."
         )
     weights = check_weights(sample_weight, Y)
-    kernel = make_kernel(kind, X.shape[1:], patch_size, padding, depth, bias, bandwidth)
+    kernel = make_kernel(
+        kind, X.shape[1:], patch_size, padding, depth, bias, bandwidth, pool_grid
+    )
     _check_transform_size(transform, kernel)
     resources = make_resources(device, dtype, n_jobs, X, Y)
     kernel = _with_bandwidth(kernel, X, transform, resources)
@@ -369,9 +400,16 @@ def patch_agop(
 
 
 def make_kernel(
-    kind, image_shape, patch_size, padding, depth=1, bias=0.0, bandwidth="auto"
+    kind,
+    image_shape,
+    patch_size,
+    padding,
+    depth=1,
+    bias=0.0,
+    bandwidth="auto",
+    pool_grid=None,
 ):
-    """The kernel for images of shape (h, w, c), with its patch size checked.
+    """The kernel for images of shape (h, w, c), its patch size and grid checked.
 
     Patch kernels leave `depth` and `bias` aside, convolutional ones `bandwidth`.
     """
@@ -381,9 +419,14 @@ def make_kernel(
     if kind in RADIAL_KINDS:
         layers = convolution_layers(image_shape, patch_size, padding, 1)
         bandwidth = None if bandwidth == "auto" else float(bandwidth)
-        return PatchKernel(kind, layers, image_shape[2], bandwidth)
-    layers = convolution_layers(image_shape, patch_size, padding, depth)
-    return ConvolutionalKernel(kind, layers, image_shape[2], float(bias))
+        kernel = PatchKernel(kind, layers, image_shape[2], bandwidth)
+    else:
+        layers = convolution_layers(image_shape, patch_size, padding, depth)
+        kernel = ConvolutionalKernel(kind, layers, image_shape[2], float(bias))
+    if pool_grid is None:
+        return kernel
+    single = "None, nor a positive int,"
+    return PooledKernel(kernel, check_pair(pool_grid, "pool_grid", single=single))
 
 
 def check_pair(value, name, single="a positive int"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from .base import as_images
 from .core.feature_machine import FeatureMachine, feature_product
-from .core.features import FilterLayer, cell_slices, pass_through
+from .core.features import FilterLayer, pass_through
 from .core.filters import (
     FilterBank,
     antithetic,
@@ -20,8 +20,9 @@ from .core.filters import (
     draw_patches,
     moment_draws,
     patch_moments,
+    to_one_length,
 )
-from .core.images import convolution_layers
+from .core.images import cells, convolution_layers
 from .core.machine import KernelMachine
 from .core.radial import RADIAL_KINDS
 from .core.sampling import bandwidth_draws
@@ -47,7 +48,7 @@ AUTO_AGOP_PATCHES = {"exact": 20_000, "features": 200_000}
 AUTO_AGOP_IMAGES = 20
 
 
-def resolve_method(estimator, image_shape, n_rows):
+def resolve_method(estimator, image_shape, weights):
     """What ``method`` is for so many rows, and why.
 
     Parameters
@@ -56,8 +57,8 @@ def resolve_method(estimator, image_shape, n_rows):
         Its parameters.
     image_shape : tuple of int
         Rows, columns and channels of an image.
-    n_rows : float
-        Rows, counted by their weights.
+    weights : ndarray of shape (n,)
+        Weights of the rows, which count them: a row of weight 2 is two rows.
 
     Returns
     -------
@@ -76,6 +77,7 @@ def resolve_method(estimator, image_shape, n_rows):
         return estimator.method, ""
     if radial:
         return "exact", f"method='exact': kernel={estimator.kernel!r} has no features"
+    n_rows = max(weights.sum(), np.count_nonzero(weights))
     pairs = n_rows**2 / 2 * _location_pairs(estimator, image_shape) * estimator.depth
     sizes = f"{n_rows:.0f} rows (limit {EXACT_ROWS}), {pairs:.1e} pairs of locations"
     exact = n_rows <= EXACT_ROWS and pairs <= EXACT_PAIRS
@@ -92,7 +94,7 @@ def _location_pairs(estimator, image_shape):
     if grid is None:
         return layers[0].n_locations
     sides = [
-        sum((part.stop - part.start) ** 2 for part in cell_slices(size, min(size, n)))
+        sum((part.stop - part.start) ** 2 for part in cells(size, n))
         for size, n in zip(layers[-1].locations, grid, strict=True)
     ]
     return math.prod(sides)
@@ -236,6 +238,7 @@ def make_exact_kernel(estimator, image_shape, depth, bandwidth=None):
         depth,
         estimator.bias,
         estimator.bandwidth if bandwidth is None else bandwidth,
+        exact_pool(estimator),
     )
 
 
@@ -248,8 +251,7 @@ class FeatureMethod(Method):
         """The machine on some data, with a bank of filters of its own."""
         estimator = self.estimator
         layer = _layer(estimator, data.images.shape[1:])
-        bank = self._draw_bank(data, layer)
-        whiten = estimator.initial_metric == "whiten"
+        bank, initial_transform = self._draw_bank(data, layer)
         return FeatureMachine(
             layer=layer,
             bank=bank,
@@ -259,7 +261,7 @@ class FeatureMethod(Method):
             alphas=self.alphas,
             agop_sample=self._agop_sample(data.lineup, layer.n_locations),
             resources=self.resources,
-            initial_transform=bank.moments.whitening() if whiten else None,
+            initial_transform=initial_transform,
             held_out=held_out,
         )
 
@@ -290,39 +292,41 @@ class FeatureMethod(Method):
         return feature_product(last, pass_through(images, below), coef, resources)
 
     def _draw_bank(self, data, layer):
-        """The filters of a layer before they take a metric."""
+        """The filters of a layer before they take a metric, and the first of these."""
         estimator, rng = self.estimator, self.rng
         patch_dim = data.images.shape[3] * math.prod(layer.patch)
         n_filters = _n_filters(estimator, FEATURE_FILTERS)
         n_drawn = math.ceil(n_filters / 2) if estimator.antithetic else n_filters
         centred = estimator.initial_metric == "whiten"
-        moments = None
+        moments = initial = None
         if centred or estimator.threshold or estimator.filters == "patches":
             n_images = moment_draws(layer.n_locations, patch_dim)
             moments = patch_moments(
                 data.images, layer, data.lineup.draw(n_images), self.resources
             )
+        if centred:
+            initial = moments.whitening()
         if estimator.filters == "patches":
             rows = data.lineup.sequence(n_drawn)
             directions = draw_patches(
                 data.images, layer, rows, moments.mean, rng, self.resources
             )
-            directions -= moments.mean
+            directions = to_one_length(directions @ initial if centred else directions)
         else:
             directions = rng.standard_normal((n_drawn, patch_dim))
         biases = rng.standard_normal(n_drawn)
         if estimator.antithetic:
             directions = antithetic(directions, n_filters)
             biases = antithetic(biases, n_filters)
-        return FilterBank(
+        bank = FilterBank(
             directions,
             biases,
-            estimator.filters,
             float(estimator.bias),
             float(estimator.threshold),
             moments,
             centred,
         )
+        return bank, initial
 
 
 METHOD_CLASSES = {method.name: method for method in (ExactMethod, FeatureMethod)}

@@ -23,7 +23,8 @@ from .core.images import convolution_layers
 from .core.rounds import leading_eigenvectors
 from .core.tiles import compute_features
 from .estimators import ConvRFMClassifier, ConvRFMRegressor
-from .kernels import check_pair, make_resources
+from .kernels import check_pair, check_weights, make_resources
+from .methods import resolve_method
 
 OUTPUTS = ("filters", "eigen", "saliency", "image")
 RECTIFICATIONS = ("absolute", "halves")
@@ -53,8 +54,17 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
           location: a picture of where the signal is.
         - ``"image"``: the image as the metric sees it, of the shape of the input: each
           pixel is the mean of the entries of the transformed patches that lie on it.
-    n_filters : int, default=64
-        Filters of ``output="filters"``.
+    method : {"auto", "exact", "features"}, default="auto"
+        What learns the metric: ConvRFM with its exact kernel, or the linear machine on
+        the very features that this transformer gives with ``output="filters"``, which
+        then has filters of its own round. ``"auto"`` goes by the size of the data. See
+        :class:`ConvRFMClassifier`.
+    n_filters : int or "auto", default="auto"
+        Filters of ``output="filters"``; ``"auto"`` is 64 where the kernel is exact and
+        512 with ``method="features"``.
+    filters, initial_metric, threshold, antithetic
+        How filters are made with ``method="features"``, see
+        :class:`ConvRFMClassifier`.
     activation : {"relu", "identity"}, default="relu"
         What follows the filters. The mean of linear features is a linear feature of the
         mean patch, so that ``"identity"`` is of use mostly without `pool`.
@@ -100,9 +110,9 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
     alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
         The ridge, in units of the largest diagonal entry of the kernel; of several,
         `selection` chooses.
-    selection : {"gcv", "loo", "last"}, default="gcv"
+    selection : {"gcv", "loo", "holdout", "last"}, default="gcv"
         What chooses ridge and round: generalised cross-validation, the leave-one-out
-        error, or the last round.
+        error, that of a held-out fifth of the rows, or the last round.
     device : str, default="auto"
         ``"auto"`` is CUDA where torch finds it, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -124,7 +134,10 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         round that was kept; or, where this is round 0, which has learned none, the one
         that the AGOP of its predictor gives.
     filters_ : ndarray of shape (n_filters, d)
-        The filters, drawn from N(0, M).
+        The filters, drawn from N(0, M); with ``method="features"``, those of the round
+        that was kept.
+    biases_ : ndarray of shape (n_filters,)
+        What is added to the responses of the filters; zero with the exact kernel.
     components_ : ndarray of shape (n_components, d)
         The leading eigenvectors of M, the largest entry of each positive.
     patch_agop_ : ndarray of shape (d, d)
@@ -154,8 +167,8 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
 
     Notes
     -----
-    The fit costs what one of ConvRFM costs, the square of the number of images; the
-    transform is linear in them, so that a metric can be learned on a part of the data.
+    With the exact kernel a fit costs the square of the number of images, with
+    ``method="features"`` it is linear in them, as the transform always is.
 
     References
     ----------
@@ -190,8 +203,13 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         self,
         *,
         output="filters",
-        n_filters=64,
+        method="auto",
+        n_filters="auto",
+        filters="patches",
+        initial_metric="whiten",
         activation="relu",
+        threshold=0.5,
+        antithetic=False,
         n_components=8,
         rectification="absolute",
         pool=(2, 2),
@@ -224,8 +242,13 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             padding=padding,
             bias=bias,
             bandwidth=bandwidth,
+            method=method,
             n_filters=n_filters,
+            filters=filters,
+            initial_metric=initial_metric,
             activation=activation,
+            threshold=threshold,
+            antithetic=antithetic,
             n_rounds=n_rounds,
             agop_power=agop_power,
             agop_samples=agop_samples,
@@ -273,13 +296,14 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
     def _fit(self, X, y, sample_weight):
         X, y, image_shape = self._validate_fit(X, y)
         self._check_pool()
-        learner = self._make_learner(y, image_shape)
+        weights = check_weights(sample_weight, X)
+        learner = self._make_learner(y, image_shape, weights)
         learned = learner.fit(X, y, sample_weight).layers_[0]
 
         self.image_shape_ = image_shape
         self.patch_shape_ = learned.patch_shape_
         self.patch_transform_ = learned.filter_transform_
-        self.filters_ = learned.filters
+        self.filters_, self.biases_ = learned.filters, learned.biases
         self.components_ = leading_eigenvectors(
             learned.filter_transform_, self.n_components
         )
@@ -344,7 +368,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             dtype=object,
         )
 
-    def _make_learner(self, y, image_shape):
+    def _make_learner(self, y, image_shape, weights):
         """The estimator that learns the metric."""
         task = self.task
         if task == "auto":
@@ -353,6 +377,9 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             task = "classification" if classes else "regression"
         shared = {name: getattr(self, name) for name in BaseConvRFM._get_param_names()}
         shared["image_shape"] = image_shape
+        shared["method"], _ = resolve_method(self, image_shape, weights)
+        if shared["method"] == "features":  # which are then those of the result
+            shared["pool_grid"] = self._check_pool()
         return TASKS[task](**shared)
 
     def _check_pool(self):
@@ -368,7 +395,11 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         )
         if self.output == "filters":
             return FilterLayer(
-                layer, self.filters_, self.activation, pool=self._check_pool()
+                layer,
+                self.filters_,
+                self.activation,
+                self.biases_,
+                self._check_pool(),
             )
         if self.output == "eigen":
             return EigenProjections(

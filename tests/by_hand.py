@@ -82,18 +82,23 @@ def kernel_of_patches(
             )
             s, a, b = s + bias**2, a + bias**2, b + bias**2
             theta = theta + s
-        r = xp.sqrt(a * b)
-        blank = r == 0
-        kappa = xp.where(blank, 0 * r, s / xp.where(blank, 1 + 0 * r, r))
-        kappa = xp.clip(kappa, -1, 1)
-        k0 = 1 - xp.arccos(kappa) / math.pi
-        s = r * (xp.sqrt(1 - kappa**2) / math.pi + k0 * kappa)
-        theta = k0 * theta
+        s, theta = relu_by_hand(s, theta, xp.sqrt(a * b), xp)
     return (s + theta if kind == "ntk" else s).mean()
 
 
-def kernel_by_hand(X, Y, *, patch_size=3, padding="valid", **options):
-    """The kernel matrix of images (n, h, w, c) by `kernel_of_patches`."""
+def relu_by_hand(s, theta, r, xp=np):
+    """S' and Θ' from S, Θ and r."""
+    blank = r == 0
+    kappa = xp.where(blank, 0 * r, s / xp.where(blank, 1 + 0 * r, r))
+    kappa = xp.clip(kappa, -1, 1)
+    k0 = 1 - xp.arccos(kappa) / math.pi
+    return r * (xp.sqrt(1 - kappa**2) / math.pi + k0 * kappa), k0 * theta
+
+
+def kernel_by_hand(
+    X, Y, *, patch_size=3, padding="valid", of_patches=kernel_of_patches, **options
+):
+    """The kernel matrix of images (n, h, w, c), by `kernel_of_patches` or another."""
     options = {
         "channels": X.shape[-1],
         "patch_size": patch_size,
@@ -103,11 +108,19 @@ def kernel_by_hand(X, Y, *, patch_size=3, padding="valid", **options):
     left, right = (
         [patches_by_hand(x, patch_size, padding) for x in images] for images in (X, Y)
     )
-    return np.array([[kernel_of_patches(p, q, **options) for q in right] for p in left])
+    return np.array([[of_patches(p, q, **options) for q in right] for p in left])
 
 
 def gradients_by_autograd(
-    X, dual_coef, Y, *, patch_size=3, padding="valid", patch_transform=None, **options
+    X,
+    dual_coef,
+    Y,
+    *,
+    patch_size=3,
+    padding="valid",
+    patch_transform=None,
+    of_patches=kernel_of_patches,
+    **options,
 ):
     """∂f_o/∂v_u at the images Y, as (outputs, images, rows, columns, d)."""
     options = {
@@ -124,7 +137,7 @@ def gradients_by_autograd(
     coef = torch.from_numpy(dual_coef)
 
     def outputs(patches):
-        values = [kernel_of_patches(centre, patches, **options) for centre in centres]
+        values = [of_patches(centre, patches, **options) for centre in centres]
         return torch.stack(values) @ coef
 
     return np.stack(

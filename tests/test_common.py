@@ -59,6 +59,13 @@ def test_checks_of_names_and_output_pass_in_every_mode(name, output):
         ConvRFMRegressor(kernel="gaussian"),
         ConvRFMClassifier(feature_layers=2, n_filters=8),
         ConvRFMRegressor(feature_layers=3, n_filters=4, activation="identity"),
+        ConvRFMClassifier(method="features", n_filters=32),
+        ConvRFMRegressor(method="features", n_filters=32),
+        PatchAGOPTransformer(method="features", n_filters=32),
+        ConvRFMClassifier(pool_grid=(1, 1), depth=2),
+        ConvRFMRegressor(
+            method="features", n_filters=16, filters="gaussian", feature_layers=2
+        ),
     ]
 )
 def test_scikit_learn_checks_pass_for_other_parameters(estimator, check):

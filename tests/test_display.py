@@ -130,6 +130,16 @@ def rank_one(patch):
 # ------------------------------------------------------------------- rounds
 
 
+def test_rounds_chosen_on_held_out_rows_are_drawn_with_their_loss(figure):
+    X, y = make_star(24, random_state=0)
+    model = ConvRFMClassifier(n_rounds=1, depth=1, selection="holdout").fit(X, y)
+    display = RoundsDisplay.from_estimator(model, ax=figure.subplots(1, 3))
+    np.testing.assert_array_equal(display.criterion, model.history_["holdout_loss"])
+    with pytest.raises(ValueError, match="'gcv', 'loo_loss'"):
+        model.set_params(selection="gcv").fit(X, y)
+        RoundsDisplay.from_estimator(model, criterion="holdout_loss")
+
+
 def test_rounds_are_drawn_from_the_history(classifier, figure):
     display = RoundsDisplay.from_estimator(classifier, ax=figure.subplots(1, 3))
     for line, key in zip(display.lines_, ("loo_score", "gcv"), strict=True):

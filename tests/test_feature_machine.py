@@ -16,7 +16,7 @@ from skconvrfm.core.feature_machine import (
     feature_product,
 )
 from skconvrfm.core.features import FilterLayer
-from skconvrfm.core.filters import FilterBank
+from skconvrfm.core.filters import FilterBank, PatchMoments, to_one_length
 from skconvrfm.core.images import convolution_layers
 from skconvrfm.core.machine import TrainingSet
 from skconvrfm.core.sampling import Lineup
@@ -203,35 +203,40 @@ def test_single_precision_is_summed_in_double(rng):
     assert_close(rounded.kernel_matrix(), exact.kernel_matrix(), 1e-5)
 
 
-def make_bank(rng, n_filters=6, d=18, kind="gaussian", bias=0.3):
-    return FilterBank(
-        rng.normal(size=(n_filters, d)),
-        rng.normal(size=n_filters),
-        kind,
-        bias,
-        threshold=0.0,
-        moments=None,
-        centred=False,
+def test_filters_take_the_metric_of_the_round(rng):
+    directions, numbers = rng.normal(size=(6, 18)), rng.normal(size=6)
+    bank = FilterBank(directions, numbers, 0.3, 0.0, moments=None, centred=False)
+    layer, T = layer_of((7, 6, 2)), np.diag(np.arange(18.0))
+    features = bank.under(T, layer, 2, "relu", (2, 2))
+    assert_close(features.filters, directions @ T, 1e-14)
+    assert_close(features.biases, 0.3 * numbers, 1e-14)
+    assert features.shape == (2, 2, 6)
+    assert bank.under(None, layer, 2, "relu", None).filters is directions
+
+
+def test_whitened_patches_are_filters_with_the_covariance_of_the_metric(rng):
+    """Like normal ones; and thresholds and means are those of their responses."""
+    root = np.linalg.qr(rng.normal(size=(4, 4)))[0] * [[1.0], [1.2], [1.5], [2.0]]
+    patches = rng.normal(size=(20_000, 4)) @ root + 3
+    moments = PatchMoments(patches.mean(0), np.cov(patches.T))
+    initial = moments.whitening()
+    directions = to_one_length((patches - moments.mean) @ initial)
+    np.testing.assert_allclose((directions**2).sum(1), 4)
+    bank = FilterBank(directions, np.zeros(20_000), 0.0, 0.5, moments, centred=True)
+    layer = layer_of((2, 2, 1), patch_size=2)
+    features = bank.under(initial, layer, 1, "relu", None)
+    covariance = features.filters.T @ features.filters / 20_000
+    # Shrinkage leaves the weak directions a little weaker.
+    assert_close(covariance, initial @ initial, 0.3)
+    threshold = 0.5 * np.sqrt(
+        ((features.filters @ moments.covariance) * features.filters).sum(1)
+    )
+    np.testing.assert_allclose(
+        (patches @ features.filters[:50].T + features.biases[:50]).mean(0),
+        -threshold[:50],
+        atol=1e-9,
     )
 
 
-def test_filters_take_the_metric_of_the_round(rng):
-    bank, layer = make_bank(rng), layer_of((7, 6, 2))
-    T = np.diag(np.arange(18.0))
-    features = bank.under(T, layer, 2, "relu", (2, 2))
-    assert_close(features.filters, bank.directions @ T, 1e-14)
-    assert_close(features.biases, 0.3 * bank.unit_biases, 1e-14)
-    assert features.shape == (2, 2, 6)
-
-
-def test_patches_as_filters_have_equal_length_before_the_metric(rng):
-    bank, layer = make_bank(rng, kind="patches", bias=0.0), layer_of((7, 6, 2))
-    T = np.diag(np.linspace(1, 2, 18))
-    filters = bank.under(T, layer, 2, "relu", None).filters
-    lengths = np.linalg.norm(filters @ np.linalg.inv(T), axis=1)
-    np.testing.assert_allclose(lengths, math.sqrt(18))
-    assert_close(_unit(filters[0]), _unit(bank.directions[0] @ T @ T), 1e-12)
-
-
-def _unit(vector):
-    return vector / np.linalg.norm(vector)
+def test_a_patch_that_is_the_mean_makes_a_filter_of_zero():
+    assert not to_one_length(np.zeros((2, 3))).any()

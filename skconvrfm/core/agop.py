@@ -8,7 +8,9 @@ For :math:`f_o(z) = \sum_j \alpha_{jo} k(x_j, z)` and images z with weights ω,
 where s is the kernel's `patch_scale`. By outputs, h itself is formed, location by
 location: ``h = (w ∘ α)ᵀ (T v(x)) + 2 β T v(z)``. Without outputs, the sum over z and o
 is taken first, ``Σ (w_z ∘ α_o)(w_z ∘ α_o)ᵀ = (Wᵀ ω W) ∘ (α αᵀ)``, at a cost that does
-not depend on their number. The cheaper route is taken.
+not depend on their number. The cheaper route is taken. Of a pooled kernel, the sum of
+terms that each pair u with another location of x, h is the sum of what they give, and
+is formed.
 
 Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 (patch AGOP).
 """
@@ -20,6 +22,7 @@ import torch
 
 from . import compiled
 from .images import balanced_blocks, extract_patches
+from .pooling import PooledKernel
 from .threads import own_threads, share_out
 from .tiles import (
     block_side,
@@ -47,7 +50,7 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
 
     Parameters
     ----------
-    kernel : ConvolutionalKernel or PatchKernel
+    kernel : ConvolutionalKernel, PatchKernel or PooledKernel
         The kernel.
     centres : ndarray of shape (n, h, w, c)
         The images x_j.
@@ -120,7 +123,7 @@ def _choose_route(kernel, centres, dual_coef, images, resources):
     prepared = math.ceil(prepared / (resources.itemsize * locations))
     by_outputs = max(1, numbers // (3 * n_outputs * d + prepared))
     without = min(len(images), 4 * numbers // 3 // (n + prepared))
-    if without > 0:
+    if without > 0 and not isinstance(kernel, PooledKernel):
         # Operations a pair and location: products, and centres that are prepared anew
         # for every group of images.
         by_groups = _OUTPUT_COST * n_outputs * d + d * d / min(by_outputs, len(images))
@@ -130,11 +133,12 @@ def _choose_route(kernel, centres, dual_coef, images, resources):
 
 
 def _walk(kernel, centres, parts, dual_coef, left, transform, library, resources):
-    """Yield (slice, right block, w, β) over slices of the centres."""
+    """Yield (slice, right block, readout, w, β) over the centres and the terms."""
     for part, right in load_blocks(kernel, centres, parts, transform, resources):
-        tiles = open_tiles(kernel, left, right, library, resources, pullback=True)
         every = slice(0, len(left)), slice(0, len(right))
-        yield part, right, *tiles.pullback(*every, dual_coef[part])
+        for term in kernel.terms:
+            tiles = open_tiles(term, left, right, library, resources, pullback=True)
+            yield part, right, term.readout, *tiles.pullback(*every, dual_coef[part])
 
 
 def _centre_blocks(kernel, centres, n_images, library, resources):
@@ -171,26 +175,31 @@ def _sum_by_outputs(
     n_outputs = dual_coef.shape[1]
     width = d if library is None else compiled.padded_entries(d, patches.dtype)
     gradients = patches.new_zeros((locations, m, n_outputs, width))
+    places = torch.arange(locations, device=patches.device)
+    places = places.view(left.patches.shape[:2])
+    self_weights = 0
     parts = _centre_blocks(kernel, centres, m, library, resources)
-    for part, right, pair_weights, self_weights in _walk(
+    for part, right, readout, pair_weights, tile_self_weights in _walk(
         kernel, centres, parts, dual_coef, left, transform, library, resources
     ):
         add_output_product(
             pair_weights.flatten(0, 1),
             dual_coef[part].T.contiguous(),
-            right.patches.flatten(0, 1),
+            right.patches[readout.right].flatten(0, 1),
             gradients,
+            places[readout.left].flatten(),
             library,
             resources,
         )
-        gradients[..., :d].addcmul_(
-            self_weights.flatten(0, 1)[..., None], patches[:, :, None], value=2
-        )
+        self_weights = self_weights + tile_self_weights
+    gradients[..., :d].addcmul_(
+        self_weights.flatten(0, 1)[..., None], patches[:, :, None], value=2
+    )
     gradients *= roots[:, None, None]
     return _outer_sum(gradients, gradients)[:d, :d].cpu().numpy()
 
 
-def add_output_product(weights, coef, patches, gradients, library, resources):
+def add_output_product(weights, coef, patches, gradients, places, library, resources):
     """Add ``(W ∘ α_o) V`` to the gradients, for every location, image and output.
 
     Parameters
@@ -201,8 +210,10 @@ def add_output_product(weights, coef, patches, gradients, library, resources):
         α.
     patches : Tensor of shape (locations, d, n)
         Vᵀ.
-    gradients : Tensor of shape (locations, m, n_outputs, d or more)
+    gradients : Tensor of shape (all locations, m, n_outputs, d or more)
         What is added to.
+    places : Tensor of shape (locations,)
+        Which of all locations these are; compiled functions take all, in order.
     library : ctypes.CDLL or None
         The compiled functions, if there are any.
     resources : Resources
@@ -222,7 +233,8 @@ def add_output_product(weights, coef, patches, gradients, library, resources):
             v = (v[:, None] * coef[:, None]).flatten(1, 2)
         else:
             w = (w[:, :, None] * coef).flatten(1, 2)
-        gradients[at] += (w @ v.transpose(1, 2)).view(-1, m, n_outputs, d)
+        products = (w @ v.transpose(1, 2)).view(-1, m, n_outputs, d)
+        gradients.index_add_(0, places[at], products)
 
 
 def _sum_without_outputs(
@@ -240,7 +252,7 @@ def _sum_without_outputs(
     pair_weights = left.patches.new_empty((rows, columns, m, len(centres)))
     self_weights = 0
     parts = _centre_blocks(kernel, centres, m, library, resources)
-    for part, _, tile_weights, tile_self_weights in _walk(
+    for part, _, _, tile_weights, tile_self_weights in _walk(
         kernel, centres, parts, dual_coef, left, transform, library, resources
     ):
         pair_weights[..., part] = tile_weights

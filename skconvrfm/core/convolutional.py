@@ -12,6 +12,9 @@ with a flattened linear readout needs covariances of equal locations only::
                a, b = window sum of a, b + bias²
     readout    NNGP = mean of S' over u       NTK = mean of S' + Θ' over u
 
+Two images may as well meet at an offset, location u of one and u + δ of the other: the
+maps then hold the locations that lie in both, and the readout weighs them.
+
 A tile pairs a block of images on the left (rows) with one on the right
 (columns); its arrays have shape (map rows, map columns, n_left, n_right), the
 pairs innermost, so that every window sum is a sum of contiguous runs.
@@ -114,13 +117,14 @@ class ConvolutionalKernel(ImageKernel):
         -------
         Tensor of shape (len(left), len(right))
         """
+        left, right = self.readout.meet(left, right)
         covariance, theta = _first_covariance(self, left, right)
         for index in range(len(self.layers)):
             if index:
                 covariance, theta = _next_covariance(self, index, covariance, theta)
             covariance, theta = _relu(left, right, index, covariance, theta)
-        value = covariance.mean((0, 1))
-        return value if theta is None else value + theta.mean((0, 1))
+        value = self.readout.sum(covariance)
+        return value if theta is None else value + self.readout.sum(theta)
 
     def pullback(self, left, right, dual_coef):
         r"""Gradients of f_o = Σ_j dual_coef[j, o] k(·, x_j) at the left images.
@@ -145,11 +149,12 @@ class ConvolutionalKernel(ImageKernel):
         Returns
         -------
         weights : Tensor of shape (rows, columns, len(left), len(right))
-            w: ∂k/∂S + ∂k/∂Θ at layer 1.
+            w: ∂k/∂S + ∂k/∂Θ at layer 1, where the images meet.
         self_weights : Tensor of shape (rows, columns, len(left), n_outputs)
-            β: Σ_j α_jo ∂k/∂a at layer 1.
+            β: Σ_j α_jo ∂k/∂a at layer 1, everywhere.
         """
         tangent = self.kind == "ntk"
+        left, right = self.readout.meet(left, right)
         inputs = [_first_covariance(self, left, right)]
         for index in range(1, len(self.layers)):
             covariance, theta = _relu(left, right, index - 1, *inputs[-1])
@@ -157,9 +162,12 @@ class ConvolutionalKernel(ImageKernel):
 
         # Below: `d_name` is the derivative of k with respect to `name`.
         top = inputs[-1][0]
-        d_out = torch.full_like(top, 1 / self.layers[-1].n_locations)
+        d_out = self.readout.derivative(top)
         d_theta_out = d_out if tangent else None
-        d_variance = 0
+        # Variances are those of the whole map, wherever the images meet.
+        d_variance = top.new_zeros(
+            (*self.layers[-1].locations, len(left), dual_coef.shape[1])
+        )
         for index in reversed(range(len(self.layers))):
             covariance, theta = inputs.pop()
             cosine = _cosine(left, right, index, covariance)
@@ -176,7 +184,7 @@ class ConvolutionalKernel(ImageKernel):
                 d_scale = d_scale - through_k0 * cosine
                 d_theta = d_theta_out * k0
             d_scale = d_scale * right.roots[index][:, :, None, :]
-            d_variance = d_variance + (d_scale @ dual_coef) * (
+            d_variance[self.readout.left] += (d_scale @ dual_coef) * (
                 left.inverse_roots[index][..., None] / 2
             )
             if tangent:

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import conv2d, fold, pad
 
 from . import compiled
-from .images import Layer, balanced_blocks, extract_patches, to_tensor
+from .images import Layer, balanced_blocks, cells, extract_patches, to_tensor
 from .threads import own_threads, share_out
 
 ACTIVATIONS = ("relu", "identity")
@@ -124,22 +124,16 @@ def average_pool(maps, grid):
     Tensor of shape (n, grid rows, grid columns, n_maps)
     """
     rows, columns = (
-        _cell_means(size, cells, maps)
-        for size, cells in zip(maps.shape[1:3], grid, strict=True)
+        _cell_means(size, count, maps)
+        for size, count in zip(maps.shape[1:3], grid, strict=True)
     )
     return torch.einsum("ri,nijk,cj->nrck", rows, maps, columns)
 
 
-def cell_slices(size, count):
-    """Slices that part a dimension evenly."""
-    bounds = [cell * size // count for cell in range(count + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-
-
-def _cell_means(size, cells, like):
+def _cell_means(size, count, like):
     """The matrix (cells, size) that averages over equal parts of a dimension."""
-    means = like.new_zeros((cells, size))
-    for cell, part in enumerate(cell_slices(size, cells)):
+    means = like.new_zeros((count, size))
+    for cell, part in enumerate(cells(size, count)):
         means[cell, part] = 1 / (part.stop - part.start)
     return means
 
@@ -192,7 +186,7 @@ class FilterLayer:
     @property
     def cells(self):
         """The cells' slices of rows, and those of columns."""
-        return tuple(map(cell_slices, self.layer.locations, self.grid))
+        return tuple(map(cells, self.layer.locations, self.grid))
 
     @property
     def gain(self):

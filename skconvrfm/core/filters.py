@@ -3,15 +3,15 @@ r"""Filters that carry a patch metric: drawn from it, or made of patches.
 A bank of K filters is drawn once, and takes the metric :math:`M = T T^\top` of every
 round in turn,
 
-.. math:: w_k = T \xi_k, \qquad \xi_k \sim N(0, I) \quad\text{or}\quad
-          \xi_k = \sqrt d \, \frac{T (v_k - \bar v)}{\| T (v_k - \bar v) \|}
+.. math:: w_k = T \xi_k, \qquad \xi_k \sim N(0, I) \quad\text{or}\quad \xi_k =
+          \sqrt d \, \frac{T_0 (v_k - \bar v)}{\| T_0 (v_k - \bar v) \|}
 
 for training patches :math:`v_k` with the mean :math:`\bar v`, so that rounds differ by
-what was learned, and not by chance.
-
-Whitening, an initial metric, is
-:math:`T_0 = (\Sigma + 0.1\, \bar\sigma^2 I)^{-1/2}` with the covariance Σ of patches
-and its mean variance. Responses to whitened patches are those to :math:`v - \bar v`.
+what was learned, and not by chance. :math:`T_0` is the transform of round 0: whitening,
+:math:`(\Sigma + 0.1\, \bar\sigma^2 I)^{-1/2}` with the covariance Σ of patches and its
+mean variance, or the identity. Whitened patches have the covariance of ξ, so that
+filters of either kind have that of the metric. Responses to whitened patches are those
+to :math:`v - \bar v`.
 
 Source: N(0, M) is Deep ConvRFM of Beaglehole et al., arXiv:2309.00570; whitened patches
 as filters are those of Coates, Lee and Ng (2011).
@@ -120,7 +120,7 @@ def patch_moments(images, layer, sample, resources):
 
 
 def draw_patches(images, layer, rows, centre, rng, resources):
-    """A patch of each image, at a location of its own, an ndarray of shape (n, d).
+    """A patch of each image less the centre, an ndarray of shape (n, d).
 
     Of an image's patches, one is drawn in proportion to its squared distance from the
     centre: much of an image may be blank.
@@ -146,7 +146,7 @@ def draw_patches(images, layer, rows, centre, rng, resources):
         lengths = ((patches - centre) ** 2).sum(2).cumsum(1)
         heights = rng.uniform(size=len(patches)) * lengths[:, -1]
         at = (lengths <= heights[:, None]).sum(1).clip(max=patches.shape[1] - 1)
-        drawn.append(patches[np.arange(len(patches)), at])
+        drawn.append(patches[np.arange(len(patches)), at] - centre)
     return np.concatenate(drawn)
 
 
@@ -156,6 +156,12 @@ def _patches(images, layer, resources):
     return patches.flatten(0, 1).permute(2, 0, 1)
 
 
+def to_one_length(vectors):
+    """Vectors scaled to the length sqrt(d) of a normal one, but for those of zero."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors * (math.sqrt(vectors.shape[1]) / np.where(lengths > 0, lengths, 1))
+
+
 @dataclass(frozen=True)
 class FilterBank:
     """Filters of a layer as they are before they take a metric.
@@ -163,11 +169,9 @@ class FilterBank:
     Attributes
     ----------
     directions : ndarray of shape (K, d)
-        Standard normal ξ, or patches less their mean, v - v̄.
+        The directions ξ.
     unit_biases : ndarray of shape (K,)
         Standard normal numbers.
-    kind : {"gaussian", "patches"}
-        Which of the two.
     bias : float
         Standard deviation of the biases, beside responses wᵀ v / sqrt(c).
     threshold : float
@@ -180,7 +184,6 @@ class FilterBank:
 
     directions: np.ndarray
     unit_biases: np.ndarray
-    kind: str
     bias: float
     threshold: float
     moments: PatchMoments | None
@@ -206,14 +209,9 @@ class FilterBank:
         -------
         FilterLayer
         """
-        transform = np.eye(self.directions.shape[1]) if transform is None else transform
-        directions = self.directions
-        if self.kind == "patches":
-            directions = directions @ transform
-            lengths = np.linalg.norm(directions, axis=1, keepdims=True)
-            directions = directions / np.where(lengths > 0, lengths, 1)
-            directions *= math.sqrt(len(transform))
-        filters = directions @ transform
+        filters = self.directions
+        if transform is not None:
+            filters = filters @ transform
         biases = self.bias * self.unit_biases
         if self.centred:
             biases = biases - filters @ self.moments.mean / math.sqrt(channels)

@@ -1,7 +1,7 @@
 """Images, the layers that look at them, patches and locations."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import singledispatch
 
 import numpy as np
@@ -35,6 +35,47 @@ class Layer:
         return math.prod(self.locations)
 
 
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """Which locations of two images meet at the end of a kernel, and their weights.
+
+    Attributes
+    ----------
+    left, right : tuple
+        Indices of the locations of either image, in the maps of all layers: those at
+        the same place in both meet.
+    weights : ndarray of shape (rows, columns), default=None
+        The weight of each meeting; None makes the kernel their mean.
+    """
+
+    left: tuple = (slice(None), slice(None))
+    right: tuple = (slice(None), slice(None))
+    weights: np.ndarray | None = None
+
+    def meet(self, left, right):
+        """Two blocks at the locations that meet."""
+        return left.at(self.left), right.at(self.right)
+
+    def sum(self, maps):
+        """The kernel from its values at each meeting, (rows, columns, ...)."""
+        if self.weights is None:
+            return maps.mean((0, 1))
+        return torch.tensordot(self._weights_like(maps), maps, 2)
+
+    def derivative(self, maps):
+        """The derivative of `sum` at each meeting, to be broadcast over the pairs."""
+        if self.weights is None:
+            return maps.new_full((1, 1, 1, 1), 1 / math.prod(maps.shape[:2]))
+        return self._weights_like(maps)[..., None, None]
+
+    def _weights_like(self, maps):
+        return torch.as_tensor(self.weights, dtype=maps.dtype, device=maps.device)
+
+
+# Every location meets its own.
+FLATTEN = Readout()
+
+
 @dataclass(frozen=True)
 class ImageKernel:
     """What every kernel of images has; the tile's functions are for its kinds.
@@ -47,11 +88,19 @@ class ImageKernel:
         The convolutions, from the image up; the first one's patches are compared.
     channels : int
         Channels of an image.
+    readout : Readout, default=FLATTEN
+        The locations that are compared.
     """
 
     kind: str
     layers: tuple[Layer, ...]
     channels: int
+    readout: Readout = field(default=FLATTEN, kw_only=True)
+
+    @property
+    def terms(self):
+        """The kernels that add up to this one: itself."""
+        return (self,)
 
     @property
     def patch_dim(self):
@@ -78,6 +127,14 @@ class ImageBlock:
     def __getitem__(self, index):
         """The images ``index`` (a slice) of the block."""
         return self._map(lambda array: array[..., index])
+
+    def at(self, locations):
+        """The block at some locations, a pair of indices, of each of its maps."""
+        return self._map(lambda array: array[locations])
+
+    def contiguous(self):
+        """The block with its images next to each other in memory."""
+        return self._map(torch.Tensor.contiguous)
 
     def __setitem__(self, index, block):
         """Put the images of another block in the place of some of this one's."""
@@ -149,6 +206,15 @@ def balanced_blocks(images, largest):
     count = max(1, -(-n // max(1, largest)))
     bounds = [images.start + n * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def cells(size, count):
+    """Part a dimension evenly into ``count`` slices, or as many as there is room for.
+
+    The cells of a pool, along rows or columns.
+    """
+    count = min(size, count)
+    return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
 
 
 @singledispatch

@@ -8,6 +8,7 @@ import torch
 from .agop import patch_agop
 from .convolutional import ConvolutionalKernel
 from .features import FeatureMaps
+from .pooling import PooledKernel
 from .radial import PatchKernel
 from .ridge import RidgePath
 from .sampling import Lineup, Sample
@@ -55,7 +56,7 @@ class KernelMachine:
 
     Attributes
     ----------
-    kernel : ConvolutionalKernel or PatchKernel
+    kernel : ConvolutionalKernel, PatchKernel or PooledKernel
         The kernel. A bandwidth of None is measured anew for every transform.
     data : TrainingSet
         The training images, or what earlier layers make of them, and their targets.
@@ -73,7 +74,7 @@ class KernelMachine:
         The patch transform T; None is the identity.
     """
 
-    kernel: ConvolutionalKernel | PatchKernel
+    kernel: ConvolutionalKernel | PatchKernel | PooledKernel
     data: TrainingSet
     alphas: np.ndarray
     agop_sample: Sample

@@ -120,12 +120,13 @@ class PatchKernel(ImageKernel):
         -------
         Tensor of shape (len(left), len(right))
         """
+        left, right = self.readout.meet(left, right)
         squares = _squared_distances(left, right).div_(self.bandwidth**2)
         if self.kind == "laplace":
             profile = squares.sqrt_().neg_().exp_()
         else:
             profile = squares.div_(-2).exp_()
-        return profile.mean((0, 1))
+        return self.readout.sum(profile)
 
     def pullback(self, left, right, dual_coef):
         """Gradients of f_o = Σ_j dual_coef[j, o] k(·, x_j) at the left images.
@@ -140,10 +141,11 @@ class PatchKernel(ImageKernel):
         Returns
         -------
         weights : Tensor of shape (rows, columns, len(left), len(right))
-            w of the module's docstring.
+            w of the module's docstring, where the images meet.
         self_weights : Tensor of shape (rows, columns, len(left), n_outputs)
-            β, summed over the centres with the coefficients.
+            β, summed over the centres with the coefficients, everywhere.
         """
+        left, right = self.readout.meet(left, right)
         squares = _squared_distances(left, right).div_(self.bandwidth**2)
         if self.kind == "laplace":
             distances = squares.sqrt_()
@@ -152,8 +154,12 @@ class PatchKernel(ImageKernel):
             weights = distances.neg_().exp_().mul_(inverse)
         else:
             weights = squares.div_(-2).exp_()
-        weights /= self.layers[0].n_locations * self.bandwidth**2
-        return weights, (weights @ dual_coef).div_(-2)
+        weights *= self.readout.derivative(weights) / self.bandwidth**2
+        self_weights = weights.new_zeros(
+            (*self.layers[0].locations, len(left), dual_coef.shape[1])
+        )
+        self_weights[self.readout.left] = (weights @ dual_coef).div_(-2)
+        return weights, self_weights
 
 
 @dataclass(frozen=True)

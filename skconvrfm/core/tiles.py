@@ -219,7 +219,7 @@ class Tiles:
 
     Parameters
     ----------
-    kernel : ConvolutionalKernel or PatchKernel
+    kernel : ConvolutionalKernel, PatchKernel or PooledKernel
         The kernel.
     left, right : Block
         The images of the rows and of the columns.
@@ -307,7 +307,7 @@ def kernel_matrix(kernel, X, Y, transform, resources):
 
     Parameters
     ----------
-    kernel : ConvolutionalKernel or PatchKernel
+    kernel : ConvolutionalKernel, PatchKernel or PooledKernel
         The kernel.
     X : ndarray of shape (n_X, h, w, c)
         The images of the rows, of any real dtype.
@@ -408,7 +408,9 @@ def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
             strip[rows.start : rows.start + count, columns] = tile.cpu().numpy()
         if symmetric:
             index = np.arange(rows.start, rows.stop)
-            strip[index, index] = kernel.diagonal(left).cpu().numpy()
+            diagonal = kernel.diagonal(left)
+            if diagonal is not None:
+                strip[index, index] = diagonal.cpu().numpy()
     if symmetric:
         square = strip[:, : len(X)]
         square[...] = np.triu(square) + np.triu(square, 1).T
