@@ -343,18 +343,30 @@ def _check_labels(path, name, labels):
 
 
 def make_models(options, split):
-    """The four models by name, in the order of the table; all take flat rows."""
-    kernel = {
+    """The models by name, in the order of the table; all take flat rows."""
+    common = {
         "image_shape": split.image_shape,
-        "depth": options.depth,
-        "patch_size": options.patch_size,
         "device": options.device,
         "random_state": options.seed,
     }
+    kernel = {
+        **common,
+        "method": "exact",
+        "depth": options.depth,
+        "patch_size": options.patch_size,
+    }
+    # One layer of features sees as much of an image as all layers of the kernel.
+    field = tuple(
+        1 + options.depth * (size - 1)
+        for size in np.broadcast_to(options.patch_size, 2).tolist()
+    )
     svc = tuned_svc(split, options.seed)
     return {
         "fixed kernel": ConvRFMClassifier(**kernel, n_rounds=0),
         "ConvRFM": ConvRFMClassifier(**kernel, n_rounds=options.rounds, verbose=1),
+        "ConvRFM, features": ConvRFMClassifier(
+            **common, method="features", patch_size=field, n_rounds=options.rounds
+        ),
         "RBF SVC, tuned" if isinstance(svc, GridSearchCV) else "RBF SVC": svc,
         "random forest": RandomForestClassifier(
             n_estimators=500, n_jobs=-1, random_state=options.seed

@@ -14,7 +14,13 @@ from skconvrfm.datasets import make_framed_digits
 
 job = importlib.import_module("skconvrfm.__main__")
 
-MODELS = ["fixed kernel", "ConvRFM", "RBF SVC, tuned", "random forest"]
+MODELS = [
+    "fixed kernel",
+    "ConvRFM",
+    "ConvRFM, features",
+    "RBF SVC, tuned",
+    "random forest",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +105,7 @@ def test_options_reach_the_models(arrays):
         "image_shape": (12, 12),
     }
     assert {name: convrfm[name] for name in expected} == expected
+    assert models["ConvRFM, features"].patch_size == (17, 9)  # what four layers see
     fixed = models["fixed kernel"].get_params()
     differing = {name for name in fixed if fixed[name] != convrfm[name]}
     assert differing == {"n_rounds", "verbose"} and fixed["n_rounds"] == 0
