@@ -19,11 +19,11 @@ def framed_mnist(folder, seed, n_train=500):
     """Framed digits for training, and as many as `N_TEST` for the test."""
     parts = _draw(folder / "mnist_5000_2000.npz", n_train, seed)
     frames = np.random.RandomState(seed)
-    framed = [
-        make_framed_digits(images, labels, sigma=1.0, random_state=frames)
-        for images, labels in parts
-    ]
-    return [array.astype(np.float32) for part in framed for array in part]
+    data = []
+    for images, labels in parts:
+        framed = make_framed_digits(images, sigma=1.0, random_state=frames)
+        data += [framed.astype(np.float32), labels]
+    return data
 
 
 def fashion(folder, seed):

@@ -122,7 +122,8 @@ def scattering(image_shape, extract):
         ("scale", StandardScaler()),
         ("linear", LogisticRegression()),
     ]
-    scales = {"scattering__J": [2, 3]}
+    # What lies anywhere in a frame wants coefficients that hardly see where.
+    scales = {"scattering__J": [2, 3, 4] if min(image_shape[:2]) > 32 else [2, 3]}
     logistic = LogisticRegression(max_iter=300, tol=1e-3)
     return Rival(
         "scattering + linear",
@@ -137,10 +138,9 @@ def scattering(image_shape, extract):
 def network(image_shape, _):
     """A small convolutional network, trained by backpropagation."""
     grid = [
-        {"lr": [3e-3], "weight_decay": [1e-2, 1e-1]},
-        {"lr": [1e-2], "weight_decay": [1e-2]},
-        {"lr": [3e-3], "weight_decay": [1e-2], "width": [48]},
-        {"lr": [3e-3], "weight_decay": [1e-2], "epochs": [10]},
+        {"cells": [None, 1, 2]},
+        {"cells": [1], "lr": [1e-2], "epochs": [30]},
+        {"cells": [2], "width": [48]},
     ]
     model = ConvNet(image_shape, random_state=0)
     return Rival("network, backpropagation", model, grid, n_parts=1)
@@ -195,6 +195,9 @@ class ConvNet(ClassifierMixin, BaseEstimator):
     width : int, default=32
         Filters of the first convolution; the second has twice, the third four times
         as many.
+    cells : int or None, default=None
+        Rows and columns of the cells that the last maps are pooled to, by their
+        largest values; None keeps all locations.
     lr, weight_decay : float
         Largest learning rate, and the decay.
     epochs, batch_size : int
@@ -207,14 +210,16 @@ class ConvNet(ClassifierMixin, BaseEstimator):
         self,
         image_shape,
         width=32,
+        cells=None,
         lr=3e-3,
         weight_decay=1e-2,
-        epochs=20,
+        epochs=15,
         batch_size=64,
         random_state=0,
     ):
         self.image_shape = image_shape
         self.width = width
+        self.cells = cells
         self.lr = lr
         self.weight_decay = weight_decay
         self.epochs = epochs
@@ -242,7 +247,7 @@ class ConvNet(ClassifierMixin, BaseEstimator):
             OneCycleLR, step_every="batch", max_lr=self.lr, total_steps=steps + 1
         )
         return NeuralNetClassifier(
-            conv_layers(self.image_shape, n_classes, self.width),
+            conv_layers(self.image_shape, n_classes, self.width, self.cells),
             criterion=nn.CrossEntropyLoss,
             optimizer=torch.optim.AdamW,
             optimizer__weight_decay=self.weight_decay,
@@ -256,7 +261,7 @@ class ConvNet(ClassifierMixin, BaseEstimator):
         )
 
 
-def conv_layers(image_shape, n_classes, width):
+def conv_layers(image_shape, n_classes, width, cells=None):
     """The network of `ConvNet`, on flat rows.
 
     Returns
@@ -273,6 +278,9 @@ def conv_layers(image_shape, n_classes, width):
             nn.MaxPool2d(2, ceil_mode=True),
         ]
         channels, rows, columns = size, -(-rows // 2), -(-columns // 2)
+    if cells is not None:
+        layers.append(nn.AdaptiveMaxPool2d(cells))
+        rows = columns = cells
     width = channels * rows * columns
     head = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(width, n_classes)]
     return nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
