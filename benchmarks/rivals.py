@@ -82,7 +82,7 @@ def kernel_svc(*_):
     """RBF SVC; ``gamma="scale"`` and values around it, pixels as they are or not."""
     model = Pipeline([("scale", None), ("svc", SVC())])
     grid = [
-        {"svc__C": [10], "svc__gamma": ["scale", 3e-3, 2e-2]},
+        {"svc__C": [10], "svc__gamma": ["scale", 1e-2, 2e-2, 3e-2]},
         {"svc__C": [3]},
         {"svc__C": [10], "scale": [StandardScaler()]},
     ]
@@ -129,13 +129,14 @@ def scattering(image_shape, extract):
     ]
     # What lies anywhere in a frame wants coefficients that hardly see where.
     scales = {"scattering__J": [2, 3, 4] if min(image_shape[:2]) > 32 else [2, 3]}
+    alphas = [1e2, 1e3, 1e4]
     logistic = LogisticRegression(max_iter=300, tol=1e-3)
     return Rival(
         "scattering + linear",
         Pipeline(steps),
         [
-            {**scales, "linear": [logistic], "linear__C": [1e-4, 1e-3, 1e-2]},
-            {**scales, "linear": [RidgeClassifier()], "linear__alpha": [1e3, 1e4]},
+            {**scales, "linear": [logistic], "linear__C": [1e-3, 1e-2]},
+            {**scales, "linear": [RidgeClassifier()], "linear__alpha": alphas},
         ],
     )
 
