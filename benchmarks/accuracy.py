@@ -4,6 +4,9 @@ Framed MNIST of sigma 1 (500 training images) and Fashion-MNIST (1000), several 
 Every choice is made on the training images alone: ridge, round and layer by GCV, the
 parameters of the others by cross-validation. Needs ``mnist_5000_2000.npz`` and
 ``fashion_mnist_5000_2000.npz`` (``X_train``, ``y_train``, ``X_test``, ``y_test``).
+
+With ``--linear`` the table of the linear path instead, see `benchmarks.linear`; needs
+``cifar10_5000_2000.npz`` too.
 """
 
 import argparse
@@ -20,45 +23,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
-from skconvrfm.datasets import make_framed_digits
 
-from .harness import ROOT, format_table, report
+from . import linear
+from .harness import format_table, report
+from .problems import DATA, LARGE, SMALL
 
-DATA = ROOT.parent / "shared" / "data"
-N_TEST = 1000
 FOLDS = 3
-
-
-def framed_mnist(folder, seed):
-    """500 framed digits for training, and as many for the test as `N_TEST`."""
-    parts = _draw(folder / "mnist_5000_2000.npz", 500, seed)
-    frames = np.random.RandomState(seed)
-    framed = [
-        make_framed_digits(images, labels, sigma=1.0, random_state=frames)
-        for images, labels in parts
-    ]
-    return [array.astype(np.float32) for part in framed for array in part]
-
-
-def fashion(folder, seed):
-    """1000 articles for training."""
-    parts = _draw(folder / "fashion_mnist_5000_2000.npz", 1000, seed)
-    return [array for part in parts for array in part]
-
-
-def _draw(path, n_train, seed):
-    """A seeded draw of training and test images in [0, 1], with labels."""
-    rng = np.random.RandomState(seed)
-    parts = []
-    with np.load(path, allow_pickle=False) as archive:
-        for name, count in (("train", n_train), ("test", N_TEST)):
-            images, labels = archive[f"X_{name}"], archive[f"y_{name}"]
-            rows = rng.permutation(len(images))[:count]
-            parts.append((images[rows].astype(np.float32) / 255, labels[rows]))
-    return parts
-
-
-DATASETS = {"framed MNIST, 500": framed_mnist, "Fashion-MNIST, 1000": fashion}
 
 
 def make_models(n_rounds, n_filters, image_shape, seed, cache):
@@ -155,18 +125,36 @@ def make_table(name, results):
     return format_table(headers, rows)
 
 
-def main(argv=None):
-    """Run the comparison and print a table for each dataset."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_options(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
     parser.add_argument("--seeds", type=int, default=3, help="draws")
     parser.add_argument("--rounds", type=int, default=2, help="AGOP rounds at most")
     parser.add_argument("--filters", type=int, default=16, help="of a deep layer")
     parser.add_argument("--json", help="file to write the results to")
+    path = parser.add_argument_group("the linear path")
+    path.add_argument("--linear", action="store_true", help="its table instead")
+    path.add_argument("--only", nargs="+", choices=linear.ROWS, default=linear.ROWS)
+    path.add_argument("--problems", nargs="+", choices=LARGE, default=list(LARGE))
+    path.add_argument(
+        "--merge", nargs="+", metavar="FILE", help="table of earlier results (--json)"
+    )
     options = parser.parse_args(argv)
     if not options.data.is_dir():
         parser.error(f"--data {options.data} is no folder; pass the one with the files")
-    results = {name: measure(name, load, options) for name, load in DATASETS.items()}
+    return options
+
+
+def main(argv=None):
+    """Run the comparison and print a table for each dataset."""
+    options = parse_options(argv)
+    if options.linear:
+        linear.run(options)
+        return
+    results = {name: measure(name, load, options) for name, load in SMALL.items()}
     tables = [make_table(name, measured) for name, measured in results.items()]
     report(tables, {"accuracy": results}, options.json)
 

@@ -3,12 +3,25 @@
 import inspect
 import itertools
 import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from benchmarks import ansatz, bench_engine, compare, growth, harness, published
+from benchmarks import (
+    accuracy,
+    ansatz,
+    bench_engine,
+    compare,
+    features,
+    growth,
+    harness,
+    linear,
+    problems,
+    published,
+    rivals,
+)
 from benchmarks.peers import client
 
 pytestmark = pytest.mark.skipif(
@@ -18,6 +31,11 @@ pytestmark = pytest.mark.skipif(
 needs_peer = pytest.mark.skipif(
     client.python_of(compare.PEER) is None,
     reason="the peer's environment is built by python -m benchmarks.compare",
+)
+
+needs_kymatio = pytest.mark.skipif(
+    client.python_of(features.PEER) is None,
+    reason="kymatio's environment is built by python -m benchmarks.features",
 )
 
 
@@ -73,6 +91,17 @@ def test_timed_returns_times_and_result():
     assert result == 3
     assert measured.keys() == {"seconds", "cpu_seconds"}
     assert min(measured.values()) >= 0
+
+
+def test_children_are_clocked_while_they_run_and_after():
+    before = harness.children_cpu_seconds()
+    code = "import time\nwhile time.process_time() < 0.3: pass\nprint(); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    child = subprocess.Popen([sys.executable, "-c", code], **pipes)
+    child.stdout.readline()
+    assert harness.children_cpu_seconds() - before > 0.2
+    child.communicate(b"\n")
+    assert 0.2 < harness.children_cpu_seconds() - before < 3
 
 
 def test_peak_memory_sees_what_is_freed_again():
@@ -320,3 +349,133 @@ def test_ansatz_trains_measures_and_draws(tmp_path, rng, capsys):
 def test_ansatz_measures_a_network_of_full_size(monkeypatch):
     monkeypatch.setitem(ansatz.LARGE, "one", (1, 1))
     assert ansatz.measure_large("one").keys() == {"seconds", "cpu_seconds", "peak mib"}
+
+
+# --------------------------------------------------------------- the linear path
+
+
+@pytest.fixture
+def small_problem(digits, monkeypatch):
+    """A problem of 30 training images in place of the large ones."""
+    load = problems._whole(digits.stem)
+    monkeypatch.setattr(linear, "LARGE", {"MNIST, 5000": problems.Problem(load)})
+    return digits.parent
+
+
+@pytest.fixture
+def quick_rivals(monkeypatch):
+    """The peers with small models, and pixels in place of scattering coefficients."""
+
+    def quick(make):
+        def rival(image_shape, _):
+            made = make(image_shape, lambda images, J: images.reshape(len(images), -1))
+            values = {"n_estimators": 5, "max_iter": 3, "epochs": 1, "width": 2}
+            known = values.keys() & made.model.get_params(deep=False).keys()
+            made.model.set_params(**{name: values[name] for name in known})
+            return made
+
+        return rival
+
+    for name, make in rivals.RIVALS.items():
+        monkeypatch.setitem(rivals.RIVALS, name, quick(make))
+
+
+@pytest.mark.parametrize("name", rivals.RIVALS)
+def test_rivals_are_searched_and_fitted_again(name, small_problem, quick_rivals):
+    if name == "network":
+        pytest.importorskip("skorch")
+    data = problems._whole("digits")(small_problem, 0)
+    runs = [run for _, run in linear._runs("", data, range(2), [name], None)]
+    assert len(runs) == (1 if name in ("svc", "scattering") else 2)
+    assert min(runs[0][key] for key in linear.TIMES) >= 0
+    assert dict(runs[0]["chosen"]) in [parameters for parameters, _ in runs[0]["tried"]]
+    assert "chosen" not in runs[-1] or len(runs) == 1
+    json.dumps(runs)
+
+
+def test_networks_of_one_seed_are_one_network(digits):
+    pytest.importorskip("skorch")
+    X, y, *_ = problems._whole("digits")(digits.parent, 0)
+    rows = X.reshape(len(X), -1)
+
+    def weights(seed):
+        net = rivals.ConvNet((6, 6, 1), width=2, epochs=2, random_state=seed)
+        return net.fit(rows, y).net_.module_[-1].weight.detach().numpy()
+
+    np.testing.assert_array_equal(weights(0), weights(0))
+    assert np.abs(weights(0) - weights(1)).max() > 0
+
+
+def test_few_images_are_held_out_three_times():
+    rival = rivals.forest()
+    assert rival.search(1000, 0).cv.get_n_splits() == 3
+    assert rival.search(5000, 0).cv.get_n_splits() == 1
+
+
+def test_linear_table_runs_writes_and_merges(small_problem, tmp_path, capsys):
+    first, second, both = (tmp_path / f"{name}.json" for name in "abc")
+    problem = ["--problems", "MNIST, 5000", "--seeds", "2", "--data", small_problem]
+    for only, path in (("ours", first), ("svc", second)):
+        options = ["--linear", *problem, "--only", only, "--json", path]
+        accuracy.main([str(option) for option in options])
+    capsys.readouterr()
+    options = ["--linear", "--merge", first, second, "--json", both]
+    accuracy.main([str(option) for option in [*options, "--data", small_problem]])
+    printed = capsys.readouterr().out
+    assert "features, learned" in printed
+    assert "svc__gamma" in printed
+    merged = json.loads(both.read_text())["linear"]["MNIST, 5000"]
+    runs = {label: len(runs) for label, runs in merged.items()}
+    assert runs == {"features, fixed": 2, "features, learned": 2, "pixels + RBF SVC": 1}
+
+
+def test_later_results_win(tmp_path):
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, value in zip(paths, (1, 2), strict=True):
+        path.write_text(json.dumps({"linear": {"digits": {"ours": [value]}}}))
+    assert linear.merge(paths) == {"digits": {"ours": [2]}}
+
+
+@pytest.mark.parametrize("name", problems.LARGE)
+def test_problems_are_as_large_as_they_say(name, shared):
+    problem, folder = problems.LARGE[name], shared / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}")
+    X_train, y_train, X_test, y_test = problem.load(folder, 0)
+    assert len(X_train) == len(y_train) == int(name.split()[-1])
+    assert len(X_test) == len(y_test) == (1000 if problem.redrawn else 2000)
+    assert X_train.dtype == X_test.dtype == np.float32
+
+
+# ------------------------------------------------------------- speed of features
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_of_torch_agree_with_ours(channels, images):
+    case = features.Case((8, 9, channels), patch_size=3, n_filters=4, grid=2)
+    assert case.operations == 2 * 6 * 7 * 4 * 9 * channels
+    assert not case.equal_cells
+    case = features.Case((8, 8, channels), patch_size=3, n_filters=4, grid=3)
+    assert case.equal_cells
+    images = images[:, :, :8, :channels]
+    ours = features.our_features(case)(images)
+    theirs = features.torch_features(case, 3, features.torch.channels_last)(images)
+    assert compare.disagreement(ours, theirs) < features.TOLERANCE
+
+
+def test_features_run_without_peer(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    options = ["--no-peer", "--images", "4", "--rounds", "2", "--json", str(path)]
+    assert features.main(options) == 0
+    assert "GFLOP/s" in capsys.readouterr().out
+    for measured in json.loads(path.read_text())["features"].values():
+        assert len(measured["sides"]["torch"]["cpu_seconds"]) == 2
+
+
+@needs_kymatio
+def test_scattering_has_its_coefficients_and_remembers_them(images):
+    images = np.tile(images, (1, 2, 2, 1))[:, :16, :16]
+    with linear.coefficients() as extract:
+        first, second = (extract(images, 2) for _ in range(2))
+    assert first is second
+    assert first.shape == (8, 3 * 81 * 4 * 4)

@@ -30,10 +30,6 @@ of a patch, the others add over the window, and each ReLU preserves the variance
 """
 
 import functools
-import json
-import os
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -42,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from neural_tangents import stax
+from serving import serve, timed
 
 
 @dataclass(frozen=True)
@@ -216,9 +213,9 @@ class Worker:
         key = (run.func, options, *(array.shape for array in arrays.values()))
         cold = 0.0
         if key not in self._warm:
-            cold = _timed(run)[0]
+            cold = timed(run)[0]
             self._warm.add(key)
-        seconds, cpu_seconds, result = _timed(run)
+        seconds, cpu_seconds, result = timed(run)
         np.savez(request["output"], result=result)
         return {
             "seconds": seconds,
@@ -238,22 +235,5 @@ class Worker:
         return arrays
 
 
-def _timed(run):
-    """Seconds and CPU seconds that a run takes, and its result."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = run()
-    return time.perf_counter() - wall, time.process_time() - cpu, result
-
-
-def main():
-    """Answer the requests on the standard input."""
-    # Nothing but answers may go to the standard output, whatever libraries print.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    worker = Worker()
-    for line in sys.stdin:
-        print(json.dumps(worker.answer(json.loads(line))), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker().answer)
