@@ -66,7 +66,7 @@ def measure(path, n_images, n_filters, n_layers, n_rounds=1):
     accuracies = []
     for index in range(n_rounds + 1):
         model = ConvRFMClassifier(**parameters, n_rounds=index, selection="last")
-        model.fit(X, y)
+        d = len(model.fit(X, y).layers_[-1].patch_agop_)
         error = squared_error(model, X_other, y_other)
         accuracies.append(model.score(X_other, y_other))
         history = model.history_
@@ -78,7 +78,6 @@ def measure(path, n_images, n_filters, n_layers, n_rounds=1):
         chosen[name] = model.fit(X, y).score(X_other, y_other)
         if name == "holdout":
             ratios[name] = list(_held_out_ratios(model, X_other, y_other))
-    d = model.layers_[-1].patch_agop_.shape[0]
     return {"d": d, "ratios": ratios, "accuracies": accuracies, "chosen": chosen}
 
 
