@@ -36,7 +36,7 @@ def fit_convrfm(folder, n_train, patch_size):
         rows = np.random.RandomState(0).permutation(len(archive["X_train"]))[:n_train]
         X, y = archive["X_train"][rows], archive["y_train"][rows]
         X_test, y_test = archive["X_test"], archive["y_test"]
-    model = ConvRFMClassifier(patch_size=patch_size, n_rounds=2)
+    model = ConvRFMClassifier(method="exact", patch_size=patch_size, n_rounds=2)
     seconds, _ = timed(model.fit, X.astype(np.float32) / 255, y)
     accuracy = model.score(X_test.astype(np.float32) / 255, y_test)
     return model, accuracy, seconds["seconds"]

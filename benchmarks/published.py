@@ -77,6 +77,7 @@ def make_classifier(options, **parameters):
     ConvRFMClassifier
     """
     return ConvRFMClassifier(
+        method="exact",
         depth=options.depth,
         n_rounds=options.rounds,
         bias=options.bias,

@@ -23,7 +23,9 @@ def seconds(n, depth=3, n_classes=10):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(n, SIDE, SIDE)).astype(np.float32)
     y = np.arange(n) % n_classes
-    clf = ConvRFMClassifier(depth=depth, n_rounds=1, agop_samples=AGOP_IMAGES)
+    clf = ConvRFMClassifier(
+        method="exact", depth=depth, n_rounds=1, agop_samples=AGOP_IMAGES
+    )
     runs = [clf.fit(X, y).history_ for _ in range(REPEATS)]
     # Of round 1, for the kernel is then measured with a patch transform.
     rounds = {"kernel": 1, "solve": 1, "agop": 0}
