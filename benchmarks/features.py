@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from skconvrfm.core.features import FilterLayer, PooledFilters
+from skconvrfm.core.features import FilterLayer
 from skconvrfm.core.images import convolution_layers
 from skconvrfm.core.tiles import Resources, compute_features
 
@@ -81,8 +81,8 @@ CASES = {
 
 def our_features(case):
     """What computes our features of images in a numpy array, (n, h, w, c)."""
-    filters = FilterLayer(case.layer, case.make_filters(), "relu")
-    features = PooledFilters(filters, (case.grid, case.grid))
+    grid = (case.grid, case.grid)
+    features = FilterLayer(case.layer, case.make_filters(), "relu", pool=grid)
     resources = Resources("cpu", torch.float32, MEMORY)
     return functools.partial(compute_features, features, resources=resources)
 
