@@ -45,6 +45,7 @@ class BaseConvRFM(BaseEstimator):
         "activation": [StrOptions(set(ACTIVATIONS))],
         "threshold": [Interval(Real, None, None, closed="neither")],
         "antithetic": ["boolean"],
+        "pool_power": [Interval(Real, 0, 1, closed="right")],
         "n_rounds": [Interval(Integral, 0, None, closed="left")],
         "agop_power": [Interval(Real, 0, None, closed="neither")],
         "agop_samples": [
@@ -77,6 +78,7 @@ class BaseConvRFM(BaseEstimator):
         activation="relu",
         threshold=0.5,
         antithetic=False,
+        pool_power=0.5,
         n_rounds=4,
         agop_power=0.5,
         agop_samples="auto",
@@ -103,6 +105,7 @@ class BaseConvRFM(BaseEstimator):
         self.activation = activation
         self.threshold = threshold
         self.antithetic = antithetic
+        self.pool_power = pool_power
         self.n_rounds = n_rounds
         self.agop_power = agop_power
         self.agop_samples = agop_samples

@@ -268,7 +268,8 @@ class FeatureMethod(Method):
     def maps(self, fitted, transform):
         """The chosen round's own filters, with the pool between layers."""
         features = fitted.best.machine.features
-        return replace(features, pool=_between(self.estimator, features.layer))
+        pool = _between(self.estimator, features.layer)
+        return replace(features, pool=pool, power=1.0)
 
     def attributes(self, best):
         """What the estimator keeps of the chosen machine beyond its layers."""
@@ -277,6 +278,7 @@ class FeatureMethod(Method):
             "coef_": best.solution.coef,
             "filters_": features.filters,
             "biases_": features.biases,
+            "offsets_": features.offsets,
             "pool_grid_": features.grid,
         }
 
@@ -287,7 +289,12 @@ class FeatureMethod(Method):
             estimator.device, estimator.dtype, estimator.n_jobs, images
         )
         *below, last = _fitted_layers(estimator, estimator.best_layer_ + 1)
-        last = replace(last, pool=estimator.pool_grid_)
+        last = replace(
+            last,
+            pool=estimator.pool_grid_,
+            power=float(estimator.pool_power),
+            offsets=estimator.offsets_,
+        )
         coef = estimator.coef_.reshape(math.prod(last.shape), -1)
         return feature_product(last, pass_through(images, below), coef, resources)
 
@@ -298,14 +305,11 @@ class FeatureMethod(Method):
         n_filters = _n_filters(estimator, FEATURE_FILTERS)
         n_drawn = math.ceil(n_filters / 2) if estimator.antithetic else n_filters
         centred = estimator.initial_metric == "whiten"
-        moments = initial = None
-        if centred or estimator.threshold or estimator.filters == "patches":
-            n_images = moment_draws(layer.n_locations, patch_dim)
-            moments = patch_moments(
-                data.images, layer, data.lineup.draw(n_images), self.resources
-            )
-        if centred:
-            initial = moments.whitening()
+        n_images = moment_draws(layer.n_locations, patch_dim)
+        moments = patch_moments(
+            data.images, layer, data.lineup.draw(n_images), self.resources
+        )
+        initial = moments.whitening() if centred else None
         if estimator.filters == "patches":
             rows = data.lineup.sequence(n_drawn)
             directions = draw_patches(
@@ -323,6 +327,7 @@ class FeatureMethod(Method):
             biases,
             float(estimator.bias),
             float(estimator.threshold),
+            float(estimator.pool_power),
             moments,
             centred,
         )

@@ -62,7 +62,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
     n_filters : int or "auto", default="auto"
         Filters of ``output="filters"``; ``"auto"`` is 64 where the kernel is exact and
         512 with ``method="features"``.
-    filters, initial_metric, threshold, antithetic
+    filters, initial_metric, threshold, antithetic, pool_power
         How filters are made with ``method="features"``, see
         :class:`ConvRFMClassifier`.
     activation : {"relu", "identity"}, default="relu"
@@ -128,6 +128,8 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
 
     Attributes
     ----------
+    method_ : {"exact", "features"}
+        What learned the metric.
     patch_transform_ : ndarray of shape (d, d)
         The patch transform T that the features are made with, for patches of
         d = c·rows·columns entries in the order (channel, row, column): that of the
@@ -210,6 +212,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         activation="relu",
         threshold=0.5,
         antithetic=False,
+        pool_power=0.5,
         n_components=8,
         rectification="absolute",
         pool=(2, 2),
@@ -249,6 +252,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             activation=activation,
             threshold=threshold,
             antithetic=antithetic,
+            pool_power=pool_power,
             n_rounds=n_rounds,
             agop_power=agop_power,
             agop_samples=agop_samples,
@@ -300,10 +304,12 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         learner = self._make_learner(y, image_shape, weights)
         learned = learner.fit(X, y, sample_weight).layers_[0]
 
+        self.method_ = learner.method_
         self.image_shape_ = image_shape
         self.patch_shape_ = learned.patch_shape_
         self.patch_transform_ = learned.filter_transform_
         self.filters_, self.biases_ = learned.filters, learned.biases
+        self.offsets_ = learned.offsets
         self.components_ = leading_eigenvectors(
             learned.filter_transform_, self.n_components
         )
@@ -400,6 +406,8 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
                 self.activation,
                 self.biases_,
                 self._check_pool(),
+                float(self.pool_power) if self.method_ == "features" else 1.0,
+                self.offsets_,
             )
         if self.output == "eigen":
             return EigenProjections(

@@ -1,6 +1,7 @@
 """The linear machine: its kernel, its ridge on either side, its AGOP, its memory."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,11 +54,16 @@ def resources_of(data, dtype="float64", n_jobs=None):
     return make_resources("cpu", dtype, n_jobs, data.images)
 
 
+@pytest.mark.parametrize("power", [1.0, 0.5])
 @pytest.mark.parametrize("pool", [(1, 1), (2, 3), None])
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_the_agop_is_that_of_automatic_differentiation(pool, activation, padding, rng):
+def test_the_agop_is_that_of_automatic_differentiation(
+    pool, activation, padding, power, rng
+):
     features = make_features(rng, pool=pool, activation=activation, padding=padding)
+    offsets = rng.uniform(size=features.n_maps) / 10
+    features = replace(features, power=power, offsets=offsets)
     data = make_data(rng, 4, weights=np.array([1.0, 2.0, 0.5, 3.0]))
     coef = rng.normal(size=(math.prod(features.shape), 3))
     measured = feature_agop(
@@ -90,7 +96,12 @@ def test_the_agop_is_that_of_automatic_differentiation(pool, activation, padding
             for r in features.cells[0]
             for c in features.cells[1]
         ]
-        for output in torch.cat(cells) @ torch.tensor(coef):
+        means = torch.cat(cells)
+        if power != 1:
+            added = torch.tensor(np.tile(offsets, len(cells)))
+            raised = (means.abs() + added) ** power - added**power
+            means = torch.copysign(raised, means)
+        for output in means @ torch.tensor(coef):
             [gradient] = torch.autograd.grad(output, patches, retain_graph=True)
             expected = expected + weight * gradient.T @ gradient
     assert_close(measured, expected.numpy() / data.weights.sum(), 1e-12)
@@ -205,7 +216,7 @@ def test_single_precision_is_summed_in_double(rng):
 
 def test_filters_take_the_metric_of_the_round(rng):
     directions, numbers = rng.normal(size=(6, 18)), rng.normal(size=6)
-    bank = FilterBank(directions, numbers, 0.3, 0.0, moments=None, centred=False)
+    bank = FilterBank(directions, numbers, 0.3, 0.0, 1.0, moments=None, centred=False)
     layer, T = layer_of((7, 6, 2)), np.diag(np.arange(18.0))
     features = bank.under(T, layer, 2, "relu", (2, 2))
     assert_close(features.filters, directions @ T, 1e-14)
@@ -222,7 +233,9 @@ def test_whitened_patches_are_filters_with_the_covariance_of_the_metric(rng):
     initial = moments.whitening()
     directions = to_one_length((patches - moments.mean) @ initial)
     np.testing.assert_allclose((directions**2).sum(1), 4)
-    bank = FilterBank(directions, np.zeros(20_000), 0.0, 0.5, moments, centred=True)
+    bank = FilterBank(
+        directions, np.zeros(20_000), 0.0, 0.5, 1.0, moments, centred=True
+    )
     layer = layer_of((2, 2, 1), patch_size=2)
     features = bank.under(initial, layer, 1, "relu", None)
     covariance = features.filters.T @ features.filters / 20_000

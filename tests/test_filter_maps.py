@@ -198,9 +198,9 @@ def test_features_do_not_depend_on_blocks_or_workers(
     with config_context(working_memory=memory):
         result = features_of(stack[0], X, n_jobs)
     assert_close(result, expected, 1e-13)
-    if n_jobs is None:  # else in another process
+    if n_jobs is None:  # else in another process, which may have no compiled tiles
         assert sum(calls) == 300 and (len(calls) > 1) == (memory == 1)
-    assert_array_equal(result, features_of(stack[0], X))
+        assert_array_equal(result, features_of(stack[0], X))
 
 
 def test_maps_of_every_layer_are_compiled(calls, stack, compiled_tiles, rng):

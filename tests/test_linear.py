@@ -24,7 +24,7 @@ VARIANTS = [
     {"selection": "holdout"},
     {"feature_layers": 2, "patch_size": 2},
     {"n_filters": 40},  # more features than rows
-    {"antithetic": True, "n_filters": 7, "filters": "gaussian"},
+    {"antithetic": True, "n_filters": 7, "filters": "gaussian", "pool_power": 1.0},
 ]
 
 
@@ -142,8 +142,9 @@ def test_features_by_hand(problem):
         for x in X[:4]
     ]
     rows, columns = (slice(0, 3), slice(3, 6)), (slice(0, 2), slice(2, 5))
-    cells = [[m[r, c].mean((0, 1)) for r in rows for c in columns] for m in maps]
-    expected = np.reshape(cells, (4, -1)) @ model.coef_ + model.intercept_
+    cells = [[[m[r, c].mean((0, 1)) for c in columns] for r in rows] for m in maps]
+    raised = np.sqrt(np.array(cells) + model.offsets_) - np.sqrt(model.offsets_)
+    expected = raised.reshape(4, -1) @ model.coef_ + model.intercept_
     assert_allclose(raw_scores(model, X[:4]), expected, atol=1e-10)
 
 
@@ -270,7 +271,7 @@ def test_the_kernel_of_many_filters_tends_to_the_exact_pooled_kernel(is_antithet
         draws = rng.normal(size=(n_filters, 18)), rng.normal(size=n_filters)
         if is_antithetic:
             draws = (antithetic(draw[::2], n_filters) for draw in draws)
-        bank = FilterBank(*draws, 0.3, 0.0, moments=None, centred=False)
+        bank = FilterBank(*draws, 0.3, 0.0, 1.0, moments=None, centred=False)
         maps = bank.under(T, layer, 2, "relu", (2, 2))(torch.from_numpy(X))
         features = maps.flatten(1).numpy()
         kernel = features @ features.T / features.shape[1]

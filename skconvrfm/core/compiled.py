@@ -196,7 +196,7 @@ def add_output_product(library, weights, coef, patches, out):
 
 
 def filter_maps(library, features, images):
-    """The compiled twin of `features.FilterLayer.__call__`.
+    """The compiled twin of `features.FilterLayer.__call__`, but for the power.
 
     Parameters
     ----------

@@ -11,7 +11,8 @@ is 1 where the response is positive, so that the patch AGOP is :math:`W^\top S W
 .. math:: S = \sum_C \frac{1}{|C|^2} \Bigl[\sum_o \beta_{oC} \beta_{oC}^\top\Bigr] \circ
           \frac{1}{\sum\omega} \sum_z \omega_z \sum_{u \in C} a_u(z)\, a_u(z)^\top,
 
-whatever the number of outputs.
+whatever the number of outputs. Where means m are raised to a power p, the activity of a
+filter at an image is multiplied by :math:`p\, m^{p - 1}`.
 
 Source: the ansatz, Beaglehole et al., arXiv:2309.00570; the closed form is ours.
 """
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from .cnfa import agop_from_outputs
-from .features import convolve
+from .features import average_pool, convolve
 from .filters import FilterBank
 from .images import Layer, balanced_blocks
 from .machine import TrainingSet, held_out_loss
@@ -359,15 +360,23 @@ def feature_agop(features, coef, images, weights, resources):
             block, features.layer, *map(resources.tensor, (filters, biases))
         )
         active = _active(maps, features.activation)
-        roots = resources.tensor(np.sqrt(weights[part]))[:, None, None, None]
+        roots = resources.tensor(np.sqrt(weights[part]))[:, None]
+        slopes = features.slopes(_means(maps, features)) * roots[:, None, None]
         for row, height in enumerate(rows):
             for column, width in enumerate(columns):
-                cell = (active[:, height, width] * roots).flatten(0, 2)
+                cell = active[:, height, width] * slopes[:, row, column, None, None]
+                cell = cell.flatten(0, 2)
                 beta = coef[row, column] / _area(height, width)
                 total += (cell.T @ cell) * (beta @ beta.T)
     second_moment = total[None] / weights.sum()
     agop = agop_from_outputs(torch.from_numpy(filters), second_moment)[0].numpy()
     return (agop + agop.T) / 2
+
+
+def _means(maps, features):
+    """The means that responses give, before their power."""
+    maps = maps.relu() if features.activation == "relu" else maps
+    return average_pool(maps, features.grid)
 
 
 def _active(maps, activation):

@@ -145,7 +145,7 @@ class FilterLayer:
     .. math:: \text{relu: } \sqrt 2\, \max(w^\top v_u(x) / \sqrt c + t, 0), \qquad
               \text{identity: } w^\top v_u(x) / \sqrt c + t
 
-    and then means over the cells of a grid.
+    and then means over the cells of a grid, raised to a power.
 
     Attributes
     ----------
@@ -160,6 +160,10 @@ class FilterLayer:
     pool : tuple of int or None
         Rows and columns of the grid of means, clipped to the map; None keeps all
         locations.
+    power : float
+        The power p that means m are raised to, with their sign: (m + o)ᵖ - oᵖ.
+    offsets : ndarray of shape (n_filters,) or None
+        The offsets o, which bound the slope at 0; None is zero.
     """
 
     layer: Layer
@@ -167,6 +171,8 @@ class FilterLayer:
     activation: str
     biases: np.ndarray | None = None
     pool: tuple[int, int] | None = None
+    power: float = 1.0
+    offsets: np.ndarray | None = None
 
     @property
     def n_maps(self):
@@ -195,8 +201,11 @@ class FilterLayer:
 
     def only(self, part):
         """The layer with a slice of its filters."""
-        biases = None if self.biases is None else self.biases[part]
-        return replace(self, filters=self.filters[part], biases=biases)
+        biases, offsets = (
+            None if array is None else array[part]
+            for array in (self.biases, self.offsets)
+        )
+        return replace(self, filters=self.filters[part], biases=biases, offsets=offsets)
 
     def affine(self, channels):
         """Filters and biases with all factors in them, float64 ndarrays.
@@ -234,7 +243,27 @@ class FilterLayer:
         )
         maps = convolve(images, self.layer, filters, biases)
         maps = maps.relu_() if self.activation == "relu" else maps
-        return _pool(maps, self.pool)
+        return self.raise_means(_pool(maps, self.pool))
+
+    def raise_means(self, means):
+        """Means to the power, with their sign."""
+        if self.power == 1:
+            return means
+        offsets = self._offsets_like(means)
+        raised = means.abs().add_(offsets).pow_(self.power)
+        return raised.sub_(offsets.pow(self.power)).copysign_(means)
+
+    def slopes(self, means):
+        """The derivatives of the powers by the means; 0 where they are infinite."""
+        if self.power == 1:
+            return torch.ones_like(means)
+        sizes = means.abs().add_(self._offsets_like(means))
+        slopes = self.power * sizes.pow(self.power - 1)
+        return slopes.masked_fill_(sizes == 0, 0)
+
+    def _offsets_like(self, means):
+        offsets = np.zeros(self.n_maps) if self.offsets is None else self.offsets
+        return to_tensor(offsets, means.dtype, means.device)
 
 
 def compute_maps(features, images, library):
@@ -258,7 +287,8 @@ def compute_maps(features, images, library):
     on_cpu = images.device.type == "cpu"
     with own_threads(on_cpu):
         if library is not None:
-            return compiled.filter_maps(library, features, images)
+            means = compiled.filter_maps(library, features, images)
+            return features.raise_means(means)
         every = slice(0, len(images))
         size = images.element_size() * features.layer.n_locations * features.n_maps
         if on_cpu:

@@ -29,6 +29,9 @@ from .images import balanced_blocks, extract_patches
 KINDS = ("gaussian", "patches")
 # Part of the mean variance that is added to every direction before it is whitened.
 _SHRINKAGE = 0.1
+# Where means are raised to a power, what is added to them, in deviations of responses:
+# enough that rounding is not magnified, little enough not to matter otherwise.
+_OFFSET = 1e-2
 # Images that settle the moments of patches, and operations that may go into them.
 _MOMENT_IMAGES = 2000
 _LEAST_MOMENT_IMAGES = 100
@@ -176,8 +179,10 @@ class FilterBank:
         Standard deviation of the biases, beside responses wᵀ v / sqrt(c).
     threshold : float
         What is taken off the responses, in their standard deviations.
+    power : float
+        The power that means over cells are raised to.
     moments : PatchMoments or None
-        The moments of patches, where they are needed.
+        The moments of patches; None for filters without threshold, centre and power.
     centred : bool
         Whether responses are those to v - v̄.
     """
@@ -186,6 +191,7 @@ class FilterBank:
     unit_biases: np.ndarray
     bias: float
     threshold: float
+    power: float
     moments: PatchMoments | None
     centred: bool
 
@@ -212,13 +218,17 @@ class FilterBank:
         filters = self.directions
         if transform is not None:
             filters = filters @ transform
-        biases = self.bias * self.unit_biases
+        biases, offsets = self.bias * self.unit_biases, None
         if self.centred:
             biases = biases - filters @ self.moments.mean / math.sqrt(channels)
-        if self.threshold:
+        if self.moments is not None:
             variances = ((filters @ self.moments.covariance) * filters).sum(1)
-            biases = biases - self.threshold * np.sqrt(variances.clip(min=0) / channels)
-        return FilterLayer(layer, filters, activation, biases, pool)
+            deviations = np.sqrt(variances.clip(min=0) / channels)
+            biases = biases - self.threshold * deviations
+            offsets = _OFFSET * deviations
+        return FilterLayer(
+            layer, filters, activation, biases, pool, self.power, offsets
+        )
 
 
 def antithetic(numbers, n_filters):
