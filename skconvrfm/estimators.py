@@ -482,7 +482,8 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         Images that carry the AGOP: a number, a fraction, or None for all. They are
         drawn evenly over classes (or targets), and in proportion to the weights.
         ``"auto"`` takes as many as make 20,000 patches, and at least 20; more did not
-        raise the accuracy (measured: see "How many images" in the guide).
+        raise the accuracy (measured: see "How many images" in the guide). With
+        features, where they are cheap, it takes 200,000 patches.
     alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
         The ridge, in units of the largest diagonal entry of the kernel; of several,
         `selection` chooses. One decomposition serves them all.
@@ -581,9 +582,11 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
     ConvRFMRegressor : The same for real targets.
     skconvrfm.kernels.convolutional_kernel : The kernel as a function.
 
-    Notes ----- An exact fit costs, a round, ``n² / 2`` pairs of images times locations
-    times layers, an eigendecomposition of ``n³``, and the AGOP; see "What costs what"
-    in the guide. With D features, a round costs n times the convolution and D², and an
+    Notes
+    -----
+    An exact fit costs, a round, ``n² / 2`` pairs of images times locations times
+    layers, an eigendecomposition of ``n³``, and the AGOP; see "What costs what" in the
+    guide. With D features, a round costs n times the convolution and D², and an
     eigendecomposition of D³ (or of n³ where rows are fewer). Sample weights count rows:
     weight 2 is the row twice, also in the selection. Weights that sum to less than the
     number of rows are scaled to mean one.
@@ -938,7 +941,8 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         Images that carry the AGOP: a number, a fraction, or None for all. They are
         drawn evenly over classes (or targets), and in proportion to the weights.
         ``"auto"`` takes as many as make 20,000 patches, and at least 20; more did not
-        raise the accuracy (measured: see "How many images" in the guide).
+        raise the accuracy (measured: see "How many images" in the guide). With
+        features, where they are cheap, it takes 200,000 patches.
     alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
         The ridge, in units of the largest diagonal entry of the kernel; of several,
         `selection` chooses. One decomposition serves them all.
@@ -1030,9 +1034,11 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     ConvRFMClassifier : The same for classes.
     skconvrfm.kernels.convolutional_kernel : The kernel as a function.
 
-    Notes ----- An exact fit costs, a round, ``n² / 2`` pairs of images times locations
-    times layers, an eigendecomposition of ``n³``, and the AGOP; see "What costs what"
-    in the guide. With D features, a round costs n times the convolution and D², and an
+    Notes
+    -----
+    An exact fit costs, a round, ``n² / 2`` pairs of images times locations times
+    layers, an eigendecomposition of ``n³``, and the AGOP; see "What costs what" in the
+    guide. With D features, a round costs n times the convolution and D², and an
     eigendecomposition of D³ (or of n³ where rows are fewer). Sample weights count rows:
     weight 2 is the row twice, also in the selection. Weights that sum to less than the
     number of rows are scaled to mean one.

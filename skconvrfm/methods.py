@@ -288,12 +288,16 @@ class FeatureMethod(Method):
         resources = make_resources(
             estimator.device, estimator.dtype, estimator.n_jobs, images
         )
-        *below, last = _fitted_layers(estimator, estimator.best_layer_ + 1)
-        last = replace(
-            last,
-            pool=estimator.pool_grid_,
-            power=float(estimator.pool_power),
-            offsets=estimator.offsets_,
+        below = _fitted_layers(estimator, estimator.best_layer_)
+        shape = below[-1].shape if below else estimator.image_shape_
+        last = FilterLayer(
+            _layer(estimator, shape),
+            estimator.filters_,
+            estimator.activation,
+            estimator.biases_,
+            estimator.pool_grid_,
+            float(estimator.pool_power),
+            estimator.offsets_,
         )
         coef = estimator.coef_.reshape(math.prod(last.shape), -1)
         return feature_product(last, pass_through(images, below), coef, resources)

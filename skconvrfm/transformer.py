@@ -106,7 +106,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         The power of the patch AGOP that becomes the patch transform.
     agop_samples : "auto", int, float or None, default="auto"
         Images that carry the AGOP: a number, a fraction, None for all, or as many as
-        make 20,000 patches.
+        make 20,000 patches, or 200,000 with ``method="features"``.
     alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
         The ridge, in units of the largest diagonal entry of the kernel; of several,
         `selection` chooses.

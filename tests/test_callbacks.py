@@ -91,7 +91,10 @@ def test_the_weights_of_the_rows_reach_the_callbacks(new, data):
     assert seen[0] == {}
 
 
-def test_a_callback_sees_a_model_that_predicts_after_every_round(new, data):
+@pytest.mark.parametrize(
+    "options", [{"depth": 1}, {"method": "features", "feature_layers": 2}], ids=str
+)
+def test_a_callback_sees_a_model_that_predicts_after_every_round(new, data, options):
     X, y = data
     models = []
 
@@ -111,8 +114,10 @@ def test_a_callback_sees_a_model_that_predicts_after_every_round(new, data):
         def teardown(self, estimator, context):
             pass
 
-    model = ConvRFMClassifier(depth=1, n_rounds=2).set_callbacks(Keep()).fit(X, y)
-    assert [len(m.history_["round"]) for m in models] == [1, 2, 3]
+    model = ConvRFMClassifier(n_rounds=2, n_filters=9, selection="last", **options)
+    model.set_callbacks(Keep()).fit(X, y)
+    n_layers = options.get("feature_layers", 1)
+    assert [len(m.history_["round"]) for m in models] == [1, 2, 3] * n_layers
     np.testing.assert_array_equal(
         models[-1].decision_function(X), model.decision_function(X)
     )
