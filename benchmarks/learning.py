@@ -30,6 +30,9 @@ VARIANTS = {
     "Gaussian, whitened": {"filters": "gaussian"},
     "1024 filters": {"n_filters": 1024},
     "AGOP of all images": {"agop_samples": None},
+    "patches of 11×11": {"patch_size": 11, "pool_grid": (2, 2)},
+    "patches of 3×3": {"patch_size": 3, "n_filters": 128},
+    "and a layer on them": {"patch_size": 3, "n_filters": 128, "feature_layers": 2},
 }
 
 
@@ -81,7 +84,9 @@ def measure(problem, variant, folder):
         **{"n_filters": 256, **FEATURES[problem], **VARIANTS[variant]},
     )
     model.set_callbacks(scores).fit(X, y)
-    return {"accuracy": scores.accuracies, "gcv": model.history_["gcv"].tolist()}
+    # Of the last layer.
+    accuracies = scores.accuracies[-N_ROUNDS - 1 :]
+    return {"accuracy": accuracies, "gcv": model.history_["gcv"].tolist()}
 
 
 def make_table(problem, results):
