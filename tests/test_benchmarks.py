@@ -1,5 +1,6 @@
 """The benchmarks run and tell the truth; how fast they are is not tested."""
 
+import functools
 import inspect
 import itertools
 import json
@@ -17,10 +18,12 @@ from benchmarks import (
     features,
     growth,
     harness,
+    learning,
     linear,
     problems,
     published,
     rivals,
+    selection,
 )
 from benchmarks.peers import client
 
@@ -479,3 +482,45 @@ def test_scattering_has_its_coefficients_and_remembers_them(images):
         first, second = (extract(images, 2) for _ in range(2))
     assert first is second
     assert first.shape == (8, 3 * 81 * 4 * 4)
+
+
+# -------------------------------------------------------- selection and learning
+
+
+@pytest.fixture
+def cifar(tmp_path, rng):
+    path = tmp_path / "cifar10_5000_2000.npz"
+    X = rng.integers(0, 256, size=(80, 8, 8, 3)).astype(np.uint8)
+    y = np.arange(80) % 3
+    np.savez(path, X_train=X, y_train=y, X_test=X, y_test=y)
+    return path
+
+
+def test_selection_compares_the_criteria_with_the_truth(cifar, monkeypatch, capsys):
+    monkeypatch.setattr(selection, "CASES", ((40, 4, 1), (40, 4, 2)))
+    load = functools.partial(selection.load, n_other=30)
+    monkeypatch.setattr(selection, "load", load)
+    assert selection.main(["--data", str(cifar)]) == 0
+    out = capsys.readouterr().out
+    assert "gcv / error" in out and " 36 " in out  # d of the second layer
+
+
+def test_learning_scores_every_round(cifar, monkeypatch, capsys):
+    pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has callbacks")
+    monkeypatch.setattr(learning, "N_HELD_OUT", 30)
+    variants = ["power 1", "and a layer on them"]
+    for name in variants:
+        options = learning.VARIANTS[name] | {"n_filters": 5}
+        monkeypatch.setitem(learning.VARIANTS, name, options)
+    command = ["--data", str(cifar.parent), "--problems", "CIFAR-10, 5000"]
+    assert learning.main([*command, "--variants", *variants]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(tuple(variants))]
+    assert len(rows) == 2 and all(row.count(" → ") == 4 for row in rows)
+
+
+def test_growth_of_the_linear_path_has_time_and_memory_by_images():
+    result = growth.linear_by_images((60, 120), rounds=1)
+    assert result["images"] == [60, 120]
+    assert all(len(result[key]) == 2 for key in ("seconds", "cpu_seconds", "peak"))
+    assert "power of the growth" in growth.make_table("linear", result)
