@@ -18,6 +18,7 @@ from by_hand import (
 from joblib import parallel_config
 from sklearn import config_context
 
+from skconvrfm import ConvRFMClassifier
 from skconvrfm.core.features import average_pool
 from skconvrfm.core.images import cells
 from skconvrfm.core.pooling import PooledKernel
@@ -452,3 +453,20 @@ def test_what_is_no_pair_is_refused(grid, rng):
 def test_what_is_no_positive_int_is_refused(grid, rng):
     with pytest.raises(ValueError, match="'pool_grid' parameter"):
         convolutional_kernel(rng.normal(size=(3, 5, 5)), pool_grid=grid)
+
+
+@pytest.mark.parametrize("kernel", ["ntk", "laplace"])
+def test_the_estimators_take_the_grid_to_the_exact_kernel(kernel, rng):
+    X, y = rng.normal(size=(24, 7, 6)), np.arange(24) % 2
+    model = ConvRFMClassifier(
+        method="exact", kernel=kernel, depth=3, patch_size=2, n_rounds=1, pool_grid=2
+    ).fit(X[:20], y[:20])
+    options = {"patch_size": 2, "pool_grid": (2, 2)}
+    options["patch_transform"] = model.patch_transform_
+    if kernel == "ntk":
+        K = convolutional_kernel(X[20:], X[:20], depth=3, bias=0.3, **options)
+    else:
+        bandwidth = model.bandwidth_
+        K = patch_kernel(X[20:], X[:20], kind=kernel, bandwidth=bandwidth, **options)
+    scores = (K @ model.dual_coef_ + model.intercept_)[:, 0]
+    assert_close(model.decision_function(X[20:]), scores, 1e-9)
