@@ -129,7 +129,7 @@ def scattering(image_shape, extract):
     ]
     # What lies anywhere in a frame wants coefficients that hardly see where.
     scales = {"scattering__J": [2, 3, 4] if min(image_shape[:2]) > 32 else [2, 3]}
-    alphas = [1e2, 1e3, 1e4]
+    alphas = [1e2, 1e3, 1e4, 3e4]
     logistic = LogisticRegression(max_iter=300, tol=1e-3)
     return Rival(
         "scattering + linear",
