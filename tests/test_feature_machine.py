@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from by_hand import assert_close
+from by_hand import assert_close, patches_by_hand
 from sklearn import config_context
 
 from skconvrfm.core.feature_machine import (
@@ -17,10 +17,16 @@ from skconvrfm.core.feature_machine import (
     feature_product,
 )
 from skconvrfm.core.features import FilterLayer
-from skconvrfm.core.filters import FilterBank, PatchMoments, to_one_length
+from skconvrfm.core.filters import (
+    FilterBank,
+    PatchMoments,
+    draw_patches,
+    patch_moments,
+    to_one_length,
+)
 from skconvrfm.core.images import convolution_layers
 from skconvrfm.core.machine import TrainingSet
-from skconvrfm.core.sampling import Lineup
+from skconvrfm.core.sampling import Lineup, Sample
 from skconvrfm.kernels import make_resources
 
 ALPHAS = np.array([1e-4, 1e-2, 1.0])
@@ -253,3 +259,35 @@ def test_whitened_patches_are_filters_with_the_covariance_of_the_metric(rng):
 
 def test_a_patch_that_is_the_mean_makes_a_filter_of_zero():
     assert not to_one_length(np.zeros((2, 3))).any()
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_the_moments_of_patches_are_weighted(padding, rng):
+    X, weights = 5 + rng.normal(size=(40, 5, 4, 2)), rng.uniform(0.5, 3, size=20)
+    rows = rng.permutation(40)[:20]
+    layer = layer_of((5, 4, 2), padding=padding)
+    resources = make_resources("cpu", "float32", None, X)
+    moments = patch_moments(X, layer, Sample(rows, weights), resources)
+    patches = np.array([patches_by_hand(x, padding=padding) for x in X[rows]])
+    patches, each = patches.reshape(-1, 18), patches[0, ..., 0].size
+    every = np.repeat(weights, each)
+    mean = np.average(patches, axis=0, weights=every)
+    assert_close(moments.mean, mean, 1e-6)
+    expected = np.cov(patches.T, aweights=every, ddof=0)
+    assert_close(moments.covariance, expected, 1e-5)
+
+
+def test_drawn_patches_are_patches_and_blank_ones_are_left_out(rng):
+    X = np.zeros((30, 6, 6, 1))
+    X[:, 4:, 4:] = rng.normal(size=(30, 2, 2, 1))  # in one corner alone
+    rows = np.repeat(np.arange(30), 2)
+    layer, centre = layer_of((6, 6, 1), patch_size=2), np.zeros(4)
+    resources = make_resources("cpu", "float64", None, X)
+    draws = np.random.RandomState(0)
+    drawn = draw_patches(X, layer, rows, centre, draws, resources)
+    assert drawn.shape == (60, 4) and (drawn != 0).any(1).all()
+    for patch, row in zip(drawn, rows, strict=True):
+        patches = patches_by_hand(X[row], patch_size=2).reshape(-1, 4)
+        assert (patches == patch).all(1).any()
+    blank = draw_patches(0 * X, layer, rows, centre, draws, resources)
+    assert not blank.any()
