@@ -176,11 +176,16 @@ def test_a_round_from_whitened_patches_is_a_round_on_whitened_images():
 
 
 @pytest.mark.parametrize("selection", ["gcv", "loo", "holdout"])
-def test_the_round_is_the_one_that_the_criterion_likes_best(problem, selection):
+def test_a_round_is_kept_if_it_is_better_by_more_than_its_optimism(problem, selection):
     model, X, y = problem
     model.set_params(selection=selection, n_rounds=2).fit(X, y)
     name = {"gcv": "gcv", "loo": "loo_loss", "holdout": "holdout_loss"}[selection]
-    assert model.best_round_ == np.argmin(model.history_[name])
+    criteria = model.history_[name]
+    best = 0
+    for index in (1, 2):  # two per cent are the optimism of a round
+        share = 1.0 if selection == "holdout" else 0.98
+        best = index if criteria[index] < share * criteria[best] else best
+    assert model.best_round_ == best
     assert model.alpha_ == model.history_["alpha"][model.best_round_]
 
 

@@ -13,6 +13,7 @@ class Machine:
     """Answers with prepared criteria; the ridge is a list of (alpha, gcv, loo)."""
 
     initial_transform = None
+    optimism = 0.0
 
     def __init__(self, rounds, agop=None):
         self.rounds, self.transforms, self.agops = rounds, [], []
@@ -27,6 +28,10 @@ class MachineUnder:
 
     patch_dim = 2
     initial_transform = None
+
+    @property
+    def optimism(self):
+        return self.machine.optimism
 
     def __init__(self, machine, transform):
         self.machine, self.transform = machine, transform
@@ -171,3 +176,13 @@ def test_negative_eigenvalues_are_rounding():
 
 def test_a_zero_agop_has_no_transform():
     assert transform_from_agop(np.zeros((3, 3)), 0.5) is None
+
+
+def test_a_round_must_be_better_by_more_than_its_optimism():
+    machine = Machine([[(1.0, gcv, gcv)] for gcv in (1.0, 0.985, 0.97, 0.96)])
+    assert fit(machine)[0].index == 3
+    machine = Machine([[(1.0, gcv, gcv)] for gcv in (1.0, 0.985, 0.97, 0.96)])
+    machine.optimism = 0.02
+    for selection in ("gcv", "loo"):
+        machine.transforms.clear()
+        assert fit(machine, selection)[0].index == 2

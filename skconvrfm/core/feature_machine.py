@@ -79,6 +79,9 @@ class FeatureMachine:
     held_out: TrainingSet | None = None
     transform: np.ndarray | None = None
 
+    # Measured where learning does not help: see "An honest choice" in the guide.
+    optimism = 0.02
+
     @property
     def patch_dim(self):
         """Entries d of a patch."""

@@ -17,8 +17,10 @@ The loops know a *machine*, and not which model is behind it. It offers ``under(
 itself under a patch transform; ``design()``, what a ridge is fitted to (a kernel
 matrix, or features); ``ridge_path(design)``, a `RidgePath` or its like;
 ``patch_agop(coef)``, an ndarray of shape (d, d); ``held_out_loss(path)``, an error a
-ridge; ``patch_dim``, which is d; and ``initial_transform``, that of round 0. A
-transform of None is the identity, or, for ``under``, the initial one.
+ridge; ``patch_dim``, which is d; ``initial_transform``, that of round 0; and
+``optimism``, the share by which the criteria of a round that learned from the same
+labels are too low. A transform of None is the identity, or, for ``under``, the initial
+one.
 
 Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 and Deep ConvRFM; the selection
 by a criterion of the training data is ours, as is the factor sqrt(d), the norm of the
@@ -315,8 +317,11 @@ def filter_transform(fitted, power):
 
 def _is_better(current, best, selection):
     """Whether a later round, or layer, is to be preferred."""
-    # A planned round has no criterion.
-    return selection == "last" or not current.criterion >= best.criterion
+    if selection == "last":
+        return True
+    # What learned from the same labels looks better by so much than it is.
+    optimism = 0 if selection == "holdout" else current.machine.optimism
+    return current.criterion < (1 - optimism) * best.criterion
 
 
 def _choose_ridge(machine, path, selection):
