@@ -492,8 +492,10 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         because it needs no second fit; the leave-one-out error; the error of a held-out
         fifth of the rows, drawn evenly over classes (or targets) and with copies of an
         image kept together, after which all rows are fitted anew; or the last round,
-        with the ridge by GCV. Where the metric is large against the data, as in deeper
-        layers, only ``"holdout"`` is honest (see :ref:`optimistic`).
+        with the ridge by GCV. By GCV and leave-one-out, a round or layer of features
+        must be better than those before by two per cent, which is its optimism. Where
+        the metric is large against the data, as in deeper layers, only ``"holdout"`` is
+        honest (see :ref:`optimistic`).
     class_weight : dict, "balanced" or None, default=None
         Importance of the classes, of which only the ratios count.
     device : str, default="auto"
@@ -951,8 +953,10 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         because it needs no second fit; the leave-one-out error; the error of a held-out
         fifth of the rows, drawn evenly over classes (or targets) and with copies of an
         image kept together, after which all rows are fitted anew; or the last round,
-        with the ridge by GCV. Where the metric is large against the data, as in deeper
-        layers, only ``"holdout"`` is honest (see :ref:`optimistic`).
+        with the ridge by GCV. By GCV and leave-one-out, a round or layer of features
+        must be better than those before by two per cent, which is its optimism. Where
+        the metric is large against the data, as in deeper layers, only ``"holdout"`` is
+        honest (see :ref:`optimistic`).
     device : str, default="auto"
         ``"auto"`` is CUDA where torch finds it, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
