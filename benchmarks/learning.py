@@ -100,7 +100,7 @@ def make_table(problem, results):
         ]
         for variant, result in results.items()
     ]
-    return format_table([problem, "accuracy by round", "GCV", "round by GCV"], rows)
+    return format_table([problem, "accuracy by round", "GCV", "least GCV"], rows)
 
 
 def main(argv=None):
