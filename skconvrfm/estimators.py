@@ -140,7 +140,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         # ratios can be meant, and they are read as having mean one.
         counts = weights / min(1.0, weights.mean())
         encoding, targets, weights = self._encode(y_fit, counts)
-        method, reason = resolve_method(self, image_shape, counts)
+        method, reason = resolve_method(self, image_shape, len(kept))
         if self.verbose and reason:
             print(f"[{type(self).__name__}] {reason}")
         self._check_layers(method)

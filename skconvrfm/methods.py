@@ -48,7 +48,7 @@ AUTO_AGOP_PATCHES = {"exact": 20_000, "features": 200_000}
 AUTO_AGOP_IMAGES = 20
 
 
-def resolve_method(estimator, image_shape, weights):
+def resolve_method(estimator, image_shape, n_rows):
     """What ``method`` is for so many rows, and why.
 
     Parameters
@@ -57,8 +57,8 @@ def resolve_method(estimator, image_shape, weights):
         Its parameters.
     image_shape : tuple of int
         Rows, columns and channels of an image.
-    weights : ndarray of shape (n,)
-        Weights of the rows, which count them: a row of weight 2 is two rows.
+    n_rows : int
+        Rows of positive weight.
 
     Returns
     -------
@@ -77,9 +77,8 @@ def resolve_method(estimator, image_shape, weights):
         return estimator.method, ""
     if radial:
         return "exact", f"method='exact': kernel={estimator.kernel!r} has no features"
-    n_rows = max(weights.sum(), np.count_nonzero(weights))
     pairs = n_rows**2 / 2 * _location_pairs(estimator, image_shape) * estimator.depth
-    sizes = f"{n_rows:.0f} rows (limit {EXACT_ROWS}), {pairs:.1e} pairs of locations"
+    sizes = f"{n_rows} rows (limit {EXACT_ROWS}), {pairs:.1e} pairs of locations"
     exact = n_rows <= EXACT_ROWS and pairs <= EXACT_PAIRS
     name = "exact" if exact else "features"
     return name, f"method={name!r}: {sizes} (limit {EXACT_PAIRS:.0e})"
@@ -87,8 +86,9 @@ def resolve_method(estimator, image_shape, weights):
 
 def _location_pairs(estimator, image_shape):
     """Pairs of locations that the exact kernel compares in a pair of images."""
+    patch_size = check_pair(estimator.patch_size, "patch_size")
     layers = convolution_layers(
-        image_shape, estimator.patch_size, estimator.padding, estimator.depth
+        image_shape, patch_size, estimator.padding, estimator.depth
     )
     grid = exact_pool(estimator)
     if grid is None:

@@ -300,8 +300,8 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
     def _fit(self, X, y, sample_weight):
         X, y, image_shape = self._validate_fit(X, y)
         self._check_pool()
-        weights = check_weights(sample_weight, X)
-        learner = self._make_learner(y, image_shape, weights)
+        n_rows = np.count_nonzero(check_weights(sample_weight, X))
+        learner = self._make_learner(y, image_shape, n_rows)
         learned = learner.fit(X, y, sample_weight).layers_[0]
 
         self.method_ = learner.method_
@@ -374,7 +374,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             dtype=object,
         )
 
-    def _make_learner(self, y, image_shape, weights):
+    def _make_learner(self, y, image_shape, n_rows):
         """The estimator that learns the metric."""
         task = self.task
         if task == "auto":
@@ -383,7 +383,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             task = "classification" if classes else "regression"
         shared = {name: getattr(self, name) for name in BaseConvRFM._get_param_names()}
         shared["image_shape"] = image_shape
-        shared["method"], _ = resolve_method(self, image_shape, weights)
+        shared["method"], _ = resolve_method(self, image_shape, n_rows)
         if shared["method"] == "features":  # which are then those of the result
             shared["pool_grid"] = self._check_pool()
         return TASKS[task](**shared)
