@@ -258,7 +258,8 @@ def test_prediction_runs_only_the_layers_that_it_needs(problem, monkeypatch):
     monkeypatch.setattr(core_features, "convolve", counted)
     monkeypatch.setenv("SKCONVRFM_COMPILE", "0")
     model.predict(X)
-    assert len(calls) == model.best_layer_ + 1
+    # Threads share the images out: what counts is whose filters were used.
+    assert len({filters.shape for _, _, filters, _ in calls}) == model.best_layer_ + 1
 
 
 @pytest.mark.parametrize("is_antithetic", [False, True])

@@ -171,7 +171,7 @@ def test_without_rich_the_table_is_plain_and_aligned(run, arrays, monkeypatch):
     assert code == 0 and out.isascii()
     lines = out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("model "))
-    table = lines[start : start + 6]
+    table = lines[start : start + 2 + len(MODELS)]
     assert len({len(line) for line in table}) == 1
     for model, line in zip(MODELS, table[2:], strict=True):
         assert line.startswith(model)
