@@ -470,8 +470,9 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
     pool_power : float in (0, 1], default=0.5
         The power that the means over cells are raised to in features. The root makes a
         faint pattern count for more against a strong one, and was the more accurate on
-        all images tried (measured: see "The linear path" in the guide). 1 leaves the
-        means as they are, which is what the exact pooled kernel integrates over.
+        natural images, digits and articles, but not where cells have a few noisy
+        locations (measured: see "The linear path" in the guide). 1 leaves the means as
+        they are, which is what the exact pooled kernel integrates over.
     n_rounds : int, default=4
         Updates of the patch transform after the first fit. 0 is the fixed
         convolutional kernel. More rounds cost time and no accuracy, for `selection`
@@ -931,8 +932,9 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     pool_power : float in (0, 1], default=0.5
         The power that the means over cells are raised to in features. The root makes a
         faint pattern count for more against a strong one, and was the more accurate on
-        all images tried (measured: see "The linear path" in the guide). 1 leaves the
-        means as they are, which is what the exact pooled kernel integrates over.
+        natural images, digits and articles, but not where cells have a few noisy
+        locations (measured: see "The linear path" in the guide). 1 leaves the means as
+        they are, which is what the exact pooled kernel integrates over.
     n_rounds : int, default=4
         Updates of the patch transform after the first fit. 0 is the fixed
         convolutional kernel. More rounds cost time and no accuracy, for `selection`
