@@ -432,7 +432,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
     method : {"auto", "exact", "features"}, default="auto"
         ``"exact"`` solves in the kernel, at a cost of n². ``"features"`` draws filters
         in place of integrating over them: ridge regression on their pooled maps, with
-        the same rounds, linear in n, and with the pool more accurate on most images.
+        the same rounds, linear in n, and with its pool often the more accurate.
         ``"auto"`` is exact up to 3000 rows and 2e10 pairs of locations (of n² / 2 pairs
         of rows, times `depth`); with `verbose` it says what it took.
     pool_grid : "auto", None, int or (int, int), default="auto"
@@ -894,7 +894,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     method : {"auto", "exact", "features"}, default="auto"
         ``"exact"`` solves in the kernel, at a cost of n². ``"features"`` draws filters
         in place of integrating over them: ridge regression on their pooled maps, with
-        the same rounds, linear in n, and with the pool more accurate on most images.
+        the same rounds, linear in n, and with its pool often the more accurate.
         ``"auto"`` is exact up to 3000 rows and 2e10 pairs of locations (of n² / 2 pairs
         of rows, times `depth`); with `verbose` it says what it took.
     pool_grid : "auto", None, int or (int, int), default="auto"
