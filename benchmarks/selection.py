@@ -13,9 +13,10 @@ import numpy as np
 
 from skconvrfm import ConvRFMClassifier
 
-from .harness import ROOT, format_table, report
+from .harness import format_table, report
+from .problems import DATA
 
-DATA = ROOT.parent / "shared" / "data" / "cifar10_5000_2000.npz"
+FILE = DATA / "cifar10_5000_2000.npz"
 N_OTHER = 1000
 SELECTIONS = ("gcv", "loo", "holdout")
 # Images, filters of a layer, layers: d is 108 (6×6 patches of pixels) in one layer,
@@ -116,7 +117,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.selection", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--data", type=Path, default=DATA, help="the file")
+    parser.add_argument("--data", type=Path, default=FILE, help="the file")
     parser.add_argument("--cases", type=int, default=len(CASES), help="how many")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     options = parser.parse_args(argv)

@@ -150,11 +150,12 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         images = as_images(X_fit, image_shape, self.channels)
         lineup = self._line_up(X_fit, targets, weights, rng)
         data = TrainingSet(images, targets, weights, counts, lineup)
+        resources = make_resources(self.device, self.dtype, self.n_jobs, X)
         common = {"image_shape_": image_shape, "method_": method, **encoding}
         fitting = _Fitting(
             self,
             METHOD_CLASSES[method],
-            (image_shape, self._alphas(), self._resources(X)),
+            (image_shape, self._alphas(), resources),
             rng,
             common,
             y.shape[1:],
@@ -168,9 +169,6 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             setattr(self, name, value)
         callbacks.end_fit()
         return self
-
-    def _resources(self, X):
-        return make_resources(self.device, self.dtype, self.n_jobs, X)
 
     def _line_up(self, X, targets, weights, rng):
         """The rows in an order for draws that treats weights as repetitions."""
@@ -345,8 +343,7 @@ class _Fitting:
         }
         if index < len(layers):
             fitted["patch_agop_"] = layers[index].rounds.agop
-        method = self._method(estimator, *self._setting, self._rng)
-        for name, value in method.attributes(best).items():
+        for name, value in self._method.attributes(best).items():
             fitted[name] = self._shape(value) if name.endswith("coef_") else value
         if "dual_coef_" in fitted:
             images = data.images

@@ -195,10 +195,11 @@ class ExactMethod(Method):
         layer = fitted.best.machine.kernel.layers[0]
         return FilterLayer(layer, filters, estimator.activation)
 
-    def attributes(self, best):
+    @staticmethod
+    def attributes(best):
         """What the estimator keeps of the chosen machine beyond its layers."""
         kept = {"dual_coef_": best.solution.coef}
-        if self.estimator.kernel in RADIAL_KINDS:
+        if best.machine.kernel.kind in RADIAL_KINDS:
             kept["bandwidth_"] = best.machine.kernel.bandwidth
         return kept
 
@@ -271,7 +272,8 @@ class FeatureMethod(Method):
         pool = _between(self.estimator, features.layer)
         return replace(features, pool=pool, power=1.0)
 
-    def attributes(self, best):
+    @staticmethod
+    def attributes(best):
         """What the estimator keeps of the chosen machine beyond its layers."""
         features = best.machine.features
         return {

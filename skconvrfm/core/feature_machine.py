@@ -28,18 +28,17 @@ from .cnfa import agop_from_outputs
 from .features import average_pool, convolve
 from .filters import FilterBank
 from .images import Layer, balanced_blocks
-from .machine import TrainingSet, held_out_loss
+from .machine import Machine
 from .ridge import Moments, PrimalRidgePath, RidgePath
-from .sampling import Sample
-from .tiles import Resources, compute_features, image_blocks
+from .tiles import compute_features, image_blocks
 
 # Rows of a product of all rows with all; half of them are left out.
 _PRODUCT_ROWS = 1024
 
 
-@dataclass(frozen=True)
-class FeatureMachine:
-    """Ridge regression on pooled maps of filters under a patch transform.
+@dataclass(frozen=True, kw_only=True)
+class FeatureMachine(Machine):
+    """Ridge regression on pooled maps of filters.
 
     Attributes
     ----------
@@ -51,33 +50,15 @@ class FeatureMachine:
         What follows the convolution.
     pool : tuple of int or None
         Rows and columns of the grid of means; None keeps all locations.
-    data : TrainingSet
-        The training images, or what earlier layers make of them, and their targets.
-    alphas : ndarray of shape (n_alphas,)
-        The ridges of the path.
-    agop_sample : Sample
-        The images that carry the AGOP.
-    resources : Resources
-        Device, precision, memory, workers.
     initial_transform : ndarray of shape (d, d) or None
         The patch transform of round 0; None is the identity.
-    held_out : TrainingSet or None
-        Other rows, on which ridges can be judged.
-    transform : ndarray of shape (d, d) or None
-        The patch transform T; None is the identity.
     """
 
     layer: Layer
     bank: FilterBank
     activation: str
     pool: tuple[int, int] | None
-    data: TrainingSet
-    alphas: np.ndarray
-    agop_sample: Sample
-    resources: Resources
     initial_transform: np.ndarray | None = None
-    held_out: TrainingSet | None = None
-    transform: np.ndarray | None = None
 
     # Measured where learning does not help: see "An honest choice" in the guide.
     optimism = 0.02
@@ -129,10 +110,6 @@ class FeatureMachine:
     def product(self, images, coef):
         """The features of images times coefficients, without the intercept."""
         return feature_product(self.features, images, coef, self.resources)
-
-    def held_out_loss(self, path):
-        """The mean squared error on the held-out rows, an array with one a ridge."""
-        return held_out_loss(self, path)
 
 
 class Design:

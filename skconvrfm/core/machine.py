@@ -50,47 +50,77 @@ class TrainingSet:
         )
 
 
-@dataclass(frozen=True)
-class KernelMachine:
-    """Kernel ridge regression on images under a patch transform.
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the rounds learn with: a ridge regression under a patch transform.
 
     Attributes
     ----------
-    kernel : ConvolutionalKernel, PatchKernel or PooledKernel
-        The kernel. A bandwidth of None is measured anew for every transform.
     data : TrainingSet
         The training images, or what earlier layers make of them, and their targets.
     alphas : ndarray of shape (n_alphas,)
         The ridges of the path.
-    agop_sample, bandwidth_sample : Sample
-        The images that carry the AGOP, and those that the bandwidth is measured on.
+    agop_sample : Sample
+        The images that carry the AGOP.
     resources : Resources
         Device, precision, memory, workers.
-    initial_transform : ndarray of shape (d, d) or None
-        The patch transform of round 0; None is the identity.
     held_out : TrainingSet or None
         Other rows, on which ridges can be judged.
     transform : ndarray of shape (d, d) or None
         The patch transform T; None is the identity.
     """
 
-    kernel: ConvolutionalKernel | PatchKernel | PooledKernel
     data: TrainingSet
     alphas: np.ndarray
     agop_sample: Sample
-    bandwidth_sample: Sample
     resources: Resources
-    initial_transform: np.ndarray | None = None
     held_out: TrainingSet | None = None
     transform: np.ndarray | None = None
+
+    def held_out_loss(self, path):
+        """The weighted mean squared error of all ridges on the held-out rows.
+
+        Parameters
+        ----------
+        path : RidgePath or PrimalRidgePath
+            The ridge regressions.
+
+        Returns
+        -------
+        ndarray of shape (n_alphas,)
+        """
+        data = self.held_out
+        coef, intercepts = path.coefficients()
+        predictions = self.product(data.images, coef) + intercepts
+        predictions = predictions.reshape(len(data.targets), len(path.alphas), -1)
+        losses = ((predictions - data.targets[:, None]) ** 2).sum(2)
+        return data.weights @ losses / data.weights.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelMachine(Machine):
+    """Kernel ridge regression on images.
+
+    Attributes
+    ----------
+    kernel : ConvolutionalKernel, PatchKernel or PooledKernel
+        The kernel. A bandwidth of None is measured anew for every transform.
+    bandwidth_sample : Sample
+        The images that the bandwidth is measured on.
+    """
+
+    kernel: ConvolutionalKernel | PatchKernel | PooledKernel
+    bandwidth_sample: Sample
+
+    # Round 0 has the kernel as it is.
+    initial_transform = None
+    # The criteria follow the error on other images from round to round.
+    optimism = 0.0
 
     @property
     def patch_dim(self):
         """Entries d of a patch."""
         return self.kernel.patch_dim
-
-    # The criteria follow the error on other images from round to round.
-    optimism = 0.0
 
     @property
     def patch_shape(self):
@@ -98,9 +128,8 @@ class KernelMachine:
         return self.kernel.layers[0].patch
 
     def under(self, transform):
-        """The same machine under another patch transform; None is that of round 0."""
+        """The same machine under another patch transform; None is the identity."""
         kernel = self.kernel
-        transform = self.initial_transform if transform is None else transform
         if kernel.unmeasured:
             kernel = measured_kernel(
                 kernel,
@@ -145,32 +174,6 @@ class KernelMachine:
         return kernel_product(
             self.kernel, images, self.data.images, self.transform, coef, self.resources
         )
-
-    def held_out_loss(self, path):
-        """The mean squared error on the held-out rows, an array with one a ridge."""
-        return held_out_loss(self, path)
-
-
-def held_out_loss(machine, path):
-    """The weighted mean squared error of all ridges on a machine's held-out rows.
-
-    Parameters
-    ----------
-    machine : KernelMachine or FeatureMachine
-        The machine.
-    path : RidgePath or PrimalRidgePath
-        Its ridge regressions.
-
-    Returns
-    -------
-    ndarray of shape (n_alphas,)
-    """
-    data = machine.held_out
-    coef, intercepts = path.coefficients()
-    predictions = machine.product(data.images, coef) + intercepts
-    predictions = predictions.reshape(len(data.targets), len(path.alphas), -1)
-    losses = ((predictions - data.targets[:, None]) ** 2).sum(2)
-    return data.weights @ losses / data.weights.sum()
 
 
 def measured_kernel(kernel, images, sample, transform, resources):
