@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from skconvrfm.core.blocks import Resources
 from skconvrfm.core.features import FilterLayer
 from skconvrfm.core.images import convolution_layers
-from skconvrfm.core.tiles import Resources, compute_features
+from skconvrfm.core.tiles import compute_features
 
 from .compare import disagreement
 from .harness import format_table, median, report, smooth_images, timed

@@ -26,6 +26,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
+from .core.blocks import balanced_blocks
 from .core.cnfa import (
     CORRELATIONS,
     KEPT_PER_OUTPUT,
@@ -40,7 +41,7 @@ from .core.cnfa import (
     frozen,
 )
 from .core.devices import resolve_device
-from .core.images import balanced_blocks, to_tensor
+from .core.images import to_tensor
 from .core.sampling import systematic_sample
 from .display import AnsatzDisplay
 from .kernels import as_numpy

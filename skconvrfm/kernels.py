@@ -3,20 +3,17 @@
 In the manner of :mod:`sklearn.metrics.pairwise`: arrays in, arrays out.
 """
 
-import functools
 from numbers import Integral, Real
 
 import numpy as np
 import torch
-from joblib import effective_n_jobs
-from joblib.parallel import get_active_backend
 from sklearn import get_config
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
-from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _check_sample_weight
 
 from .core import agop, sampling, tiles
+from .core.blocks import parallel_resources
 from .core.convolutional import KINDS, ConvolutionalKernel
 from .core.devices import TORCH_DTYPES, resolve_device, resolve_dtype
 from .core.images import convolution_layers
@@ -465,42 +462,12 @@ def make_resources(device, dtype, n_jobs, *arrays):
     """
     name = str(device)
     resolve_device(name)
-    n_workers = effective_n_jobs(n_jobs)
-    run = tiles.run_in_turn
-    if n_workers > 1:
-        run = functools.partial(_run_in_parallel, n_jobs, n_workers)
-    return tiles.Resources(
-        device_name=name,
-        dtype=resolve_dtype(dtype, *(array.dtype for array in arrays)),
-        memory=int(get_config()["working_memory"] * 2**20),
-        n_workers=n_workers,
-        run=run,
+    return parallel_resources(
+        name,
+        resolve_dtype(dtype, *(array.dtype for array in arrays)),
+        int(get_config()["working_memory"] * 2**20),
+        n_jobs,
     )
-
-
-def _run_in_parallel(n_jobs, n_workers, function, tasks):
-    """Share tasks out to joblib workers that share out the threads of torch."""
-    threads = torch.get_num_threads()
-    share = max(1, threads // n_workers)
-    call = delayed(functools.partial(_with_threads, share, function))
-    streams = get_active_backend()[0].supports_return_generator
-    parallel = Parallel(n_jobs=n_jobs, return_as="generator" if streams else "list")
-    # Threads of this process take their share from here, and give it back here.
-    torch.set_num_threads(share)
-    try:
-        yield from parallel(call(*task) for task in tasks)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _with_threads(share, function, *task):
-    """Call a task in a worker, thread or process, that takes its share of the threads.
-
-    New threads start with what torch was set to last, by whomever: a task that goes on
-    after another one failed may have set it to 1.
-    """
-    torch.set_num_threads(share)
-    return function(*task)
 
 
 def _check_images(X, Y):

@@ -14,6 +14,7 @@ from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
 from sklearn import config_context
 
+from skconvrfm.core import blocks
 from skconvrfm.core import tiles as tiles_module
 from skconvrfm.core.convolutional import ConvolutionalKernel
 from skconvrfm.core.tiles import kernel_matrix, kernel_product
@@ -261,13 +262,13 @@ def test_results_do_not_depend_on_processes(images):
 def test_without_n_jobs_the_context_of_joblib_decides(images, monkeypatch):
     seen = []
     expected = everything(*images)
-    run = tiles_module.Resources.one_worker
+    run = blocks.Resources.one_worker
 
     def one_worker(self):
         seen.append(self.n_workers)
         return run(self)
 
-    monkeypatch.setattr(tiles_module.Resources, "one_worker", one_worker)
+    monkeypatch.setattr(blocks.Resources, "one_worker", one_worker)
     with parallel_config("threading", n_jobs=2):
         assert_same(everything(*images), expected)
     assert set(seen) == {2}

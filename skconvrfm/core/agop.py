@@ -21,14 +21,13 @@ import numpy as np
 import torch
 
 from . import compiled
-from .images import balanced_blocks, extract_patches
+from .blocks import balanced_blocks, halving_memory, image_blocks, sum_tasks
+from .images import extract_patches
 from .pooling import PooledKernel
 from .threads import own_threads, share_out
 from .tiles import (
     block_side,
     find_library,
-    halving_memory,
-    image_blocks,
     image_bytes,
     largest_value,
     load_blocks,
@@ -88,7 +87,7 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
         )
         for p in image_blocks(images, largest)
     )
-    total = sum(resources.run(_sum_of_products, tasks))
+    total = sum_tasks(_sum_of_products, tasks, resources)
     if not np.isfinite(total).all():
         raise ValueError(
             f"the patch AGOP overflows {resources.numpy_dtype}: X has values up to "

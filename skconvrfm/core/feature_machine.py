@@ -24,13 +24,21 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from .blocks import (
+    SUM_TASKS,
+    balanced_blocks,
+    halving_memory,
+    image_blocks,
+    spans,
+    sum_tasks,
+)
 from .cnfa import agop_from_outputs
-from .features import average_pool, convolve
+from .features import FilterLayer, average_pool, convolve
 from .filters import FilterBank
-from .images import Layer, balanced_blocks
+from .images import Layer
 from .machine import Machine
 from .ridge import Moments, PrimalRidgePath, RidgePath
-from .tiles import compute_features, image_blocks
+from .tiles import feature_rows
 
 # Rows of a product of all rows with all; half of them are left out.
 _PRODUCT_ROWS = 1024
@@ -115,6 +123,8 @@ class FeatureMachine(Machine):
 class Design:
     """Features of training images: held where they fit, computed by block where not.
 
+    Workers compute the features of their own rows, and do not send them.
+
     Parameters
     ----------
     features : FilterLayer
@@ -128,8 +138,10 @@ class Design:
     def __init__(self, features, data, resources):
         self.features, self.data, self.resources = features, data, resources
         self.n, self.width = len(data.images), math.prod(features.shape)
+        self.rows = FeatureRows(features, data.images, self.n)
         size = self.n * self.width * resources.itemsize
-        self._held = self._compute(features, data.images) if self._fits(size) else None
+        if resources.n_workers == 1 and size <= resources.memory // 2:
+            self.rows = self.rows.held(resources)
 
     @property
     def wide(self):
@@ -140,98 +152,183 @@ class Design:
         """
         return self.width >= self.n - 1
 
-    def _fits(self, size):
-        return size <= self.resources.memory // 2
-
-    def _compute(self, features, images):
-        return compute_features(features, images, self.resources).reshape(
-            len(images), -1
-        )
-
-    def row_blocks(self):
-        """Yield (slice of rows, their features)."""
-        size = self.width * self.resources.itemsize
-        largest = max(1, self.resources.memory // 4 // size)
-        for rows in image_blocks(self.data.images, min(largest, _PRODUCT_ROWS)):
-            if self._held is not None:
-                yield rows, self._held[rows]
-            else:
-                yield rows, self._compute(self.features, self.data.images[rows])
-
-    def filter_groups(self):
-        """Yield (indices of columns, all rows' features of some filters)."""
-        n_filters, cells = self.features.n_maps, math.prod(self.features.grid)
-        if self._held is not None:
-            yield np.arange(self.width), self._held
-            return
-        size = self.n * cells * self.resources.itemsize
-        largest = max(1, self.resources.memory // 4 // size)
-        columns = np.arange(self.width).reshape(cells, n_filters)
-        for group in balanced_blocks(slice(0, n_filters), largest):
-            part = self.features.only(group)
-            yield columns[:, group].ravel(), self._compute(part, self.data.images)
-
     def kernel_matrix(self):
         """ΦΦᵀ, an ndarray of shape (n, n), in float64 where groups are added up."""
-        matrix = np.zeros((self.n, self.n))
-        for _, group in self.filter_groups():
-            tensor = self._tensor(group)
-            for rows in balanced_blocks(slice(0, self.n), _PRODUCT_ROWS):
-                product = tensor[: rows.stop] @ tensor[rows].T
-                matrix[: rows.stop, rows] += product.double().cpu().numpy()
+        worker = self.resources.one_worker()
+        tasks = ((rows, worker) for _, rows in self._filter_groups())
+        matrix = sum_tasks(_outer_product, tasks, self.resources)
         upper = np.triu(matrix)
         return upper + np.triu(matrix, 1).T
 
     def combine(self, dual_coef):
         """Φᵀα, the features' coefficients of a kernel machine."""
         coef = np.empty((self.width, dual_coef.shape[1]))
-        dual = torch.as_tensor(dual_coef, device=self.resources.device)
-        for columns, group in self.filter_groups():
-            for rows in balanced_blocks(slice(0, len(columns)), _PRODUCT_ROWS):
-                part = self._tensor(group[:, rows]).double()
-                coef[columns[rows]] = (part.T @ dual).cpu().numpy()
+        worker = self.resources.one_worker()
+        columns, groups = zip(*self._filter_groups(), strict=True)
+        tasks = ((rows, dual_coef, worker) for rows in groups)
+        parts = self.resources.run(_combination, tasks)
+        for column, part in zip(columns, parts, strict=True):
+            coef[column] = part
         return coef
 
     def moments(self):
         """The sums over all rows, `Moments`, in float64 where blocks are added up."""
-        data, width = self.data, self.width
-        device = self.resources.device
-        gram = torch.zeros((width, width), dtype=torch.float64, device=device)
-        cross = torch.zeros((width, data.targets.shape[1]), **_double(gram))
-        sums = torch.zeros(width, **_double(gram))
-        centre, largest = None, 0.0
-        total = data.weights.sum()
-        target_mean = data.weights @ data.targets / total
-        for rows, block in self.row_blocks():
-            block = self._tensor(block)
-            largest = max(largest, float(block.double().square().sum(1).max()))
-            # Near the mean, little is lost where squares of the mean are taken off.
-            centre = block.mean(0) if centre is None else centre
-            weights = torch.as_tensor(data.weights[rows]).to(block)[:, None]
-            block = (block - centre) * weights.sqrt()
-            for columns in balanced_blocks(slice(0, width), _PRODUCT_ROWS):
-                product = block[:, : columns.stop].T @ block[:, columns]
-                gram[: columns.stop, columns] += product
-            block = block.double() * weights.double().sqrt()
-            targets = torch.as_tensor(data.targets[rows] - target_mean, **_double(gram))
-            cross += block.T @ targets
-            sums += block.sum(0)
-        gram = gram.triu() + gram.triu(1).T
-        gram -= torch.outer(sums, sums) / total
-        return Moments(
-            gram.cpu().numpy(),
-            cross.cpu().numpy(),
-            (centre.double() + sums / total).cpu().numpy(),
-            largest,
+        data, worker = self.data, self.resources.one_worker()
+        tasks = (
+            (self.rows[part], data.targets[part], data.weights[part], worker)
+            for part in spans(self.n, self.resources, SUM_TASKS)
         )
+        return sum_tasks(_moments, tasks, self.resources)
 
-    def _tensor(self, array):
-        return torch.as_tensor(array, device=self.resources.device)
+    def map_rows(self, function):
+        """Yield (slice of rows, what a function makes of their features).
+
+        Parameters
+        ----------
+        function : callable
+            ``function(blocks, device)`` of an iterable of float64 tensors; picklable.
+        """
+        worker = self.resources.one_worker()
+        parts = spans(self.n, self.resources, SUM_TASKS)
+        tasks = ((self.rows[part], function, worker) for part in parts)
+        yield from zip(parts, self.resources.run(_map_blocks, tasks), strict=True)
+
+    def _filter_groups(self):
+        """Pairs (indices of columns, all rows' features of some filters)."""
+        if self.rows.values is not None:
+            return [(np.arange(self.width), self.rows)]
+        n_filters, cells = self.features.n_maps, math.prod(self.features.grid)
+        worker = self.resources.one_worker()
+        size = self.n * cells * self.resources.itemsize
+        largest = max(1, worker.memory // 4 // size)
+        columns = np.arange(self.width).reshape(cells, n_filters)
+        return [
+            (columns[:, group].ravel(), self.rows.only(group))
+            for group in spans(n_filters, self.resources, SUM_TASKS, largest)
+        ]
 
 
-def _double(like):
-    """Keywords of a float64 tensor where another one is."""
-    return {"dtype": torch.float64, "device": like.device}
+@dataclass(frozen=True)
+class FeatureRows:
+    """Rows of features: values, or images and what makes features of them.
+
+    Attributes
+    ----------
+    features : FilterLayer
+        What makes them.
+    images : ndarray, StoredImages or FeatureMaps of shape (n, h, w, c)
+        The images.
+    n_whole : int
+        Of how many images these are a part, whose features are made alike.
+    values : ndarray of shape (n, D) or None
+        The features where they are held.
+    """
+
+    features: FilterLayer
+    images: object
+    n_whole: int
+    values: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, part):
+        """The rows of a slice."""
+        values = None if self.values is None else self.values[part]
+        return replace(self, images=self.images[part], values=values)
+
+    def only(self, group):
+        """The columns of a slice of the filters."""
+        return replace(self, features=self.features.only(group))
+
+    def held(self, resources):
+        """The same rows with their values."""
+        return replace(self, values=self.compute(resources))
+
+    def compute(self, resources):
+        """The values, an ndarray of shape (n, D)."""
+        if self.values is not None:
+            return self.values
+        values = feature_rows(self.features, self.images, self.n_whole, resources)
+        return values.reshape(len(values), -1)
+
+    def blocks(self, resources):
+        """Yield (slice of rows, their values as a tensor), as much as fits."""
+        size = math.prod(self.features.shape) * resources.itemsize
+        largest = max(1, resources.memory // 4 // size)
+        for part in image_blocks(self.images, min(largest, _PRODUCT_ROWS)):
+            values = self[part].compute(resources)
+            yield part, torch.as_tensor(values, device=resources.device)
+
+
+@halving_memory
+def _moments(rows, targets, weights, resources):
+    """The `Moments` of some rows."""
+    width = math.prod(rows.features.shape)
+    total = weights.sum()
+    target_mean = weights @ targets / total
+    centred_targets = targets - target_mean
+    options = {"dtype": torch.float64, "device": resources.device}
+    gram = torch.zeros((width, width), **options)
+    cross = torch.zeros((width, targets.shape[1]), **options)
+    sums = torch.zeros(width, **options)
+    centre, largest = None, 0.0
+    for part, block in rows.blocks(resources):
+        largest = max(largest, float(block.double().square().sum(1).max()))
+        # Near the mean, little is lost where squares of the mean are taken off.
+        centre = block.mean(0) if centre is None else centre
+        weight = torch.as_tensor(weights[part], **options)[:, None]
+        block = block - centre
+        scaled = block * weight.sqrt().to(block.dtype)
+        for columns in balanced_blocks(slice(0, width), _PRODUCT_ROWS):
+            product = scaled[:, : columns.stop].T @ scaled[:, columns]
+            gram[: columns.stop, columns] += product
+        weighted = block.double() * weight
+        cross += weighted.T @ torch.as_tensor(centred_targets[part], **options)
+        sums += weighted.sum(0)
+    # One triangle was added up; the other is its mirror, strip by strip in its place.
+    for columns in balanced_blocks(slice(0, width), _PRODUCT_ROWS):
+        square = gram[columns, columns]
+        square.copy_(square.triu() + square.triu(1).T)
+        gram[columns.stop :, columns] = gram[columns, columns.stop :].T
+        gram[columns] -= torch.outer(sums[columns], sums) / total
+    return Moments(
+        weight=float(total),
+        mean=(centre.double() + sums / total).cpu().numpy(),
+        target_mean=target_mean,
+        gram=gram.cpu().numpy(),
+        cross=cross.cpu().numpy(),
+        spread=weights @ centred_targets**2,
+        largest=largest,
+    )
+
+
+@halving_memory
+def _map_blocks(rows, function, resources):
+    """What a function makes of the blocks of some rows."""
+    blocks = (block.double() for _, block in rows.blocks(resources))
+    return function(blocks, resources.device)
+
+
+@halving_memory
+def _outer_product(rows, resources):
+    """ΦΦᵀ of some columns, its upper triangle, an ndarray of shape (n, n)."""
+    values = torch.as_tensor(rows.compute(resources), device=resources.device)
+    matrix = np.zeros((len(rows), len(rows)))
+    for part in image_blocks(rows, _PRODUCT_ROWS):
+        product = values[: part.stop] @ values[part].T
+        matrix[: part.stop, part] = product.double().cpu().numpy()
+    return matrix
+
+
+@halving_memory
+def _combination(rows, dual_coef, resources):
+    """Φᵀα of some columns."""
+    values = torch.as_tensor(rows.compute(resources), device=resources.device)
+    dual = torch.as_tensor(dual_coef, device=resources.device)
+    parts = balanced_blocks(slice(0, values.shape[1]), _PRODUCT_ROWS)
+    products = [values[:, part].double().T @ dual for part in parts]
+    return torch.cat(products).cpu().numpy()
 
 
 class FeatureKernelPath(RidgePath):
@@ -267,7 +364,7 @@ def feature_moments_path(design, alphas):
     data = design.data
     return PrimalRidgePath(
         design.moments(),
-        design.row_blocks,
+        design.map_rows,
         data.targets,
         data.weights,
         alphas,
@@ -294,17 +391,18 @@ def feature_product(features, images, coef, resources):
     -------
     ndarray of shape (n, n_outputs), float64
     """
-    size = len(coef) * (resources.itemsize + 8)
-    largest = max(1, resources.memory // 4 // size)
-    return np.concatenate(
-        [
-            compute_features(features, images[rows], resources)
-            .reshape(rows.stop - rows.start, -1)
-            .astype(np.float64, copy=False)
-            @ coef
-            for rows in image_blocks(images, largest)
-        ]
-    )
+    worker = resources.one_worker()
+    rows = FeatureRows(features, images, len(images))
+    tasks = ((rows[part], coef, worker) for part in spans(len(images), resources))
+    return np.concatenate(list(resources.run(_product, tasks)))
+
+
+@halving_memory
+def _product(rows, coef, resources):
+    """Φβ of some rows."""
+    coef = torch.as_tensor(coef, device=resources.device)
+    products = [block.double() @ coef for _, block in rows.blocks(resources)]
+    return torch.cat(products).cpu().numpy()
 
 
 def feature_agop(features, coef, images, weights, resources):
@@ -327,18 +425,30 @@ def feature_agop(features, coef, images, weights, resources):
     -------
     ndarray of shape (d, d), float64
     """
+    worker = resources.one_worker()
+    tasks = (
+        (features, coef, images[part], weights[part], worker)
+        for part in spans(len(images), resources, SUM_TASKS)
+    )
+    total = sum_tasks(_activity, tasks, resources)
+    filters, _ = features.affine(images.shape[3])
+    second_moment = torch.from_numpy(total)[None] / weights.sum()
+    agop = agop_from_outputs(torch.from_numpy(filters), second_moment)[0].numpy()
+    return (agop + agop.T) / 2
+
+
+@halving_memory
+def _activity(features, coef, images, weights, resources):
+    """S of some images, but for the sum of their weights."""
     rows, columns = features.cells
-    filters, biases = features.affine(images.shape[3])
+    filters, biases = map(resources.tensor, features.affine(images.shape[3]))
     coef = torch.as_tensor(coef, device=resources.device)
     coef = coef.reshape(len(rows), len(columns), features.n_maps, -1)
-    total = torch.zeros((features.n_maps,) * 2, **_double(coef))
+    total = coef.new_zeros((features.n_maps,) * 2)
     numbers = 4 * features.layer.n_locations * features.n_maps
     largest = max(1, resources.memory // 4 // (resources.itemsize * numbers))
     for part in image_blocks(images, largest):
-        block = resources.tensor(images[part])
-        maps = convolve(
-            block, features.layer, *map(resources.tensor, (filters, biases))
-        )
+        maps = convolve(resources.tensor(images[part]), features.layer, filters, biases)
         active = _active(maps, features.activation)
         roots = resources.tensor(np.sqrt(weights[part]))[:, None]
         slopes = features.slopes(_means(maps, features)) * roots[:, None, None]
@@ -348,9 +458,7 @@ def feature_agop(features, coef, images, weights, resources):
                 cell = cell.flatten(0, 2)
                 beta = coef[row, column] / _area(height, width)
                 total += (cell.T @ cell) * (beta @ beta.T)
-    second_moment = total[None] / weights.sum()
-    agop = agop_from_outputs(torch.from_numpy(filters), second_moment)[0].numpy()
-    return (agop + agop.T) / 2
+    return total.cpu().numpy()
 
 
 def _means(maps, features):

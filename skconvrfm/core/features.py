@@ -21,7 +21,8 @@ import torch
 from torch.nn.functional import conv2d, fold, pad
 
 from . import compiled
-from .images import Layer, balanced_blocks, cells, extract_patches, to_tensor
+from .blocks import balanced_blocks
+from .images import Layer, cells, extract_patches, to_tensor
 from .threads import own_threads, share_out
 
 ACTIVATIONS = ("relu", "identity")

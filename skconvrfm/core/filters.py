@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .blocks import balanced_blocks
 from .features import FilterLayer
-from .images import balanced_blocks, extract_patches
+from .images import extract_patches
 
 KINDS = ("gaussian", "patches")
 # Part of the mean variance that is added to every direction before it is whitened.

@@ -197,17 +197,6 @@ def convolution_layers(image_shape, patch_size, padding, depth):
     return tuple(layers)
 
 
-def balanced_blocks(images, largest):
-    """Cut a slice of images into slices of at most ``largest``, equal but for one.
-
-    Equal blocks make a prime number of images cost what its neighbours cost.
-    """
-    n = images.stop - images.start
-    count = max(1, -(-n // max(1, largest)))
-    bounds = [images.start + n * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-
-
 def cells(size, count):
     """Part a dimension evenly into ``count`` slices, or as many as there is room for.
 

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from .agop import patch_agop
+from .blocks import Resources
 from .convolutional import ConvolutionalKernel
 from .features import FeatureMaps
 from .pooling import PooledKernel
 from .radial import PatchKernel
 from .ridge import RidgePath
 from .sampling import Lineup, Sample
-from .tiles import Resources, kernel_matrix, kernel_product
+from .tiles import kernel_matrix, kernel_product
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from .blocks import image_blocks
+
+# Rows of a matrix that are corrected at once.
+_SHIFT_ROWS = 512
+
 
 @dataclass(frozen=True)
 class RidgeSolution:
@@ -208,24 +213,57 @@ def _eigh(matrix):
 
 @dataclass(frozen=True)
 class Moments:
-    """What a ridge regression needs to know of features, summed over the rows.
+    r"""What a ridge regression needs to know of features, summed over rows.
+
+    Those of two sets of rows add up to those of both, in any order:
+    :math:`\Sigma = \Sigma_1 + \Sigma_2 + \frac{w_1 w_2}{w_1 + w_2} \delta\delta^\top`
+    with the difference δ of the means (Chan, Golub and LeVeque 1983).
 
     Attributes
     ----------
+    weight : float
+        Σ w.
+    mean : ndarray of shape (D,)
+        The weighted mean μ.
+    target_mean : ndarray of shape (n_outputs,)
+        That of the targets, ȳ.
     gram : ndarray of shape (D, D)
         Σ w (φ - μ)(φ - μ)ᵀ.
     cross : ndarray of shape (D, n_outputs)
         Σ w (φ - μ)(y - ȳ)ᵀ.
-    mean : ndarray of shape (D,)
-        The weighted mean μ.
+    spread : ndarray of shape (n_outputs,)
+        Σ w (y - ȳ)².
     largest : float
         The largest squared length of a row, which sets the scale of the ridges.
     """
 
+    weight: float
+    mean: np.ndarray
+    target_mean: np.ndarray
     gram: np.ndarray
     cross: np.ndarray
-    mean: np.ndarray
+    spread: np.ndarray
     largest: float
+
+    def __add__(self, other):
+        """The moments of the rows of both."""
+        weight = self.weight + other.weight
+        share = other.weight / weight
+        factor = self.weight * share
+        shift = other.mean - self.mean
+        target_shift = other.target_mean - self.target_mean
+        gram = self.gram + other.gram
+        for rows in image_blocks(gram, _SHIFT_ROWS):
+            gram[rows] += np.outer(factor * shift[rows], shift)
+        return Moments(
+            weight=weight,
+            mean=self.mean + share * shift,
+            target_mean=self.target_mean + share * target_shift,
+            gram=gram,
+            cross=self.cross + other.cross + np.outer(factor * shift, target_shift),
+            spread=self.spread + other.spread + factor * target_shift**2,
+            largest=max(self.largest, other.largest),
+        )
 
 
 class PrimalRidgePath:
@@ -235,95 +273,189 @@ class PrimalRidgePath:
     ----------
     moments : Moments
         Sums over all rows.
-    blocks : callable
-        ``blocks()`` → pairs (slice of rows, their features as an ndarray), anew at
-        every call: what concerns single rows takes another pass over the features.
+    map_rows : callable
+        ``map_rows(function)`` → pairs (slice of rows, ``function(blocks, device)`` of
+        their features), anew at every call: what concerns single rows takes another
+        pass over the features.
     targets, weights, alphas, device, counts
         See `RidgePath`.
     """
 
-    def __init__(self, moments, blocks, targets, weights, alphas, device, counts=None):
-        self.scale = moments.largest if moments.largest > 0 else 1.0
+    def __init__(
+        self, moments, map_rows, targets, weights, alphas, device, counts=None
+    ):
         self.alphas = alphas
-        self._blocks, self._device = blocks, device
-        self._targets, self._weights = targets, weights
+        self._map_rows, self._targets, self._weights = map_rows, targets, weights
         self._counts = weights if counts is None else counts
-        self._total = weights.sum()
-        self._target_mean = weights @ targets / self._total
-        self._mean = torch.tensor(moments.mean, device=device)
+        self._ridge = PrimalRidge(moments, device)
+
+    @property
+    def scale(self):
+        """The largest squared length of a row of features, the unit of the ridges."""
+        return self._ridge.scale
+
+    def gcv(self):
+        """As `RidgePath.gcv`, from the sums alone."""
+        return np.array([self._ridge.gcv(alpha) for alpha in self.alphas])
+
+    def loo_loss(self):
+        """As `RidgePath.loo_loss`, in one pass over the features."""
+        total = 0.0
+        for rows, (predictions, hats) in self._pass(self.alphas):
+            residual = self._targets[rows] - predictions
+            loo = (residual / _kept(self._weights[rows] * hats)[..., None]) ** 2
+            total = total + self._weights[rows] @ loo.sum(-1).T
+        return total / self._weights.sum()
+
+    def coefficients(self):
+        """As `RidgePath.coefficients`, for the features."""
+        pairs = [self._ridge.coefficients(alpha) for alpha in self.alphas]
+        coefs, intercepts = zip(*pairs, strict=True)
+        return np.hstack(coefs), np.concatenate(intercepts)
+
+    def solve(self, alpha):
+        """The machine at the ridge ``alpha``, a `RidgeSolution`; takes one pass."""
+        passed = [row for _, row in self._pass([alpha])]
+        predictions, hats = map(np.hstack, zip(*passed, strict=True))
+        return self._ridge.solution(
+            alpha, predictions[0], hats[0], self._targets, self._weights, self._counts
+        )
+
+    def _pass(self, alphas):
+        return self._map_rows(self._ridge.row_pass(alphas))
+
+
+class PrimalRidge:
+    """The regressions that moments determine, without the rows that went into them.
+
+    Parameters
+    ----------
+    moments : Moments
+        Sums over all rows.
+    device : torch.device
+        Where the decomposition is computed, in float64.
+    """
+
+    def __init__(self, moments, device):
+        self.scale = moments.largest if moments.largest > 0 else 1.0
+        self._weight, self._spread = moments.weight, float(moments.spread.sum())
+        self._mean, self._target_mean = moments.mean, moments.target_mean
         gram = torch.tensor(moments.gram, device=device)
         eigenvalues, self._vectors = _eigh(gram.div_(self.scale))
         self._eigenvalues = eigenvalues.clamp_(min=0)
         cross = torch.tensor(moments.cross, device=device) / math.sqrt(self.scale)
         self._projections = self._vectors.T @ cross
 
-    def gcv(self):
-        """As `RidgePath.gcv`, from the sums alone."""
-        return np.array([self._gcv(alpha) for alpha in self.alphas])
+    def gcv(self, alpha):
+        """The criterion GCV at a ridge."""
+        eigenvalues, inverse = self._eigenvalues, 1 / (self._eigenvalues + alpha)
+        explained = (eigenvalues + 2 * alpha) * inverse.square()
+        loss = self._spread - float(explained @ self._projections.square().sum(1))
+        left = self._weight - 1 - float(eigenvalues @ inverse)
+        return float(self._weight * max(loss, 0.0) / left**2)
 
-    def loo_loss(self):
-        """As `RidgePath.loo_loss`, in one pass over the features."""
-        total = 0.0
-        for rows, residual, hat in self._passed(self.alphas):
-            loo = (residual / _kept(hat)[..., None]) ** 2
-            total = total + (self._weights[rows] @ loo.sum(-1).T)
-        return total / self._total
+    def coefficients(self, alpha):
+        """Coefficients for the features as they are given, and the intercept."""
+        inverse = 1 / (self._eigenvalues + alpha)
+        coef = self._vectors @ (inverse[:, None] * self._projections)
+        coef = (coef / math.sqrt(self.scale)).cpu().numpy()
+        return coef, self._target_mean - self._mean @ coef
 
-    def coefficients(self):
-        """As `RidgePath.coefficients`, for the features."""
-        pairs = [self._coefficients(alpha) for alpha in self.alphas]
-        coefs, intercepts = zip(*pairs, strict=True)
-        return np.hstack(coefs), np.concatenate(intercepts)
+    def row_pass(self, alphas):
+        """What a pass over the features computes of each row, a `RowPass`."""
+        coefs, intercepts = zip(*map(self.coefficients, alphas), strict=True)
+        inverses = [1 / (self._eigenvalues + alpha) / self.scale for alpha in alphas]
+        return RowPass(
+            mean=self._mean,
+            vectors=self._vectors.cpu().numpy(),
+            inverses=torch.stack(inverses).cpu().numpy(),
+            base=1 / self._weight,
+            coefs=np.stack(coefs),
+            intercepts=np.stack(intercepts),
+        )
 
-    def solve(self, alpha):
-        """The machine at the ridge ``alpha``, a `RidgeSolution`; takes one pass."""
-        loo_prediction = np.empty_like(self._targets)
-        held_out_prediction = np.empty_like(self._targets)
-        for rows, [residual], [hat] in self._passed([alpha]):
-            share = 1 / np.maximum(self._counts[rows], 1)
-            targets = self._targets[rows]
-            loo_prediction[rows] = targets - residual / _kept(hat)[:, None]
-            held_out_prediction[rows] = targets - residual / _kept(share * hat)[:, None]
-        loss = self._weights @ (self._targets - loo_prediction) ** 2
-        coef, intercept = self._coefficients(alpha)
+    def solution(self, alpha, predictions, hats, targets, weights, counts):
+        """The machine at a ridge, and what it says of some of its rows left out.
+
+        Parameters
+        ----------
+        alpha : float
+            The ridge.
+        predictions : ndarray of shape (n, n_outputs)
+            What the machine predicts for the rows.
+        hats : ndarray of shape (n,)
+            H_ii / w_i of the rows.
+        targets, weights, counts : ndarray
+            Those of the rows.
+
+        Returns
+        -------
+        RidgeSolution
+        """
+        residual, hats = targets - predictions, weights * hats
+        share = 1 / np.maximum(counts, 1)
+        loo_prediction = targets - residual / _kept(hats)[:, None]
+        loss = weights @ (targets - loo_prediction) ** 2
+        coef, intercept = self.coefficients(alpha)
         return RidgeSolution(
             alpha=float(alpha),
             coef=coef,
             intercept=intercept,
-            gcv=self._gcv(alpha),
-            loo_loss=float(loss.sum() / self._total),
+            gcv=self.gcv(alpha),
+            loo_loss=float(loss.sum() / weights.sum()),
             loo_prediction=loo_prediction,
-            held_out_prediction=held_out_prediction,
+            held_out_prediction=targets - residual / _kept(share * hats)[:, None],
         )
 
-    def _coefficients(self, alpha):
-        """Coefficients for the features as they are given, and the intercept."""
-        inverse = 1 / (self._eigenvalues + alpha)
-        coef = self._vectors @ (inverse[:, None] * self._projections)
-        coef /= math.sqrt(self.scale)
-        intercept = self._target_mean - (self._mean @ coef).cpu().numpy()
-        return coef.cpu().numpy(), intercept
 
-    def _passed(self, alphas):
-        """Yield (rows, residuals, H_ii) of blocks, with a leading axis of ridges."""
-        ridges = torch.tensor(alphas, dtype=torch.float64, device=self._device)
-        inverses = 1 / (self._eigenvalues + ridges[:, None])
-        for rows, features in self._blocks():
-            rotated = torch.as_tensor(features, device=self._device).double()
-            rotated = (rotated - self._mean) @ self._vectors / math.sqrt(self.scale)
-            predicted = rotated @ (inverses[:, :, None] * self._projections)
-            hat = inverses @ rotated.square().T
-            hat = self._weights[rows] * (1 / self._total + hat.cpu().numpy())
-            residual = self._targets[rows] - self._target_mean - predicted.cpu().numpy()
-            yield rows, residual, hat
+@dataclass(frozen=True)
+class RowPass:
+    """What a pass over the features computes of each row; picklable.
 
-    def _gcv(self, alpha):
-        eigenvalues, inverse = self._eigenvalues, 1 / (self._eigenvalues + alpha)
-        spread = self._weights @ (self._targets - self._target_mean) ** 2
-        explained = (eigenvalues + 2 * alpha) * inverse.square()
-        loss = spread.sum() - float(explained @ self._projections.square().sum(1))
-        left = self._total - 1 - float(eigenvalues @ inverse)
-        return float(self._total * max(loss, 0.0) / left**2)
+    Attributes
+    ----------
+    mean : ndarray of shape (D,)
+        The mean μ of the features.
+    vectors : ndarray of shape (D, D)
+        The eigenvectors of their Gram matrix.
+    inverses : ndarray of shape (n_alphas, D)
+        1 / (eigenvalue + ridge), for the features as they are given.
+    base : float
+        1 / Σ w, the share of the intercept.
+    coefs : ndarray of shape (n_alphas, D, n_outputs)
+        The coefficients.
+    intercepts : ndarray of shape (n_alphas, n_outputs)
+        The intercepts.
+    """
+
+    mean: np.ndarray
+    vectors: np.ndarray
+    inverses: np.ndarray
+    base: float
+    coefs: np.ndarray
+    intercepts: np.ndarray
+
+    def __call__(self, blocks, device):
+        """Predictions for features in float64 tensors, and H_ii / w_i.
+
+        Returns
+        -------
+        predictions : ndarray of shape (n_alphas, n, n_outputs)
+            The predictions.
+        hats : ndarray of shape (n_alphas, n)
+            The leverages.
+        """
+        mean, vectors, inverses, coefs = (
+            torch.as_tensor(array, device=device)
+            for array in (self.mean, self.vectors, self.inverses, self.coefs)
+        )
+        predictions, hats = [], []
+        for block in blocks:
+            predictions.append((block @ coefs).cpu().numpy())
+            squares = ((block - mean) @ vectors).square_()
+            hats.append((inverses @ squares.T).cpu().numpy())
+        intercepts = self.intercepts[:, None]
+        return np.hstack(predictions) + intercepts, np.hstack(hats) + self.base
 
 
 def _kept(hat):

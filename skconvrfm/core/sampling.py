@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .images import balanced_blocks
+from .blocks import balanced_blocks
 
 # Rows that are cast to float at once when they are projected.
 _PROJECTION_BATCH = 256

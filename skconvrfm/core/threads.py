@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .images import balanced_blocks
+from .blocks import balanced_blocks
 
 _own = threading.local()
 

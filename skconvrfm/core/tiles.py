@@ -1,23 +1,23 @@
-"""The walk over pairs of image blocks: what fits in memory, on which device.
+"""The walk over pairs of image blocks: tiles of a kernel, and features.
 
 No array of size pairs × locations outlives its tile, and blocks and tiles are as
 large as their share of the memory budget allows and no larger than pays.
 """
 
-import functools
 import math
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from . import compiled
+from .blocks import (
+    balanced_blocks,
+    halving_memory,
+    image_blocks,
+    spans,
+)
 from .convolutional import ConvolutionalKernel
-from .devices import resolve_device
 from .features import FeatureMaps, FilterLayer, compute_maps
-from .images import balanced_blocks, to_tensor
 from .threads import own_thread_count, own_threads, share_out, thread_count
 
 # Arrays of one value a pair and location that are alive at once in a tile, at the
@@ -34,103 +34,6 @@ _PATCH_COPIES = 3
 _MAP_COPIES = 4
 # Images on the right fill the vectors of a CPU.
 _WHOLE_VECTOR = 16
-# A task that runs out of memory is tried again with half, down to this.
-_LEAST_MEMORY = 2**20
-
-
-def run_in_turn(function, tasks):
-    """Yield ``function(*task)`` for every task, in order: the default runner."""
-    return (function(*task) for task in tasks)
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a computation may use.
-
-    Attributes
-    ----------
-    device_name : str
-        Where the tiles are computed; "auto" is resolved where a task runs, which may
-        be another machine than the one that plans it.
-    dtype : torch.dtype
-        Precision of the tiles.
-    memory : int
-        Bytes that may be in use at once beyond data and result, all workers
-        together.
-    n_workers : int
-        Tasks that run at the same time.
-    run : callable
-        ``run(function, tasks)`` iterates over ``function(*task)``; the place where a
-        pool of workers comes in.
-    """
-
-    device_name: str
-    dtype: torch.dtype
-    memory: int
-    n_workers: int = 1
-    run: Callable = run_in_turn
-
-    @property
-    def device(self):
-        """The torch device of this process."""
-        return resolve_device(self.device_name)
-
-    @property
-    def itemsize(self):
-        """Bytes of a number."""
-        return self.dtype.itemsize
-
-    @property
-    def numpy_dtype(self):
-        """The numpy dtype of the tiles."""
-        return np.dtype(str(self.dtype).removeprefix("torch."))
-
-    def tensor(self, array):
-        """A numpy array on the device, in the dtype of the tiles; None stays None."""
-        return None if array is None else to_tensor(array, self.dtype, self.device)
-
-    def one_worker(self):
-        """What one worker may use; picklable, and without a pool of its own."""
-        return Resources(
-            self.device_name, self.dtype, max(1, self.memory // self.n_workers)
-        )
-
-
-def halving_memory(task):
-    """Let a task that runs out of memory try again with half of it, and warn.
-
-    Blocks and tiles shrink with the memory in the task's last argument, its
-    `Resources`.
-    """
-
-    @functools.wraps(task)
-    def patient_task(*arguments):
-        *arguments, resources = arguments
-        while True:
-            try:
-                return task(*arguments, resources)
-            except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or resources.memory <= _LEAST_MEMORY:
-                    raise
-            resources = replace(resources, memory=resources.memory // 2)
-            if resources.device.type == "cuda":
-                torch.cuda.empty_cache()
-            warnings.warn(
-                "out of memory: going on with tiles of half the size "
-                f"({resources.memory / 2**20:.0f} MiB); set a smaller working_memory "
-                "with sklearn.set_config to avoid the first attempt.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    return patient_task
-
-
-def _is_out_of_memory(error):
-    """Whether an allocation failed; torch's CPU allocator has no error of its own."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def image_bytes(kernel, image_shape, itemsize):
@@ -190,11 +93,6 @@ def hold_maps(images, resources):
     for part in image_blocks(images, largest):
         held[part] = resources.tensor(images[part]).cpu().numpy()
     return held
-
-
-def image_blocks(images, largest):
-    """Slices of all images, of at most ``largest`` images each."""
-    return balanced_blocks(slice(0, len(images)), largest)
 
 
 def load_blocks(kernel, images, parts, transform, resources):
@@ -328,15 +226,9 @@ def kernel_matrix(kernel, X, Y, transform, resources):
     library_pairs = len(X) * len(Y) / (2 if symmetric else 1)
     strips = _strips(kernel, X, len(Y), resources)
     tasks = (
-        (
-            kernel,
-            X[rows],
-            Y[rows.start :] if symmetric else Y,
-            transform,
-            symmetric,
-            library_pairs,
-            worker,
-        )
+        (kernel, X, rows, None, transform, library_pairs, worker)
+        if symmetric
+        else (kernel, X[rows], None, Y, transform, library_pairs, worker)
         for rows in strips
     )
     matrix = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
@@ -370,17 +262,18 @@ def _strips(kernel, X, n_columns, resources):
         left_side(kernel, X.shape[1:], worker),
         max(1, worker.memory // 8 // (worker.itemsize * n_columns)),
     )
-    if resources.n_workers > 1:  # enough strips to share out evenly
-        largest = min(largest, math.ceil(len(X) / (4 * resources.n_workers)))
-    return image_blocks(X, largest)
+    return spans(len(X), resources, largest=largest)
 
 
 @halving_memory
-def _strip(kernel, X, Y, transform, symmetric, pairs, resources):
-    """Some rows of the kernel matrix; with ``symmetric``, Y begins with X itself.
+def _strip(kernel, X, rows, Y, transform, pairs, resources):
+    """Some rows of the kernel matrix; those of X from the diagonal on where Y is None.
 
     Then tiles below the diagonal are mirrored and the diagonal gets its exact values.
     """
+    symmetric = Y is None
+    if symmetric:  # by slices of the one array that all tasks share
+        X, Y = X[rows], X[rows.start :]
     library = find_library(kernel, pairs, resources)
     with own_threads(library is not None):
         return _compute_strip(kernel, X, Y, transform, symmetric, library, resources)
@@ -441,7 +334,7 @@ def _right_blocks(kernel, left, images, transform, symmetric, largest, resources
 
 def _strip_product(kernel, X, centres, transform, coef, pairs, resources):
     """Some rows of the kernel matrix times the coefficients."""
-    strip = _strip(kernel, X, centres, transform, False, pairs, resources)
+    strip = _strip(kernel, X, None, centres, transform, pairs, resources)
     return strip.astype(np.float64, copy=False) @ coef
 
 
@@ -465,18 +358,16 @@ def compute_features(features, images, resources):
     worker = resources.one_worker()
     library = _feature_library(features, len(images), worker)
     largest = _feature_block(features, images, library, worker)
-    if resources.n_workers > 1:  # enough parts to share out evenly
-        largest = min(largest, math.ceil(len(images) / (4 * resources.n_workers)))
-    parts = image_blocks(images, largest)
+    parts = spans(len(images), resources, largest=largest)
     tasks = ((features, images[part], len(images), worker) for part in parts)
     out = np.empty((len(images), *features.shape), dtype=resources.numpy_dtype)
-    for part, block in zip(parts, resources.run(_feature_rows, tasks), strict=True):
+    for part, block in zip(parts, resources.run(feature_rows, tasks), strict=True):
         out[part] = block
     return out
 
 
 @halving_memory
-def _feature_rows(features, images, n_images, resources):
+def feature_rows(features, images, n_images, resources):
     """The features of some of ``n_images``, in smaller blocks if memory is now less."""
     library = _feature_library(features, n_images, resources)
     largest = _feature_block(features, images, library, resources)
