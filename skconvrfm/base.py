@@ -6,13 +6,20 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 
+from .core.blocks import image_blocks
 from .core.convolutional import KINDS
 from .core.features import ACTIVATIONS
 from .core.filters import KINDS as FILTER_KINDS
+from .core.images import as_images
 from .core.radial import RADIAL_KINDS
 from .core.rounds import SELECTIONS
+from .core.stored import StoredRows, is_stored
 from .kernels import KERNEL_CONSTRAINTS, as_numpy
 
 # Ridges in units of the largest diagonal entry of the kernel: half decades from
@@ -28,6 +35,8 @@ DEFAULT_DEPTH = 3
 _SMALLEST_COLOUR_SIDE = 8
 # Widths from which a flat row of k² columns is taken for a square image.
 _SMALLEST_SQUARE_SIDE = 4
+# Stored images that are read at once to be checked.
+_CHECKED_BYTES = 2**24
 
 
 class BaseConvRFM(BaseEstimator):
@@ -120,16 +129,32 @@ class BaseConvRFM(BaseEstimator):
     def _validate_fit(self, X, y):
         """X flat, y, and the shape of an image."""
         X, shape = self._flatten(X)
-        X, y = validate_data(
-            self,
-            X,
-            as_numpy(y, "y"),
-            dtype="numeric",
-            multi_output=True,
-            y_numeric=False,
-            ensure_min_samples=2,
-        )
+        options = {"multi_output": True, "y_numeric": False}
+        y = as_numpy(y, "y")
+        if isinstance(X, StoredRows):
+            y = validate_data(self, y=y, **options)
+            check_consistent_length(X, y)
+            self._check_stored(X, reset=True, ensure_min_samples=2)
+        else:
+            X, y = validate_data(
+                self, X, y, dtype="numeric", ensure_min_samples=2, **options
+            )
         return X, self._check_y(y), self._resolve_image_shape(X.shape[1], shape)
+
+    def _check_stored(self, X, reset, **options):
+        """Have scikit-learn check stored rows block by block; nothing is kept."""
+        if X.dtype.kind not in "biuf":
+            raise ValueError(
+                f"X is stored as {X.dtype}, but images are made of real numbers: store "
+                "them in a dtype such as uint8 or float32."
+            )
+        size = max(1, X.shape[1] * X.dtype.itemsize)
+        blocks = image_blocks(X, _CHECKED_BYTES // size)
+        # What is not floating is finite: the first block tells all.
+        for block in blocks if X.dtype.kind == "f" else blocks[:1]:
+            block = np.asarray(X[block])
+            validate_data(self, block, dtype="numeric", reset=reset, **options)
+            reset, options = False, {}
 
     def _check_y(self, y):
         """The targets, checked; here as they are."""
@@ -138,16 +163,24 @@ class BaseConvRFM(BaseEstimator):
     def _flatten(self, X):
         """Images as flat rows, and the shape (h, w, c) that they had, if any."""
         X = as_numpy(X, "X")
+        if is_stored(X):
+            return StoredRows.of(X), self._seen_shape(X.shape)
         if getattr(X, "ndim", None) is None and not hasattr(X, "dtypes"):
             X = _nested_images(X)
         ndim = getattr(X, "ndim", 2)
         if ndim not in (3, 4):
             return X, None
         X = np.asarray(X)
-        shape = X.shape[1:] if ndim == 4 else (*X.shape[1:], 1)
-        if ndim == 4 and self.channels == "first":
-            shape = (*shape[1:], shape[0])
+        shape = self._seen_shape(X.shape)
         return X.reshape(len(X), np.prod(shape, dtype=int)), shape
+
+    def _seen_shape(self, shape):
+        """The shape (h, w, c) of the images in an array of this shape, if it tells."""
+        if len(shape) == 3:
+            return (*shape[1:], 1)
+        if len(shape) == 4 and self.channels == "first":
+            return (*shape[2:], shape[1])
+        return tuple(shape[1:]) if len(shape) == 4 else None
 
     def _resolve_image_shape(self, width, seen):
         """The shape (h, w, c) from image_shape, the array, or the width of a row."""
@@ -194,7 +227,10 @@ class BaseConvRFM(BaseEstimator):
                 f"X has images of shape {shape}, but {type(self).__name__} was fitted "
                 f"on images of shape {self.image_shape_}."
             )
-        X = validate_data(self, X, dtype="numeric", reset=False)
+        if isinstance(X, StoredRows):
+            self._check_stored(X, reset=False)
+        else:
+            X = validate_data(self, X, dtype="numeric", reset=False)
         return as_images(X, self.image_shape_, self.channels)
 
     def __sklearn_tags__(self):
@@ -211,14 +247,6 @@ def _nested_images(X):
     except ValueError:  # ragged: validate_data has the better words
         return X
     return array if array.ndim in (3, 4) else X
-
-
-def as_images(X, image_shape, channels):
-    """Flat rows as a view of shape (n, h, w, c)."""
-    height, width, depth = image_shape
-    if channels == "first":
-        return X.reshape(-1, depth, height, width).transpose(0, 2, 3, 1)
-    return X.reshape(-1, height, width, depth)
 
 
 @contextmanager

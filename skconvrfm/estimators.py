@@ -25,10 +25,10 @@ from .base import (
     DEFAULT_ALPHAS,
     DEFAULT_DEPTH,
     BaseConvRFM,
-    as_images,
     unchanged_on_failure,
 )
 from .callbacks import CallbackSupportMixin, RoundCallbacks
+from .core.images import as_images
 from .core.machine import TrainingSet
 from .core.radial import RADIAL_KINDS
 from .core.rounds import best_layer, fit_layers
@@ -144,6 +144,8 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         if self.verbose and reason:
             print(f"[{type(self).__name__}] {reason}")
         self._check_layers(method)
+        if method == "exact":  # which keeps its images in any case
+            X_fit = np.asarray(X_fit)
 
         # None is a seed too: two fits of one estimator are equal, bit by bit.
         rng = check_random_state(0 if self.random_state is None else self.random_state)

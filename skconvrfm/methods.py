@@ -10,7 +10,6 @@ from numbers import Integral
 
 import numpy as np
 
-from .base import as_images
 from .core.feature_machine import FeatureMachine, feature_product
 from .core.features import FilterLayer, pass_through
 from .core.filters import (
@@ -22,7 +21,7 @@ from .core.filters import (
     patch_moments,
     to_one_length,
 )
-from .core.images import cells, convolution_layers
+from .core.images import as_images, cells, convolution_layers
 from .core.machine import KernelMachine
 from .core.radial import RADIAL_KINDS
 from .core.sampling import bandwidth_draws

@@ -206,6 +206,16 @@ def cells(size, count):
     return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
 
 
+def as_images(X, image_shape, channels):
+    """Flat rows as images of shape (n, h, w, c): a view, or stored images."""
+    if not isinstance(X, np.ndarray):
+        return X.images(image_shape, channels)
+    height, width, depth = image_shape
+    if channels == "first":
+        return X.reshape(-1, depth, height, width).transpose(0, 2, 3, 1)
+    return X.reshape(-1, height, width, depth)
+
+
 @singledispatch
 def to_tensor(images, dtype, device):
     """Copy a block of numpy images into a tensor; the only place that casts pixels.

@@ -19,7 +19,7 @@ def content_positions(rows, rng):
 
     Parameters
     ----------
-    rows : ndarray of shape (n, n_features)
+    rows : ndarray or StoredRows of shape (n, n_features)
         Flat images of any real dtype, cast batch by batch.
     rng : numpy.random.RandomState
         Where the direction comes from.
@@ -32,7 +32,7 @@ def content_positions(rows, rng):
     batches = balanced_blocks(slice(0, len(rows)), _PROJECTION_BATCH)
     # Row by row, so that equal rows get equal numbers, to the last bit.
     return np.concatenate(
-        [np.einsum("ij,j->i", rows[batch], direction) for batch in batches]
+        [np.einsum("ij,j->i", np.asarray(rows[batch]), direction) for batch in batches]
     )
 
 
