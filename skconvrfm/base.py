@@ -126,19 +126,18 @@ class BaseConvRFM(BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _validate_fit(self, X, y):
-        """X flat, y, and the shape of an image."""
+    def _validate_fit(self, X, y, reset=True):
+        """X flat, y, and the shape of an image; ``reset`` begins anew."""
         X, shape = self._flatten(X)
         options = {"multi_output": True, "y_numeric": False}
+        checks = {"reset": reset, "ensure_min_samples": 2 if reset else 1}
         y = as_numpy(y, "y")
         if isinstance(X, StoredRows):
             y = validate_data(self, y=y, **options)
             check_consistent_length(X, y)
-            self._check_stored(X, reset=True, ensure_min_samples=2)
+            self._check_stored(X, **checks)
         else:
-            X, y = validate_data(
-                self, X, y, dtype="numeric", ensure_min_samples=2, **options
-            )
+            X, y = validate_data(self, X, y, dtype="numeric", **checks, **options)
         return X, self._check_y(y), self._resolve_image_shape(X.shape[1], shape)
 
     def _check_stored(self, X, reset, **options):
@@ -252,17 +251,17 @@ def _nested_images(X):
 @contextmanager
 def unchanged_on_failure(estimator):
     """Put the fitted attributes back if the fit does not come to its end."""
-    before = _fitted_attributes(estimator)
+    before = fitted_attributes(estimator)
     try:
         yield
     except BaseException:
-        for name in _fitted_attributes(estimator):
+        for name in fitted_attributes(estimator):
             delattr(estimator, name)
         vars(estimator).update(before)
         raise
 
 
-def _fitted_attributes(estimator):
+def fitted_attributes(estimator):
     """The fitted attributes of an estimator, by name."""
     return {
         name: value

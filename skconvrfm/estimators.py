@@ -14,27 +14,29 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import Bunch, check_random_state, compute_sample_weight
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import softmax
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from .base import (
     DEFAULT_ALPHAS,
     DEFAULT_DEPTH,
     BaseConvRFM,
+    fitted_attributes,
     unchanged_on_failure,
 )
 from .callbacks import CallbackSupportMixin, RoundCallbacks
 from .core.images import as_images
 from .core.machine import TrainingSet
 from .core.radial import RADIAL_KINDS
-from .core.rounds import best_layer, fit_layers
+from .core.rounds import best_layer, fit_layers, transform_from_agop
 from .core.sampling import Lineup, content_positions
+from .core.stream import RowSample, Stream
 from .kernels import check_weights, make_resources
-from .methods import METHOD_CLASSES, resolve_method
+from .methods import METHOD_CLASSES, FeatureMethod, resolve_method
 
 # selection="holdout": part of the rows that chooses.
 HOLDOUT_FRACTION = 0.2
@@ -43,11 +45,22 @@ HOLDOUT_FRACTION = 0.2
 TEMPERATURE_RANGE = (1e-2, 1e3)
 
 
+def _has_features(estimator):
+    """Whether the estimator may learn with features, which sums determine."""
+    if estimator.method == "exact" or estimator.kernel in RADIAL_KINDS:
+        raise AttributeError(
+            f"partial_fit needs features, which method={estimator.method!r} and kernel="
+            f"{estimator.kernel!r} have not; take method='features', kernel='ntk'."
+        )
+    return True
+
+
 class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
     """What both estimators share: the layers, the fit, the raw prediction."""
 
     _parameter_constraints: dict = {
         **BaseConvRFM._parameter_constraints,
+        "warm_start": ["boolean"],
         "feature_layers": [Interval(Integral, 1, None, closed="left")],
         "pool_grid": [
             StrOptions({"auto"}),
@@ -86,6 +99,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         agop_samples="auto",
         alpha=DEFAULT_ALPHAS,
         selection="gcv",
+        warm_start=False,
         device="auto",
         dtype="auto",
         n_jobs=None,
@@ -120,6 +134,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             random_state=random_state,
             verbose=verbose,
         )
+        self.warm_start = warm_start
         self.feature_layers = feature_layers
         self.pool_grid = pool_grid
         self.pool_between = pool_between
@@ -127,12 +142,8 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
     def _fit(self, X, y, sample_weight):
         """Fit layers and rounds; set attributes only when all is done."""
         X, y, image_shape = self._validate_fit(X, y)
-        weights = check_weights(sample_weight, X)
-        kept = np.flatnonzero(weights)
-        # Where nothing is left out, nothing is copied.
-        X_fit = X if len(kept) == len(X) else X[kept]
-        y_fit, weights = y[kept], weights[kept]
-        if len(kept) < 2:
+        X_fit, y_fit, weights = _weighted_rows(X, y, sample_weight)
+        if len(X_fit) < 2:
             raise ValueError(
                 "X has 1 sample with a positive weight; a fit needs at least 2."
             )
@@ -140,18 +151,18 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         # ratios can be meant, and they are read as having mean one.
         counts = weights / min(1.0, weights.mean())
         encoding, targets, weights = self._encode(y_fit, counts)
-        method, reason = resolve_method(self, image_shape, len(kept))
+        weights = weights * (counts.sum() / weights.sum())
+        method, reason = resolve_method(self, image_shape, len(X_fit))
         if self.verbose and reason:
             print(f"[{type(self).__name__}] {reason}")
         self._check_layers(method)
+        self._check_warm_start(method, image_shape)
         if method == "exact":  # which keeps its images in any case
             X_fit = np.asarray(X_fit)
 
         # None is a seed too: two fits of one estimator are equal, bit by bit.
         rng = check_random_state(0 if self.random_state is None else self.random_state)
-        images = as_images(X_fit, image_shape, self.channels)
-        lineup = self._line_up(X_fit, targets, weights, rng)
-        data = TrainingSet(images, targets, weights, counts, lineup)
+        data = self._training_set(X_fit, targets, weights, counts, image_shape, rng)
         resources = make_resources(self.device, self.dtype, self.n_jobs, X)
         common = {"image_shape_": image_shape, "method_": method, **encoding}
         fitting = _Fitting(
@@ -166,17 +177,98 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         if self.selection == "holdout":
             n_tasks *= 2
         callbacks = RoundCallbacks(self, n_tasks, X, y, sample_weight)
-        fitted = fitting.run(data, callbacks)
-        for name, value in fitted.items():
-            setattr(self, name, value)
+        self._keep(fitting.run(data, callbacks))
         callbacks.end_fit()
         return self
 
-    def _line_up(self, X, targets, weights, rng):
-        """The rows in an order for draws that treats weights as repetitions."""
-        positions = content_positions(X, rng)
+    def _keep(self, fitted):
+        """Set the fitted attributes, and drop those of a former fit."""
+        for name in fitted_attributes(self):
+            if name not in ("n_features_in_", "feature_names_in_"):
+                delattr(self, name)
+        vars(self).update(fitted)
+
+    def _partial_fit(self, X, y, sample_weight, classes=None):
+        """Add rows to the sums, and solve for the machine; attributes last."""
+        begins = not hasattr(self, "method_")
+        if not begins and self.method_ != "features":
+            raise ValueError(
+                "partial_fit goes on with features, but this estimator was fitted with "
+                "method='exact'; fit it with method='features', or clone it."
+            )
+        X, y, image_shape = self._validate_fit(X, y, reset=begins)
+        if not begins and image_shape != self.image_shape_:
+            raise ValueError(
+                f"X has images of shape {image_shape}, but {type(self).__name__} was "
+                f"fitted on images of shape {self.image_shape_}."
+            )
+        rows, y, counts = _weighted_rows(X, y, sample_weight)
+        encoding, targets, weights = self._encode(y, counts, classes)
+        self._check_warm_start("features", image_shape)
+        rng = check_random_state(0 if self.random_state is None else self.random_state)
+        data = self._training_set(rows, targets, weights, counts, image_shape, rng)
+        resources = make_resources(self.device, self.dtype, self.n_jobs, X)
+        setting = (image_shape, self._alphas(), resources)
+        common = {"image_shape_": image_shape, "method_": "features", **encoding}
+        fitting = _Fitting(self, FeatureMethod, setting, rng, common, y.shape[1:])
+        self._keep(fitting.add(data, rows))
+        return self
+
+    def refine(self):
+        """Learn the patch metric of the next round from what was seen.
+
+        The metric is that of the patch AGOP of the present machine. The sums of
+        `partial_fit` belong to the metric before, and start anew: let it see the images
+        again, or call `fit` with ``warm_start=True``. Until then predictions are those
+        of the present machine.
+
+        Returns
+        -------
+        self : object
+            The estimator with another ``patch_transform_``.
+
+        Raises
+        ------
+        ValueError
+            If the estimator was fitted with ``method="exact"``, whose rounds are those
+            of `fit`.
+        """
+        check_is_fitted(self)
+        if self.method_ != "features":
+            raise ValueError(
+                "refine goes on with features, but this estimator was fitted with "
+                "method='exact'; let n_rounds say how often its metric is learned."
+            )
+        initial = self.filter_bank_.initial
+        transform = transform_from_agop(self.patch_agop_, self.agop_power, initial)
+        if transform is not None:  # else the machine is constant, and knows no better
+            self.patch_transform_ = transform
+        vars(self).pop("stream_", None)
+        return self
+
+    def _training_set(self, rows, targets, weights, counts, image_shape, rng):
+        """Flat rows as images, in an order for draws that treats weights as copies."""
+        positions = content_positions(rows, rng)
         offset = rng.uniform()
-        return Lineup(self._strata(targets, rng), positions, weights, offset)
+        lineup = Lineup(self._strata(targets, rng), positions, weights, offset)
+        images = as_images(rows, image_shape, self.channels)
+        return TrainingSet(images, targets, weights, counts, lineup)
+
+    def _check_warm_start(self, method, image_shape):
+        """Refuse to go on with what does not fit."""
+        if not self.warm_start or not hasattr(self, "method_"):
+            return
+        if self.feature_layers > 1:
+            raise ValueError(
+                f"warm_start=True goes on with the metric of one layer, but "
+                f"feature_layers={self.feature_layers}; take warm_start=False."
+            )
+        if method != self.method_ or image_shape != self.image_shape_:
+            raise ValueError(
+                f"warm_start=True, but the former fit had method={self.method_!r} and "
+                f"images of shape {self.image_shape_}, this one has {method!r} and "
+                f"{image_shape}; take warm_start=False."
+            )
 
     def _check_layers(self, method):
         """Refuse more layers than the network has; warn where depth does not count."""
@@ -233,6 +325,15 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         return prediction + np.reshape(self.intercept_, -1)
 
 
+def _weighted_rows(X, y, sample_weight):
+    """The rows of positive weight with their targets and weights."""
+    weights = check_weights(sample_weight, X)
+    kept = np.flatnonzero(weights)
+    if len(kept) == len(weights):  # where nothing is left out, nothing is copied
+        return X, y, weights
+    return X[kept], y[kept], weights[kept]
+
+
 class _Fitting:
     """One fit of an estimator by a method: the choice, and perhaps a refit.
 
@@ -283,6 +384,56 @@ class _Fitting:
             for layer, rounds in zip(refitted, chosen, strict=False)
         ]
         return self._attributes(data, refitted, "last")
+
+    def add(self, data, rows):
+        """The fitted attributes after rows were added to the sums of the estimator.
+
+        Parameters
+        ----------
+        data : TrainingSet
+            The rows that are added.
+        rows : ndarray or StoredRows
+            Their flat images.
+        """
+        estimator = self._estimator
+        method = self._method(estimator, *self._setting, copy.deepcopy(self._rng))
+        machine = method.present_machine(data)
+        stream = Stream(
+            machine.design().moments(),
+            len(rows),
+            data.counts.sum(),
+            RowSample.of(rows, data.targets, data.weights, data.counts),
+        )
+        if hasattr(estimator, "stream_"):
+            stream = estimator.stream_ + stream
+        units = stream.in_units()
+        sample = estimator._training_set(
+            units.sample.rows,
+            units.sample.targets,
+            units.sample.weights,
+            units.sample.counts,
+            self._common["image_shape_"],
+            copy.deepcopy(self._rng),
+        )
+        layers = fit_layers(
+            method.summed_machine(machine, sample, units.moments),
+            n_layers=1,
+            pass_on=method.pass_on,
+            maps=method.maps,
+            n_rounds=0,
+            agop_power=estimator.agop_power,
+            # There are no rounds, and of held-out rows there are no sums.
+            selection="loo" if estimator.selection == "loo" else "gcv",
+            score=lambda prediction: estimator._score_targets(
+                sample.targets, prediction, sample.weights
+            ),
+            report=lambda *_: False,
+        )
+        fitted = self._attributes(sample, layers, "last") | {"stream_": stream}
+        if getattr(estimator, "best_layer_", 0):  # the layers below stay
+            for name in ("layers_", "best_layer_", "patch_shape_"):
+                fitted[name] = getattr(estimator, name)
+        return fitted
 
     def _fit_layers(self, data, held_out, callbacks, final, plan=None):
         """Fit all layers on some rows; ``final`` where nothing follows."""
@@ -642,6 +793,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         agop_samples="auto",
         alpha=DEFAULT_ALPHAS,
         selection="gcv",
+        warm_start=False,
         class_weight=None,
         device="auto",
         dtype="auto",
@@ -674,6 +826,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
             agop_samples=agop_samples,
             alpha=alpha,
             selection=selection,
+            warm_start=warm_start,
             device=device,
             dtype=dtype,
             n_jobs=n_jobs,
@@ -708,6 +861,62 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         """
         with unchanged_on_failure(self):
             return self._fit(X, y, sample_weight)
+
+    @available_if(_has_features)
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Add images to those that were seen, with the filters and metric there are.
+
+        The machine is a ridge regression on features, which sums over the images
+        determine: the result is that of one fit to all images, in whatever order they
+        came. The first call draws the filters from its images, which should be
+        typical, unless `fit` has learned a metric before: that, and its filters, then
+        stay, and the sums begin with the images of this call.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, laid out alike in all calls. A call costs a decomposition of all
+            features: give many images at a time.
+        y : array-like of shape (n_samples,)
+            Classes.
+        classes : array-like of shape (n_classes,), default=None
+            All classes, at the first call; None takes those of `y`.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, see `fit`.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator. If the call fails or is interrupted, it is as it was.
+
+        Raises
+        ------
+        ValueError
+            If X, y or a parameter is not usable; the message says what to do.
+
+        Notes
+        -----
+        The ridge is chosen by GCV, or for ``selection="loo"`` by the leave-one-out
+        error of a sample of the rows; probabilities are calibrated on that sample.
+        """
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs all of y, which partial_fit does not "
+                "see; pass the weights as a dict."
+            )
+        known = getattr(self, "classes_", None)
+        if classes is not None:
+            classes = np.unique(classes)
+            if known is not None and not np.array_equal(classes, known):
+                raise ValueError(
+                    f"classes={classes.tolist()} differ from those of the first call, "
+                    f"{known.tolist()}; leave them out, or clone the estimator."
+                )
+        with unchanged_on_failure(self):
+            known = classes if known is None else known
+            return self._partial_fit(X, y, sample_weight, known)
 
     def decision_function(self, X):
         """Score the classes: the machine's targets were -1 and 1.
@@ -770,10 +979,15 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         check_classification_targets(y)
         return y
 
-    def _encode(self, y, weights):
-        encoder = LabelEncoder().fit(y)
-        classes, codes = encoder.classes_, encoder.transform(y)
-        n_classes = len(classes)
+    def _encode(self, y, weights, classes=None):
+        classes = np.unique(y) if classes is None else classes
+        unknown = np.setdiff1d(y, classes)
+        if len(unknown):
+            raise ValueError(
+                f"y has the classes {unknown.tolist()}, which are not among classes="
+                f"{classes.tolist()}; name all classes in the first call."
+            )
+        codes, n_classes = np.searchsorted(classes, y), len(classes)
         if n_classes < 2:
             raise ValueError(
                 f"y has only one class, {classes.tolist()[0]!r}, among the rows with a "
@@ -787,7 +1001,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         return {"classes_": classes}, targets, weights
 
     def _class_weighted(self, weights, y, codes, n_classes):
-        """The weights times those of the classes, of which only the ratios count."""
+        """The weights times those of the classes."""
         if self.class_weight is None:
             return weights
         if self.class_weight == "balanced":  # by weights, so that they count as rows
@@ -799,7 +1013,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
                 f"class_weight={self.class_weight!r} must be positive for every class; "
                 "drop the rows of a class that is to be left out."
             )
-        return weighted * (weights.sum() / weighted.sum())
+        return weighted
 
     def _strata(self, targets, rng):
         return targets.argmax(axis=1) if targets.shape[1] > 1 else targets[:, 0]
@@ -1095,6 +1309,46 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         with unchanged_on_failure(self):
             return self._fit(X, y, sample_weight)
 
+    @available_if(_has_features)
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, sample_weight=None):
+        """Add images to those that were seen, with the filters and metric there are.
+
+        The machine is a ridge regression on features, which sums over the images
+        determine: the result is that of one fit to all images, in whatever order they
+        came. The first call draws the filters from its images, which should be
+        typical, unless `fit` has learned a metric before: that, and its filters, then
+        stay, and the sums begin with the images of this call.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, laid out alike in all calls. A call costs a decomposition of all
+            features: give many images at a time.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, see `fit`.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator. If the call fails or is interrupted, it is as it was.
+
+        Raises
+        ------
+        ValueError
+            If X, y or a parameter is not usable; the message says what to do.
+
+        Notes
+        -----
+        The ridge is chosen by GCV, or for ``selection="loo"`` by the leave-one-out
+        error of a sample of the rows.
+        """
+        with unchanged_on_failure(self):
+            return self._partial_fit(X, y, sample_weight)
+
     def predict(self, X):
         """Predict targets.
 
@@ -1121,7 +1375,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
                 "regression must be real numbers."
             ) from error
 
-    def _encode(self, y, weights):
+    def _encode(self, y, weights, classes=None):
         return {}, y.reshape(len(y), -1), weights
 
     def _strata(self, targets, rng):

@@ -10,7 +10,11 @@ from numbers import Integral
 
 import numpy as np
 
-from .core.feature_machine import FeatureMachine, feature_product
+from .core.feature_machine import (
+    FeatureMachine,
+    StreamMachine,
+    feature_product,
+)
 from .core.features import FilterLayer, pass_through
 from .core.filters import (
     FilterBank,
@@ -151,6 +155,12 @@ class Method:
         held_out = None if machine.held_out is None else behind(machine.held_out)
         return self.machine(behind(machine.data), held_out, machine)
 
+    def _start(self, below):
+        """The patch transform of round 0 where a former fit is to be gone on with."""
+        if below is not None or not self.estimator.warm_start:
+            return None
+        return getattr(self.estimator, "patch_transform_", None)
+
     def _agop_sample(self, lineup, n_locations):
         """The images that carry the AGOP."""
         samples = self.estimator.agop_samples
@@ -183,6 +193,7 @@ class ExactMethod(Method):
             bandwidth_sample=data.lineup.draw(bandwidth_draws(locations)),
             resources=self.resources,
             held_out=held_out,
+            start=self._start(below),
         )
 
     def maps(self, fitted, transform):
@@ -222,10 +233,15 @@ class ExactMethod(Method):
             kernel,
             pass_through(images, filters),
             hold_maps(pass_through(centres, filters), resources),
-            estimator.patch_transform_ if estimator.best_round_ else None,
+            _unless_identity(estimator.patch_transform_),
             estimator.dual_coef_.reshape(len(centres), -1),
             resources,
         )
+
+
+def _unless_identity(transform):
+    """A patch transform, or None for the identity, which costs nothing."""
+    return None if np.array_equal(transform, np.eye(len(transform))) else transform
 
 
 def make_exact_kernel(estimator, image_shape, depth, bandwidth=None):
@@ -249,21 +265,56 @@ class FeatureMethod(Method):
 
     def machine(self, data, held_out=None, below=None):
         """The machine on some data, with a bank of filters of its own."""
-        estimator = self.estimator
-        layer = _layer(estimator, data.images.shape[1:])
-        bank, initial_transform = self._draw_bank(data, layer)
+        layer = _layer(self.estimator, data.images.shape[1:])
+        start = self._start(below)
+        bank = None if start is None else self.estimator.filter_bank_
         return FeatureMachine(
-            layer=layer,
-            bank=bank,
-            activation=estimator.activation,
-            pool=_pool(estimator.pool_grid, FEATURE_POOL),
-            data=data,
-            alphas=self.alphas,
-            agop_sample=self._agop_sample(data.lineup, layer.n_locations),
-            resources=self.resources,
-            initial_transform=initial_transform,
+            bank=self._draw_bank(data, layer) if bank is None else bank,
             held_out=held_out,
+            start=start,
+            **self._parts(data, layer),
         )
+
+    def present_machine(self, data):
+        """The machine on some data with the filters and the metric that there are."""
+        estimator = self.estimator
+        if not hasattr(estimator, "method_"):
+            return self.machine(data).under(None)
+        data = self._behind_fitted_layers(data)
+        return FeatureMachine(
+            bank=estimator.filter_bank_,
+            transform=estimator.patch_transform_,
+            **self._parts(data, _layer(estimator, data.images.shape[1:])),
+        )
+
+    def summed_machine(self, machine, sample, moments):
+        """A machine with the same filters whose ridge is fitted to sums."""
+        sample = self._behind_fitted_layers(sample)
+        return StreamMachine(
+            bank=machine.bank,
+            start=machine.transform,
+            moments=moments,
+            **self._parts(sample, machine.layer),
+        )
+
+    def _behind_fitted_layers(self, data):
+        """Data as the layer sees it that a fitted estimator has chosen."""
+        below = _fitted_layers(
+            self.estimator, getattr(self.estimator, "best_layer_", 0)
+        )
+        return replace(data, images=pass_through(data.images, below))
+
+    def _parts(self, data, layer):
+        """What a machine has from the parameters and the data."""
+        return {
+            "layer": layer,
+            "activation": self.estimator.activation,
+            "pool": _pool(self.estimator.pool_grid, FEATURE_POOL),
+            "data": data,
+            "alphas": self.alphas,
+            "agop_sample": self._agop_sample(data.lineup, layer.n_locations),
+            "resources": self.resources,
+        }
 
     def maps(self, fitted, transform):
         """The chosen round's own filters, with the pool between layers."""
@@ -281,6 +332,7 @@ class FeatureMethod(Method):
             "biases_": features.biases,
             "offsets_": features.offsets,
             "pool_grid_": features.grid,
+            "filter_bank_": best.machine.bank,
         }
 
     @staticmethod
@@ -304,39 +356,38 @@ class FeatureMethod(Method):
         return feature_product(last, pass_through(images, below), coef, resources)
 
     def _draw_bank(self, data, layer):
-        """The filters of a layer before they take a metric, and the first of these."""
+        """The filters of a layer before they take a metric, a `FilterBank`."""
         estimator, rng = self.estimator, self.rng
         patch_dim = data.images.shape[3] * math.prod(layer.patch)
         n_filters = _n_filters(estimator, FEATURE_FILTERS)
         n_drawn = math.ceil(n_filters / 2) if estimator.antithetic else n_filters
-        centred = estimator.initial_metric == "whiten"
+        whitened = estimator.initial_metric == "whiten"
         n_images = moment_draws(layer.n_locations, patch_dim)
         moments = patch_moments(
             data.images, layer, data.lineup.draw(n_images), self.resources
         )
-        initial = moments.whitening() if centred else None
+        initial = moments.whitening() if whitened else None
         if estimator.filters == "patches":
             rows = data.lineup.sequence(n_drawn)
             directions = draw_patches(
                 data.images, layer, rows, moments.mean, rng, self.resources
             )
-            directions = to_one_length(directions @ initial if centred else directions)
+            directions = to_one_length(directions @ initial if whitened else directions)
         else:
             directions = rng.standard_normal((n_drawn, patch_dim))
         biases = rng.standard_normal(n_drawn)
         if estimator.antithetic:
             directions = antithetic(directions, n_filters)
             biases = antithetic(biases, n_filters)
-        bank = FilterBank(
+        return FilterBank(
             directions,
             biases,
             float(estimator.bias),
             float(estimator.threshold),
             float(estimator.pool_power),
             moments,
-            centred,
+            initial,
         )
-        return bank, initial
 
 
 METHOD_CLASSES = {method.name: method for method in (ExactMethod, FeatureMethod)}
@@ -356,6 +407,8 @@ def _between(estimator, layer):
 
 def _fitted_layers(estimator, count):
     """The first layers of filters of a fitted estimator."""
+    if not count:
+        return []
     layers, shape = [], estimator.image_shape_
     for learned in estimator.layers_[:count]:
         layer = _layer(estimator, shape)

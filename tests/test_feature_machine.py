@@ -222,7 +222,7 @@ def test_single_precision_is_summed_in_double(rng):
 
 def test_filters_take_the_metric_of_the_round(rng):
     directions, numbers = rng.normal(size=(6, 18)), rng.normal(size=6)
-    bank = FilterBank(directions, numbers, 0.3, 0.0, 1.0, moments=None, centred=False)
+    bank = FilterBank(directions, numbers, 0.3, 0.0, 1.0, moments=None, initial=None)
     layer, T = layer_of((7, 6, 2)), np.diag(np.arange(18.0))
     features = bank.under(T, layer, 2, "relu", (2, 2))
     assert_close(features.filters, directions @ T, 1e-14)
@@ -240,7 +240,7 @@ def test_whitened_patches_are_filters_with_the_covariance_of_the_metric(rng):
     directions = to_one_length((patches - moments.mean) @ initial)
     np.testing.assert_allclose((directions**2).sum(1), 4)
     bank = FilterBank(
-        directions, np.zeros(20_000), 0.0, 0.5, 1.0, moments, centred=True
+        directions, np.zeros(20_000), 0.0, 0.5, 1.0, moments, initial=initial
     )
     layer = layer_of((2, 2, 1), patch_size=2)
     features = bank.under(initial, layer, 1, "relu", None)

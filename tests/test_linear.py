@@ -277,7 +277,7 @@ def test_the_kernel_of_many_filters_tends_to_the_exact_pooled_kernel(is_antithet
         draws = rng.normal(size=(n_filters, 18)), rng.normal(size=n_filters)
         if is_antithetic:
             draws = (antithetic(draw[::2], n_filters) for draw in draws)
-        bank = FilterBank(*draws, 0.3, 0.0, 1.0, moments=None, centred=False)
+        bank = FilterBank(*draws, 0.3, 0.0, 1.0, moments=None, initial=None)
         maps = bank.under(T, layer, 2, "relu", (2, 2))(torch.from_numpy(X))
         features = maps.flatten(1).numpy()
         kernel = features @ features.T / features.shape[1]

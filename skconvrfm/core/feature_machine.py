@@ -58,18 +58,20 @@ class FeatureMachine(Machine):
         What follows the convolution.
     pool : tuple of int or None
         Rows and columns of the grid of means; None keeps all locations.
-    initial_transform : ndarray of shape (d, d) or None
-        The patch transform of round 0; None is the identity.
     """
 
     layer: Layer
     bank: FilterBank
     activation: str
     pool: tuple[int, int] | None
-    initial_transform: np.ndarray | None = None
 
     # Measured where learning does not help: see "An honest choice" in the guide.
     optimism = 0.02
+
+    @property
+    def initial_transform(self):
+        """The patch transform T₀ before anything was learned; None is the identity."""
+        return self.bank.initial
 
     @property
     def patch_dim(self):
@@ -91,10 +93,9 @@ class FeatureMachine(Machine):
 
     def under(self, transform):
         """The same machine under another patch transform; None is that of round 0."""
-        return replace(
-            self,
-            transform=self.initial_transform if transform is None else transform,
-        )
+        if transform is None:
+            transform = self.initial_transform if self.start is None else self.start
+        return replace(self, transform=transform)
 
     def design(self):
         """The features of the training images, a `Design`."""
@@ -118,6 +119,25 @@ class FeatureMachine(Machine):
     def product(self, images, coef):
         """The features of images times coefficients, without the intercept."""
         return feature_product(self.features, images, coef, self.resources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamMachine(FeatureMachine):
+    """A feature machine whose ridge is fitted to sums over rows that are gone.
+
+    Attributes
+    ----------
+    data : TrainingSet
+        Some of the rows, which stand for all where single rows are needed.
+    moments : Moments
+        The sums over all rows.
+    """
+
+    moments: Moments
+
+    def ridge_path(self, design):
+        """The ridge regressions from the sums."""
+        return _primal_path(self.moments, design, self.alphas)
 
 
 class Design:
@@ -153,7 +173,7 @@ class Design:
         return self.width >= self.n - 1
 
     def kernel_matrix(self):
-        """ΦΦᵀ, an ndarray of shape (n, n), in float64 where groups are added up."""
+        """ΦΦᵀ, an ndarray of shape (n, n), in float64."""
         worker = self.resources.one_worker()
         tasks = ((rows, worker) for _, rows in self._filter_groups())
         matrix = sum_tasks(_outer_product, tasks, self.resources)
@@ -172,7 +192,7 @@ class Design:
         return coef
 
     def moments(self):
-        """The sums over all rows, `Moments`, in float64 where blocks are added up."""
+        """The sums over all rows, `Moments`, in float64."""
         data, worker = self.data, self.resources.one_worker()
         tasks = (
             (self.rows[part], data.targets[part], data.weights[part], worker)
@@ -274,16 +294,17 @@ def _moments(rows, targets, weights, resources):
     sums = torch.zeros(width, **options)
     centre, largest = None, 0.0
     for part, block in rows.blocks(resources):
-        largest = max(largest, float(block.double().square().sum(1).max()))
+        # Of many rows, rounded products would bury the directions of small variance,
+        # which small ridges live on.
+        block = block.to(torch.float64, copy=True)
+        largest = max(largest, float(block.square().sum(1).max()))
         # Near the mean, little is lost where squares of the mean are taken off.
         centre = block.mean(0) if centre is None else centre
-        weight = torch.as_tensor(weights[part], **options)[:, None]
-        block = block - centre
-        scaled = block * weight.sqrt().to(block.dtype)
+        block -= centre
+        weighted = block * torch.as_tensor(weights[part], **options)[:, None]
         for columns in balanced_blocks(slice(0, width), _PRODUCT_ROWS):
-            product = scaled[:, : columns.stop].T @ scaled[:, columns]
+            product = block[:, : columns.stop].T @ weighted[:, columns]
             gram[: columns.stop, columns] += product
-        weighted = block.double() * weight
         cross += weighted.T @ torch.as_tensor(centred_targets[part], **options)
         sums += weighted.sum(0)
     # One triangle was added up; the other is its mirror, strip by strip in its place.
@@ -294,7 +315,7 @@ def _moments(rows, targets, weights, resources):
         gram[columns] -= torch.outer(sums[columns], sums) / total
     return Moments(
         weight=float(total),
-        mean=(centre.double() + sums / total).cpu().numpy(),
+        mean=(centre + sums / total).cpu().numpy(),
         target_mean=target_mean,
         gram=gram.cpu().numpy(),
         cross=cross.cpu().numpy(),
@@ -315,9 +336,11 @@ def _outer_product(rows, resources):
     """ΦΦᵀ of some columns, its upper triangle, an ndarray of shape (n, n)."""
     values = torch.as_tensor(rows.compute(resources), device=resources.device)
     matrix = np.zeros((len(rows), len(rows)))
-    for part in image_blocks(rows, _PRODUCT_ROWS):
-        product = values[: part.stop] @ values[part].T
-        matrix[: part.stop, part] = product.double().cpu().numpy()
+    for columns in balanced_blocks(slice(0, values.shape[1]), _PRODUCT_ROWS):
+        block = values[:, columns].double()
+        for part in image_blocks(rows, _PRODUCT_ROWS):
+            product = block[: part.stop] @ block[part].T
+            matrix[: part.stop, part] += product.cpu().numpy()
     return matrix
 
 
@@ -361,9 +384,13 @@ class FeatureKernelPath(RidgePath):
 
 def feature_moments_path(design, alphas):
     """The ridge regressions from the moments of the features."""
+    return _primal_path(design.moments(), design, alphas)
+
+
+def _primal_path(moments, design, alphas):
     data = design.data
     return PrimalRidgePath(
-        design.moments(),
+        moments,
         design.map_rows,
         data.targets,
         data.weights,

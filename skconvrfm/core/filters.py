@@ -184,8 +184,9 @@ class FilterBank:
         The power that means over cells are raised to.
     moments : PatchMoments or None
         The moments of patches; None for filters without threshold, centre and power.
-    centred : bool
-        Whether responses are those to v - v̄.
+    initial : ndarray of shape (d, d) or None
+        The transform T₀, of patches v - v̄; None is the identity, of patches as they
+        are.
     """
 
     directions: np.ndarray
@@ -194,7 +195,7 @@ class FilterBank:
     threshold: float
     power: float
     moments: PatchMoments | None
-    centred: bool
+    initial: np.ndarray | None
 
     def under(self, transform, layer, channels, activation, pool):
         """The layer of filters under a patch transform.
@@ -220,7 +221,7 @@ class FilterBank:
         if transform is not None:
             filters = filters @ transform
         biases, offsets = self.bias * self.unit_biases, None
-        if self.centred:
+        if self.initial is not None:
             biases = biases - filters @ self.moments.mean / math.sqrt(channels)
         if self.moments is not None:
             variances = ((filters @ self.moments.covariance) * filters).sum(1)

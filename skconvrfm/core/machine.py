@@ -67,6 +67,8 @@ class Machine:
         Device, precision, memory, workers.
     held_out : TrainingSet or None
         Other rows, on which ridges can be judged.
+    start : ndarray of shape (d, d) or None
+        The patch transform of round 0 where a former fit has learned one.
     transform : ndarray of shape (d, d) or None
         The patch transform T; None is the identity.
     """
@@ -76,6 +78,7 @@ class Machine:
     agop_sample: Sample
     resources: Resources
     held_out: TrainingSet | None = None
+    start: np.ndarray | None = None
     transform: np.ndarray | None = None
 
     def held_out_loss(self, path):
@@ -129,7 +132,8 @@ class KernelMachine(Machine):
         return self.kernel.layers[0].patch
 
     def under(self, transform):
-        """The same machine under another patch transform; None is the identity."""
+        """The same machine under another patch transform; None is that of round 0."""
+        transform = self.start if transform is None else transform
         kernel = self.kernel
         if kernel.unmeasured:
             kernel = measured_kernel(

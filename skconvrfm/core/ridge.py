@@ -26,7 +26,7 @@ an intercept is that of least-squares support vector machines (Cawley 2006).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -264,6 +264,16 @@ class Moments:
             spread=self.spread + other.spread + factor * target_shift**2,
             largest=max(self.largest, other.largest),
         )
+
+    def scaled(self, factor):
+        """The moments with all weights times a factor."""
+        if factor == 1:
+            return self
+        sums = {
+            name: factor * getattr(self, name)
+            for name in ("weight", "gram", "cross", "spread")
+        }
+        return replace(self, **sums)
 
 
 class PrimalRidgePath:
