@@ -647,6 +647,9 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         must be better than those before by two per cent, which is its optimism. Where
         the metric is large against the data, as in deeper layers, only ``"holdout"`` is
         honest (see :ref:`optimistic`).
+    warm_start : bool, default=False
+        Whether `fit` begins from the metric that is there, of a former fit or of
+        `refine`, and with features from the same filters.
     class_weight : dict, "balanced" or None, default=None
         Importance of the classes, of which only the ratios count.
     device : str, default="auto"
@@ -656,8 +659,9 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         exactly: float64 stays float64, uint8 is computed in float32. Ridge and
         eigenvalues are always float64.
     n_jobs : int, default=None
-        Tasks that share the kernel's tiles, through joblib. None is 1 unless in a
-        :obj:`joblib.parallel_config` context; a single task uses the threads of torch.
+        Tasks that share tiles and blocks of images, through joblib. None is 1 unless in
+        a :obj:`joblib.parallel_config` context, which may be that of a cluster; a
+        single task uses the threads of torch.
     random_state : int, RandomState instance or None, default=None
         Seed of the draw of `agop_samples`. None is a seed as well: fits are
         repeatable by default.
@@ -691,6 +695,11 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         `pool_power`, a hundredth of the deviation of responses.
     pool_grid_ : tuple of int
         With ``method="features"``: rows and columns of the grid.
+    filter_bank_ : FilterBank
+        With ``method="features"``: the filters before they take a metric, for further
+        rounds by `refine`, `partial_fit` and `warm_start`.
+    stream_ : Stream
+        After `partial_fit`: the sums over what it has seen, and a sample of the rows.
     intercept_ : ndarray of shape (n_outputs,)
         The intercept, which is not penalised.
     alpha_ : float
@@ -843,7 +852,9 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
                 (n_samples, h, w, c)
-            Images, or rows of pixels, of any real dtype.
+            Images, or rows of pixels, of any real dtype. Of a memmap, a dataset of h5py
+            or zarr, or another array that is read by slices, features hold no more
+            than blocks; the exact kernel reads it whole.
         y : array-like of shape (n_samples,)
             Classes.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -1172,6 +1183,9 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         must be better than those before by two per cent, which is its optimism. Where
         the metric is large against the data, as in deeper layers, only ``"holdout"`` is
         honest (see :ref:`optimistic`).
+    warm_start : bool, default=False
+        Whether `fit` begins from the metric that is there, of a former fit or of
+        `refine`, and with features from the same filters.
     device : str, default="auto"
         ``"auto"`` is CUDA where torch finds it, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -1179,8 +1193,9 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         exactly: float64 stays float64, uint8 is computed in float32. Ridge and
         eigenvalues are always float64.
     n_jobs : int, default=None
-        Tasks that share the kernel's tiles, through joblib. None is 1 unless in a
-        :obj:`joblib.parallel_config` context; a single task uses the threads of torch.
+        Tasks that share tiles and blocks of images, through joblib. None is 1 unless in
+        a :obj:`joblib.parallel_config` context, which may be that of a cluster; a
+        single task uses the threads of torch.
     random_state : int, RandomState instance or None, default=None
         Seed of the draw of `agop_samples`. None is a seed as well: fits are
         repeatable by default.
@@ -1209,6 +1224,11 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         `pool_power`, a hundredth of the deviation of responses.
     pool_grid_ : tuple of int
         With ``method="features"``: rows and columns of the grid.
+    filter_bank_ : FilterBank
+        With ``method="features"``: the filters before they take a metric, for further
+        rounds by `refine`, `partial_fit` and `warm_start`.
+    stream_ : Stream
+        After `partial_fit`: the sums over what it has seen, and a sample of the rows.
     intercept_ : float or ndarray of shape (n_outputs,)
         The intercept, which is not penalised.
     alpha_ : float
@@ -1290,7 +1310,9 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
                 (n_samples, h, w, c)
-            Images, or rows of pixels, of any real dtype.
+            Images, or rows of pixels, of any real dtype. Of a memmap, a dataset of h5py
+            or zarr, or another array that is read by slices, features hold no more
+            than blocks; the exact kernel reads it whole.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None

@@ -278,7 +278,8 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
                 (n_samples, h, w, c)
-            Images, or rows of pixels, of any real dtype.
+            Images, or rows of pixels, of any real dtype; may be stored, see
+            :meth:`ConvRFMClassifier.fit`.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Classes or real targets, see `task`.
         sample_weight : array-like of shape (n_samples,), default=None
