@@ -19,15 +19,15 @@ from .harness import format_table
 DOUBLE = 8
 # Passes over the images in a round: for the sums, and for what concerns single rows.
 PASSES = 2
-# D × D arrays that the parent has at once: LAPACK's divide and conquer has the matrix
-# and a work space of two; where sums arrive there are the total, and one as pickled
-# bytes and as an array.
-PARENT_MATRICES = 3
+# D × D arrays that the parent has at once, while it decomposes: the sums, their copy
+# that becomes the eigenvectors, and a work space of two.
+PARENT_MATRICES = 4
 # Of a row, per output: its target, two predictions without it; and the residuals and
 # their squares, of which the loss is the mean.
 ROW_OUTPUTS = {"targets": 1, "left-out predictions": 2, "residuals": 2}
-# Of a row: its weight, its count, its position in draws.
-ROW_NUMBERS = {"weights": 2, "positions": 1}
+# Of a row alone: its weight and its count of observations, its position in draws, its
+# label and its stratum.
+ROW_NUMBERS = {"weights": 2, "positions": 1, "labels": 2}
 
 
 @dataclass(frozen=True)
@@ -215,13 +215,16 @@ def summarize(fit, costs):
     -------
     dict
         ``seconds`` of the fit and ``memory`` of the parent by part, ``traffic``, the
-        quickest number of ``workers``, and what ``breaks first`` of time and memory.
+        ``parent share`` of the time, the quickest number of ``workers``, and what
+        ``breaks first`` of time and memory.
     """
     spent, memory = seconds(fit, costs), parent_memory(fit)
+    by_workers = fit.rounds_fitted * sum(worker_seconds(fit, costs).values())
     return {
         "seconds": spent,
         "memory": memory,
         "traffic": traffic(fit),
+        "parent share": 1 - by_workers / sum(spent.values()),
         "workers": quickest_workers(fit, costs),
         "breaks first": {"time": largest(spent), "memory": largest(memory)},
     }
@@ -240,27 +243,27 @@ def tabulate(fit, costs):
         f"{fit.case.n_filters} filters, D = {fit.width}, {fit.n_workers} workers, "
         f"{fit.rounds_fitted} rounds with round 0"
     )
-    spent = [[part, *_shares(found["seconds"], part)] for part in found["seconds"]]
-    spent.append(["all", sum(found["seconds"].values()), "100 %"])
     of_workers = worker_seconds(fit, costs)
-    where = ["each worker" if row[0] in of_workers else "the parent" for row in spent]
-    spent = [[row[0], place, *row[1:]] for row, place in zip(spent, where, strict=True)]
-    spent[-1][1] = None
+    spent = {
+        f"{part}, {'each worker' if part in of_workers else 'the parent'}": value
+        for part, value in found["seconds"].items()
+    }
     moved = [[part, count / 1e9] for part, count in found["traffic"].items()]
     memory = {part: count / 1e9 for part, count in found["memory"].items()}
-    kept = [[part, *_shares(memory, part)] for part in memory]
-    kept.append(["all", sum(memory.values()), "100 %"])
     first = {key: f"{n} ({s:.0%})" for key, (n, s) in found["breaks first"].items()}
     return [
         title,
-        format_table(["time of the fit", "of", "s", "share"], spent),
+        _table_of_shares("time of the fit", "s", spent),
         format_table(["moved in a round (read: a worker and pass)", "GB"], moved),
-        format_table(["memory of the parent", "GB", "share"], kept),
-        f"What breaks first. Time: {first['time']}; memory: {first['memory']}. From "
+        _table_of_shares("memory of the parent", "GB", memory),
+        f"What breaks first. Time: {first['time']}; memory: {first['memory']}.\n"
+        f"The parent alone: {found['parent share']:.0%} of the time. From "
         f"{found['workers']:.0f} workers on, more of them make the fit slower.",
     ]
 
 
-def _shares(parts, part):
-    """A part and its share as cells."""
-    return parts[part], f"{parts[part] / sum(parts.values()):.0%}"
+def _table_of_shares(title, unit, parts):
+    """A table of parts, their shares, and their sum."""
+    whole = sum(parts.values())
+    rows = [[part, value, f"{value / whole:.0%}"] for part, value in parts.items()]
+    return format_table([title, unit, "share"], [*rows, ["all", whole, "100%"]])
