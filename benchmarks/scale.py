@@ -55,7 +55,7 @@ COLUMNS = {
     "accuracy %": "accuracy",
     "round": "round",
 }
-GROWING = ("fit s", "fit CPU s", "features s", "solve s", "peak MiB", "own MiB")
+GROWING = ("fit s", "fit CPU s", "peak MiB", "own MiB")
 
 
 @dataclass(frozen=True)
