@@ -253,12 +253,8 @@ def tabulate_growth(results):
         sizes = [row["images"] for row in rows]
         spans = [f"{a} to {b}" for a, b in zip(sizes, sizes[1:], strict=False)]
         exponents = growth(rows)
-        columns = zip(*exponents.values(), strict=True)
-        body = [
-            [span, *powers]
-            for span, powers in zip([*spans, "all"], columns, strict=True)
-        ]
-        tables.append(format_table(["power of growth", *exponents], body))
+        body = map(list, zip([*spans, "all"], *exponents.values(), strict=True))
+        tables.append(format_table(["power of growth", *exponents], list(body)))
     return tables
 
 
