@@ -8,6 +8,8 @@
     How time and memory grow: with images, with the budget, with workers.
 ``python -m benchmarks.published``
     The published experiment on framed MNIST: time, memory and accuracy by round.
+``python -m benchmarks.scale``
+    The linear path from 1000 to 256,000 images, and on paper beyond.
 ``benchmarks/bench_engine.py``
     Small entries in the manner of asv.
 """

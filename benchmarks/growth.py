@@ -256,9 +256,9 @@ def linear_by_images(sizes=(2000, 4000, 8000, 16_000, 32_000), rounds=2):
     return {"images": list(sizes), **times, "peak": peaks, **exponents(sizes, times)}
 
 
-def byte_images(n_images):
+def byte_images(n_images, image_shape=(32, 32, 3)):
     """Images of bytes, and classes that have to do with them."""
-    images = smooth_images(n_images, (32, 32, 3))
+    images = smooth_images(n_images, image_shape)
     contrast = images[:, :16].mean((1, 2, 3)) - images[:, 16:].mean((1, 2, 3))
     labels = np.digitize(contrast, np.quantile(contrast, np.arange(1, N_CLASSES) / 10))
     return (255 * images).astype(np.uint8), labels

@@ -17,7 +17,7 @@ import numpy as np
 
 from skconvrfm import ConvRFMClassifier
 
-from .harness import children_cpu_seconds, format_table, report, timed
+from .harness import format_table, report, timed_with_children
 from .peers.client import PeerWorker, build_environment
 from .problems import LARGE
 from .rivals import RIVALS
@@ -165,9 +165,7 @@ def fit_and_score(model, parts, seed):
 
 def _spent(name, function, *args):
     """Seconds and CPU seconds of a call, those of workers and pools too; its result."""
-    before = children_cpu_seconds()
-    measured, result = timed(function, *args)
-    measured["cpu_seconds"] += children_cpu_seconds() - before
+    measured, result = timed_with_children(function, *args)
     return {f"{name}_{key}": value for key, value in measured.items()}, result
 
 

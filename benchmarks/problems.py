@@ -1,4 +1,4 @@
-"""The images that accuracy is measured on: files, draws, frames."""
+"""The images that accuracy is measured on: files, draws, frames, copies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +13,10 @@ from .harness import ROOT
 DATA = ROOT.parent / "shared" / "data"
 N_TEST = 1000
 PARTS = ("train", "test")
+# Copies of images: pixels and grey levels that they differ by at most, and how many are
+# made at once.
+SHIFT, NOISE = 2, 6
+PIECE = 1000
 
 
 def framed_mnist(folder, seed, n_train=500):
@@ -36,13 +40,13 @@ def _draw(path, n_train, seed):
     """A seeded draw of training and test images in [0, 1], with labels."""
     rng = np.random.RandomState(seed)
     parts = []
-    for images, labels, count in zip(*_read(path), (n_train, N_TEST), strict=True):
+    for images, labels, count in zip(*read_bytes(path), (n_train, N_TEST), strict=True):
         rows = rng.permutation(len(images))[:count]
         parts.append((_in_unit_range(images[rows]), labels[rows]))
     return parts
 
 
-def _read(path):
+def read_bytes(path):
     """Images of both parts of a file as bytes, and labels of both parts."""
     with np.load(path, allow_pickle=False) as archive:
         return [[archive[f"{kind}_{part}"] for part in PARTS] for kind in "Xy"]
@@ -50,6 +54,54 @@ def _read(path):
 
 def _in_unit_range(images):
     return images.astype(np.float32) / 255
+
+
+def write_enlarged(path, images, n_images, flips=True, seed=0):
+    """Write so many images to a file, piece by piece: copies where there are too few.
+
+    Every image comes once as it is; copies follow in the same order, each shifted by
+    up to `SHIFT` pixels with its edge repeated, perhaps mirrored, and with noise of up
+    to `NOISE` grey levels. A piece has a seed of its own, so that fewer images are the
+    first of more.
+
+    Parameters
+    ----------
+    path : path-like
+        The ``.npy`` file.
+    images : ndarray of shape (m, h, w) or (m, h, w, c), uint8
+        What there is.
+    n_images : int
+        How many are wanted.
+    flips : bool, default=True
+        Whether left and right may be exchanged.
+    seed : int, default=0
+        Of all copies.
+    """
+    shape = (n_images, *images.shape[1:])
+    out = np.lib.format.open_memmap(path, "w+", dtype=np.uint8, shape=shape)
+    margins = [(0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)] + [(0, 0)] * (images.ndim - 3)
+    padded = np.pad(images, margins, mode="edge")
+    for start in range(0, n_images, PIECE):
+        rows = np.arange(start, start + PIECE)
+        rng = np.random.default_rng([seed, start])
+        piece = _shaken(padded, rows % len(images), images.shape[1:3], flips, rng)
+        originals = rows < len(images)
+        piece[originals] = images[rows[originals]]
+        out[start : start + PIECE] = piece[: n_images - start]
+    out.flush()
+
+
+def _shaken(padded, rows, sides, flips, rng):
+    """Copies of some images: shifted, perhaps mirrored, with noise."""
+    down, right = (
+        rng.integers(0, 2 * SHIFT + 1, size=(len(rows), 1)) + np.arange(side)
+        for side in sides
+    )
+    mirrored = rng.integers(0, 2, size=len(rows)).astype(bool) & flips
+    right[mirrored] = right[mirrored, ::-1]
+    copies = padded[rows[:, None, None], down[:, :, None], right[:, None]]
+    noise = rng.integers(-NOISE, NOISE, size=copies.shape, dtype=np.int8, endpoint=True)
+    return (copies.astype(np.int16) + noise).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -73,7 +125,7 @@ def _whole(name):
     """The loader of all images of a file."""
 
     def load(folder, _):
-        (X_train, X_test), (y_train, y_test) = _read(folder / f"{name}.npz")
+        (X_train, X_test), (y_train, y_test) = read_bytes(folder / f"{name}.npz")
         return [_in_unit_range(X_train), y_train, _in_unit_range(X_test), y_test]
 
     return load
