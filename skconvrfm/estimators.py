@@ -188,14 +188,15 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
                 delattr(self, name)
         vars(self).update(fitted)
 
+    @property
+    def _is_linear(self):
+        """Whether it is fitted, with features."""
+        return getattr(self, "method_", None) == "features"
+
     def _partial_fit(self, X, y, sample_weight, classes=None):
         """Add rows to the sums, and solve for the machine; attributes last."""
-        begins = not hasattr(self, "method_")
-        if not begins and self.method_ != "features":
-            raise ValueError(
-                "partial_fit goes on with features, but this estimator was fitted with "
-                "method='exact'; fit it with method='features', or clone it."
-            )
+        # A fit with the exact kernel has nothing that could be added to.
+        begins = not self._is_linear
         X, y, image_shape = self._validate_fit(X, y, reset=begins)
         if not begins and image_shape != self.image_shape_:
             raise ValueError(
@@ -430,7 +431,7 @@ class _Fitting:
             report=lambda *_: False,
         )
         fitted = self._attributes(sample, layers, "last") | {"stream_": stream}
-        if getattr(estimator, "best_layer_", 0):  # the layers below stay
+        if estimator._is_linear and estimator.best_layer_:  # the layers below stay
             for name in ("layers_", "best_layer_", "patch_shape_"):
                 fitted[name] = getattr(estimator, name)
         return fitted
@@ -917,7 +918,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
                 "class_weight='balanced' needs all of y, which partial_fit does not "
                 "see; pass the weights as a dict."
             )
-        known = getattr(self, "classes_", None)
+        known = self.classes_ if self._is_linear else None
         if classes is not None:
             classes = np.unique(classes)
             if known is not None and not np.array_equal(classes, known):

@@ -206,7 +206,8 @@ class Design:
         Parameters
         ----------
         function : callable
-            ``function(blocks, device)`` of an iterable of float64 tensors; picklable.
+            ``function(n, blocks, device)`` of the number of rows and an iterable of
+            (slice of them, float64 tensor); picklable.
         """
         worker = self.resources.one_worker()
         parts = spans(self.n, self.resources, SUM_TASKS)
@@ -327,8 +328,8 @@ def _moments(rows, targets, weights, resources):
 @halving_memory
 def _map_blocks(rows, function, resources):
     """What a function makes of the blocks of some rows."""
-    blocks = (block.double() for _, block in rows.blocks(resources))
-    return function(blocks, resources.device)
+    blocks = ((part, block.double()) for part, block in rows.blocks(resources))
+    return function(len(rows), blocks, resources.device)
 
 
 @halving_memory
@@ -428,8 +429,10 @@ def feature_product(features, images, coef, resources):
 def _product(rows, coef, resources):
     """Φβ of some rows."""
     coef = torch.as_tensor(coef, device=resources.device)
-    products = [block.double() @ coef for _, block in rows.blocks(resources)]
-    return torch.cat(products).cpu().numpy()
+    products = np.empty((len(rows), coef.shape[1]))
+    for part, block in rows.blocks(resources):
+        products[part] = (block.double() @ coef).cpu().numpy()
+    return products
 
 
 def feature_agop(features, coef, images, weights, resources):

@@ -284,8 +284,8 @@ class PrimalRidgePath:
     moments : Moments
         Sums over all rows.
     map_rows : callable
-        ``map_rows(function)`` → pairs (slice of rows, ``function(blocks, device)`` of
-        their features), anew at every call: what concerns single rows takes another
+        ``map_rows(function)`` → pairs (slice of rows, ``function(n, blocks, device)``
+        of their features), anew at every call: what concerns single rows takes another
         pass over the features.
     targets, weights, alphas, device, counts
         See `RidgePath`.
@@ -445,8 +445,17 @@ class RowPass:
     coefs: np.ndarray
     intercepts: np.ndarray
 
-    def __call__(self, blocks, device):
-        """Predictions for features in float64 tensors, and H_ii / w_i.
+    def __call__(self, n, blocks, device):
+        """Predictions for n rows of features, and H_ii / w_i.
+
+        Parameters
+        ----------
+        n : int
+            How many rows there are.
+        blocks : iterable of (slice, Tensor)
+            Their features in float64.
+        device : torch.device
+            Where the features are.
 
         Returns
         -------
@@ -459,13 +468,14 @@ class RowPass:
             torch.as_tensor(array, device=device)
             for array in (self.mean, self.vectors, self.inverses, self.coefs)
         )
-        predictions, hats = [], []
-        for block in blocks:
-            predictions.append((block @ coefs).cpu().numpy())
+        # Made before the blocks: little things among large ones tear up the heap.
+        predictions = np.empty((len(coefs), n, coefs.shape[2]))
+        hats = np.empty((len(coefs), n))
+        for rows, block in blocks:
+            predictions[:, rows] = (block @ coefs).cpu().numpy()
             squares = ((block - mean) @ vectors).square_()
-            hats.append((inverses @ squares.T).cpu().numpy())
-        intercepts = self.intercepts[:, None]
-        return np.hstack(predictions) + intercepts, np.hstack(hats) + self.base
+            hats[:, rows] = (inverses @ squares.T).cpu().numpy()
+        return predictions + self.intercepts[:, None], hats + self.base
 
 
 def _kept(hat):
