@@ -2,12 +2,14 @@
 
 from contextlib import contextmanager
 from numbers import Integral, Real
+from os import PathLike
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .core.checkpoint import ON_ERROR
 from .core.convolutional import KINDS
 from .core.features import ACTIVATIONS
 from .core.filters import KINDS as FILTER_KINDS
@@ -58,6 +60,8 @@ class BaseConvRFM(BaseEstimator):
         "selection": [StrOptions(set(SELECTIONS))],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
+        "checkpoint": [str, PathLike, None],
+        "checkpoint_on_error": [StrOptions(set(ON_ERROR))],
     }
 
     def __init__(
@@ -89,6 +93,8 @@ class BaseConvRFM(BaseEstimator):
         n_jobs=None,
         random_state=None,
         verbose=0,
+        checkpoint=None,
+        checkpoint_on_error="raise",
     ):
         self.image_shape = image_shape
         self.channels = channels
@@ -116,6 +122,8 @@ class BaseConvRFM(BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
+        self.checkpoint = checkpoint
+        self.checkpoint_on_error = checkpoint_on_error
 
     def _validate_fit(self, X, y):
         """X flat, y, and the shape of an image."""
