@@ -333,6 +333,8 @@ class _Fitting:
         method = self._method(estimator, *self._setting, copy.deepcopy(self._rng))
         n_layers = estimator.feature_layers if plan is None else len(plan)
         selection = estimator.selection if plan is None else "last"
+        checkpoint = self._checkpoint
+        journal = None if checkpoint is None else checkpoint.journal(phase)
 
         def report(layers, best, history):
             if estimator.verbose:
@@ -359,7 +361,7 @@ class _Fitting:
             ),
             report=report,
             plan=plan,
-            journal=self._checkpoint and self._checkpoint.journal(phase),
+            journal=journal,
         )
 
     def _attributes(self, data, layers, selection=None, unfinished=None):

@@ -186,6 +186,19 @@ def test_a_finished_fit_is_returned_and_not_done_again(model, folder, monkeypatc
     )
 
 
+def test_files_of_different_moments_are_no_contradiction(folder, monkeypatch):
+    model = MODELS["two layers"]
+    with monkeypatch.context() as context:
+        context.setattr(rounds, "_record", Interrupted(rounds._record, 2))
+        with pytest.raises(Interruption):
+            fit(model, checkpoint=folder)
+    first = archive_of(folder)
+    unfinished = first.read_bytes()
+    done = fit(model, checkpoint=folder)
+    first.write_bytes(unfinished)
+    assert_identical(fit(model, checkpoint=folder), done)
+
+
 def test_weights_and_outputs_are_resumed_as_well(folder, monkeypatch):
     X, y = make_images()
     y, weights = np.column_stack([y, y**2]), np.arange(40) % 3
@@ -550,7 +563,7 @@ class Children:
 
     def __init__(self):
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["skconvrfm"])
+        self._context.set_forkserver_preload(["skconvrfm", "pytest"])
 
     def start(self, name, folder, kill_at=None):
         """A process that has begun to fit, and the end of its pipe."""
@@ -612,15 +625,15 @@ def kill_at_random(name, folder, n_kills, draw):
 
 
 @KILLS
-def test_no_kill_at_a_random_moment_changes_the_result(folder):
-    kills, _ = kill_at_random("holdout", folder, 4, random.Random(0))
-    assert kills >= 4
+def test_twenty_kills_at_random_moments_do_not_change_the_result(folder):
+    kills, _ = kill_at_random("holdout", folder, 20, random.Random(0))
+    assert kills >= 20
 
 
 @KILLS
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", ["classifier", "holdout", "two layers of features"])
-@pytest.mark.parametrize("seed", range(3))
-def test_twenty_kills_at_random_moments_do_not_change_the_result(name, folder, seed):
-    kills, finished = kill_at_random(name, folder, 20, random.Random(seed))
-    assert kills >= 20 and finished >= 1
+def test_a_hundred_kills_do_not_change_the_result_either(name, folder, seed):
+    kills, _ = kill_at_random(name, folder, 20, random.Random(1 + seed))
+    assert kills >= 20

@@ -191,7 +191,8 @@ def describe(value):
         state = describe(value.get_state(legacy=False))
         return f"RandomState {_hash(json.dumps(state).encode())}"
     if isinstance(value, dict):
-        return sorted([describe(key), describe(item)] for key, item in value.items())
+        pairs = [[describe(key), describe(item)] for key, item in value.items()]
+        return sorted(pairs, key=json.dumps)
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
