@@ -88,8 +88,8 @@ class Checkpoint:
         return _PhaseJournal(self, phase)
 
     def load(self, name):
-        """What was found under a name, (values, arrays), or None."""
-        return self._states.get(name)
+        """What was found under a name, (values, arrays), or None; given away once."""
+        return self._states.pop(name, None)
 
     def save(self, name, values, arrays):
         """Put a file in the place of the one of this name, if any."""
