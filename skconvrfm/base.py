@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from numbers import Integral, Real
+from os import PathLike
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -13,6 +14,7 @@ from sklearn.utils.validation import (
 )
 
 from .core.blocks import image_blocks
+from .core.checkpoint import ON_ERROR
 from .core.convolutional import KINDS
 from .core.features import ACTIVATIONS
 from .core.filters import KINDS as FILTER_KINDS
@@ -67,6 +69,8 @@ class BaseConvRFM(BaseEstimator):
         "selection": [StrOptions(set(SELECTIONS))],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
+        "checkpoint": [str, PathLike, None],
+        "checkpoint_on_error": [StrOptions(set(ON_ERROR))],
     }
 
     def __init__(
@@ -98,6 +102,8 @@ class BaseConvRFM(BaseEstimator):
         n_jobs=None,
         random_state=None,
         verbose=0,
+        checkpoint=None,
+        checkpoint_on_error="raise",
     ):
         self.image_shape = image_shape
         self.channels = channels
@@ -125,6 +131,8 @@ class BaseConvRFM(BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
+        self.checkpoint = checkpoint
+        self.checkpoint_on_error = checkpoint_on_error
 
     def _validate_fit(self, X, y, reset=True):
         """X flat, y, and the shape of an image; ``reset`` begins anew."""

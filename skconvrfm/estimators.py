@@ -29,6 +29,7 @@ from .base import (
     unchanged_on_failure,
 )
 from .callbacks import CallbackSupportMixin, RoundCallbacks
+from .core.checkpoint import Checkpoint, describe, digest
 from .core.images import as_images
 from .core.machine import TrainingSet
 from .core.radial import RADIAL_KINDS
@@ -37,6 +38,12 @@ from .core.sampling import Lineup, content_positions
 from .core.stream import RowSample, Stream
 from .kernels import check_weights, make_resources
 from .methods import METHOD_CLASSES, FeatureMethod, resolve_method
+
+# Parameters that a checkpoint does not depend on.
+NOT_OF_THE_RESULT = {
+    *("device", "n_jobs", "verbose"),
+    *("checkpoint", "checkpoint_on_error"),
+}
 
 # selection="holdout": part of the rows that chooses.
 HOLDOUT_FRACTION = 0.2
@@ -105,6 +112,8 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         n_jobs=None,
         random_state=None,
         verbose=0,
+        checkpoint=None,
+        checkpoint_on_error="raise",
     ):
         super().__init__(
             image_shape=image_shape,
@@ -133,6 +142,8 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             n_jobs=n_jobs,
             random_state=random_state,
             verbose=verbose,
+            checkpoint=checkpoint,
+            checkpoint_on_error=checkpoint_on_error,
         )
         self.warm_start = warm_start
         self.feature_layers = feature_layers
@@ -159,6 +170,9 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         self._check_warm_start(method, image_shape)
         if method == "exact":  # which keeps its images in any case
             X_fit = np.asarray(X_fit)
+        alphas = self._alphas()
+        resolved = {"image_shape": image_shape, "method": method, "alpha": alphas}
+        checkpoint = self._open_checkpoint(resolved, X, y, sample_weight)
 
         # None is a seed too: two fits of one estimator are equal, bit by bit.
         rng = check_random_state(0 if self.random_state is None else self.random_state)
@@ -168,10 +182,11 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         fitting = _Fitting(
             self,
             METHOD_CLASSES[method],
-            (image_shape, self._alphas(), resources),
+            (image_shape, alphas, resources),
             rng,
             common,
             y.shape[1:],
+            checkpoint,
         )
         n_tasks = self.feature_layers * (self.n_rounds + 1)
         if self.selection == "holdout":
@@ -290,6 +305,32 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
                 stacklevel=4,
             )
 
+    def _open_checkpoint(self, resolved, X, y, sample_weight):
+        """The `Checkpoint` of this fit, or None; ``resolved`` are parameters."""
+        if self.checkpoint is None:
+            return None
+        from . import __version__  # not there yet while this module is imported
+
+        parameters = {"estimator": type(self).__name__, "version": __version__}
+        for name, value in (self.get_params(deep=False) | resolved).items():
+            if name not in NOT_OF_THE_RESULT:
+                parameters[name] = describe(value)
+        data = {"X": X, "y": y, "sample_weight": check_weights(sample_weight, X)}
+        if self.warm_start and hasattr(self, "patch_transform_"):
+            data["metric of the former fit"] = self.patch_transform_
+        checkpoint = Checkpoint(
+            self.checkpoint,
+            parameters,
+            {name: digest(array) for name, array in data.items()},
+            self.checkpoint_on_error,
+        )
+        if self.verbose and checkpoint.n_rounds:
+            print(
+                f"[{type(self).__name__}] goes on after {checkpoint.n_rounds} rounds "
+                f"in checkpoint={str(self.checkpoint)!r}"
+            )
+        return checkpoint
+
     def _alphas(self):
         """The ridges as a checked array."""
         try:
@@ -352,18 +393,23 @@ class _Fitting:
         Fitted attributes that are known before.
     output_shape : tuple of int
         The shape of a target.
+    checkpoint : Checkpoint or None
+        Where the fit is kept.
     """
 
-    def __init__(self, estimator, method, setting, rng, common, output_shape):
+    def __init__(
+        self, estimator, method, setting, rng, common, output_shape, checkpoint=None
+    ):
         self._estimator, self._method = estimator, method
         self._setting, self._rng = setting, rng
         self._common, self._output_shape = common, output_shape
+        self._checkpoint = checkpoint
 
     def run(self, data, callbacks):
         """The fitted attributes."""
         estimator = self._estimator
         if estimator.selection != "holdout":
-            layers = self._fit_layers(data, None, callbacks, final=True)
+            layers = self._fit_layers("fit", data, None, callbacks)
             return self._attributes(data, layers)
         kept, held_out = data.lineup.split(HOLDOUT_FRACTION)
         if min(len(kept), len(held_out)) < 2:
@@ -373,12 +419,12 @@ class _Fitting:
                 "selection='gcv' for so few."
             )
         layers = self._fit_layers(
-            data.take(kept), data.take(held_out), callbacks, final=False
+            "choice", data.take(kept), data.take(held_out), callbacks
         )
         index = best_layer([layer.rounds.best for layer in layers], "holdout")
         chosen = [layer.rounds for layer in layers[: index + 1]]
         plan = [rounds.history["alpha"][: rounds.best.index + 1] for rounds in chosen]
-        refitted = self._fit_layers(data, None, callbacks, final=True, plan=plan)
+        refitted = self._fit_layers("refit", data, None, callbacks, plan)
         # What was chosen, and by what, is in the history of the choice.
         refitted = [
             replace(layer, rounds=replace(layer.rounds, history=rounds.history))
@@ -436,13 +482,15 @@ class _Fitting:
                 fitted[name] = getattr(estimator, name)
         return fitted
 
-    def _fit_layers(self, data, held_out, callbacks, final, plan=None):
-        """Fit all layers on some rows; ``final`` where nothing follows."""
+    def _fit_layers(self, phase, data, held_out, callbacks, plan=None):
+        """Fit all layers on some rows; a "choice" is followed by a "refit"."""
         estimator = self._estimator
         # With held-out rows there are two fits, with the same filters.
         method = self._method(estimator, *self._setting, copy.deepcopy(self._rng))
         n_layers = estimator.feature_layers if plan is None else len(plan)
         selection = estimator.selection if plan is None else "last"
+        checkpoint = self._checkpoint
+        journal = None if checkpoint is None else checkpoint.journal(phase)
 
         def report(layers, best, history):
             if estimator.verbose:
@@ -453,7 +501,7 @@ class _Fitting:
             last = len(layers) + 1 == n_layers and history["round"][-1] == n_rounds
             return callbacks.end_round(
                 lambda: self._attributes(data, layers, selection, (best, history)),
-                final and last,
+                last and phase != "choice",
             )
 
         return fit_layers(
@@ -469,6 +517,7 @@ class _Fitting:
             ),
             report=report,
             plan=plan,
+            journal=journal,
         )
 
     def _attributes(self, data, layers, selection=None, unfinished=None):
@@ -668,6 +717,14 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         repeatable by default.
     verbose : int, default=0
         With 1, one line a round.
+    checkpoint : str, path-like or None, default=None
+        A folder in which the fit is kept after every round. The same call, with the
+        same data and parameters, goes on from there, with the result of a fit that was
+        not interrupted; once it is finished, it returns it. One folder is for one fit
+        (see :ref:`checkpoints`).
+    checkpoint_on_error : {"raise", "restart"}, default="raise"
+        What follows where the folder has the checkpoint of another fit, or a damaged
+        one: an error that says which, or a fit from the beginning in its place.
 
     Attributes
     ----------
@@ -810,6 +867,8 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         n_jobs=None,
         random_state=None,
         verbose=0,
+        checkpoint=None,
+        checkpoint_on_error="raise",
     ):
         super().__init__(
             image_shape=image_shape,
@@ -842,6 +901,8 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
             n_jobs=n_jobs,
             random_state=random_state,
             verbose=verbose,
+            checkpoint=checkpoint,
+            checkpoint_on_error=checkpoint_on_error,
         )
         self.class_weight = class_weight
 
@@ -870,6 +931,8 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         ------
         ValueError
             If X, y or a parameter is not usable; the message says what to do.
+        OSError
+            If the checkpoint cannot be written or read.
         """
         with unchanged_on_failure(self):
             return self._fit(X, y, sample_weight)
@@ -1202,6 +1265,14 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         repeatable by default.
     verbose : int, default=0
         With 1, one line a round.
+    checkpoint : str, path-like or None, default=None
+        A folder in which the fit is kept after every round. The same call, with the
+        same data and parameters, goes on from there, with the result of a fit that was
+        not interrupted; once it is finished, it returns it. One folder is for one fit
+        (see :ref:`checkpoints`).
+    checkpoint_on_error : {"raise", "restart"}, default="raise"
+        What follows where the folder has the checkpoint of another fit, or a damaged
+        one: an error that says which, or a fit from the beginning in its place.
 
     Attributes
     ----------
@@ -1328,6 +1399,8 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         ------
         ValueError
             If X, y or a parameter is not usable; the message says what to do.
+        OSError
+            If the checkpoint cannot be written or read.
         """
         with unchanged_on_failure(self):
             return self._fit(X, y, sample_weight)

@@ -278,7 +278,7 @@ class FeatureMethod(Method):
     def present_machine(self, data):
         """The machine on some data with the filters and the metric that there are."""
         estimator = self.estimator
-        if not hasattr(estimator, "method_"):
+        if not estimator._is_linear:
             return self.machine(data).under(None)
         data = self._behind_fitted_layers(data)
         return FeatureMachine(
@@ -299,9 +299,9 @@ class FeatureMethod(Method):
 
     def _behind_fitted_layers(self, data):
         """Data as the layer sees it that a fitted estimator has chosen."""
-        below = _fitted_layers(
-            self.estimator, getattr(self.estimator, "best_layer_", 0)
-        )
+        if not self.estimator._is_linear:
+            return data
+        below = _fitted_layers(self.estimator, self.estimator.best_layer_)
         return replace(data, images=pass_through(data.images, below))
 
     def _parts(self, data, layer):

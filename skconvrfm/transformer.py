@@ -125,6 +125,12 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         fits are repeatable by default.
     verbose : int, default=0
         With 1, one line a round.
+    checkpoint : str, path-like or None, default=None
+        A folder in which the learning of the metric is kept after every round, for the
+        same call to go on from, see :class:`ConvRFMClassifier`.
+    checkpoint_on_error : {"raise", "restart"}, default="raise"
+        What follows where the folder has the checkpoint of another fit, or a damaged
+        one: an error, or a fit from the beginning in its place.
 
     Attributes
     ----------
@@ -235,6 +241,8 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         n_jobs=None,
         random_state=None,
         verbose=0,
+        checkpoint=None,
+        checkpoint_on_error="raise",
     ):
         super().__init__(
             image_shape=image_shape,
@@ -263,6 +271,8 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             n_jobs=n_jobs,
             random_state=random_state,
             verbose=verbose,
+            checkpoint=checkpoint,
+            checkpoint_on_error=checkpoint_on_error,
         )
         self.output = output
         self.n_components = n_components
@@ -294,6 +304,8 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         ------
         ValueError
             If X, y or a parameter is not usable; the message says what to do.
+        OSError
+            If the checkpoint cannot be written or read.
         """
         with unchanged_on_failure(self):
             return self._fit(X, y, sample_weight)

@@ -28,7 +28,7 @@ identity, which keeps the bias as large against the patches as in round 0.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -91,6 +91,52 @@ class FittedRounds:
     agop: np.ndarray
     history: dict
     stopped: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the rounds of one machine have come, between two of them.
+
+    Attributes
+    ----------
+    history : dict of list
+        What happened, one entry a round.
+    best : Round or None
+        The round chosen so far.
+    agop : ndarray of shape (d, d) or None
+        The patch AGOP of its predictor, where it was taken.
+    transform : ndarray of shape (d, d) or None
+        The patch transform of the round to come.
+    stopped : bool
+        Whether a report asked for the end.
+    ended : bool
+        Whether no round is to come.
+    """
+
+    history: dict
+    best: Round | None = None
+    agop: np.ndarray | None = None
+    transform: np.ndarray | None = None
+    stopped: bool = False
+    ended: bool = False
+
+
+class Journal:
+    """Keeps the progress of layers, so that a fit can go on from it; this one none."""
+
+    def load(self, layer, machine):
+        """How far the rounds of a layer had come, a `Progress`; None is not begun.
+
+        Parameters
+        ----------
+        layer : int
+            The layer's number.
+        machine : object
+            Its machine.
+        """
+
+    def save(self, layer, progress):
+        """Keep the `Progress` of a layer."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +221,18 @@ def leading_eigenvectors(matrix, n_components):
     return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
 
 
-def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report, alphas=None):
+def fit_rounds(
+    machine,
+    *,
+    n_rounds,
+    agop_power,
+    selection,
+    score,
+    report,
+    alphas=None,
+    progress=None,
+    save=lambda progress: None,
+):
     """Fit the rounds and choose one.
 
     Parameters
@@ -197,18 +254,20 @@ def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report, alpha
     alphas : sequence of float, default=None
         The ridge of every round, where a former fit has chosen them; the last round is
         then taken.
+    progress : Progress, default=None
+        From where to go on; None is the beginning.
+    save : callable, default=nothing
+        ``save(progress)`` after every round, and after the last AGOP.
 
     Returns
     -------
     FittedRounds
     """
-    keys = ["round", "alpha", "gcv", "loo_loss", "loo_score", "spectrum"]
-    if selection == "holdout":
-        keys.append("holdout_loss")
-    clocks = ["seconds_kernel", "seconds_solve", "seconds_agop"]
-    history = {key: [] for key in keys + clocks}
-    transform = best = best_agop = None
-    for index in range(n_rounds + 1):
+    if progress is None:
+        progress = Progress(_empty_history(selection))
+    history, best, best_agop = progress.history, progress.best, progress.agop
+    while not progress.ended:
+        index, transform = len(history["round"]), progress.transform
         start = perf_counter()
         current = machine.under(transform)
         design = current.design()
@@ -233,18 +292,30 @@ def fit_rounds(machine, *, n_rounds, agop_power, selection, score, report, alpha
                 best_agop = agop
             transform = transform_from_agop(agop, agop_power, machine.initial_transform)
         _record(history, current, score(solution.loo_prediction), seconds)
+        # What was not reported is not kept either, and is done again.
         stopped = bool(report(best, history))
-        if stopped or transform is None:
-            break
+        ended = stopped or transform is None or index == n_rounds
+        progress = Progress(history, best, best_agop, transform, stopped, ended)
+        save(progress)
     if best_agop is None:
         start = perf_counter()
         best_agop = best.patch_agop()
         history["seconds_agop"][best.index] += perf_counter() - start
-    return FittedRounds(best, best_agop, history, stopped)
+        save(replace(progress, agop=best_agop))
+    return FittedRounds(best, best_agop, history, progress.stopped)
 
 
 def fit_layers(
-    machine, *, n_layers, pass_on, maps, report, agop_power, plan=None, **rounds
+    machine,
+    *,
+    n_layers,
+    pass_on,
+    maps,
+    report,
+    agop_power,
+    plan=None,
+    journal=None,
+    **rounds,
 ):
     """Fit layer upon layer, until one stops.
 
@@ -266,6 +337,9 @@ def fit_layers(
         The power p of the AGOP.
     plan : list of list of float, default=None
         The ridges of the rounds of every layer, where a former fit has chosen them.
+    journal : Journal, default=None
+        What keeps the progress of the layers, and has that of a fit to go on with.
+        Layers that are finished are passed through again, for filters are drawn anew.
     **rounds : object
         The other parameters of `fit_rounds`.
 
@@ -274,6 +348,7 @@ def fit_layers(
     list of FittedLayer
         The layers, from the image up.
     """
+    journal = Journal() if journal is None else journal
     layers = []
     for index in range(n_layers):
         if layers:
@@ -284,6 +359,8 @@ def fit_layers(
             machine,
             agop_power=agop_power,
             report=functools.partial(report, tuple(layers)),
+            progress=journal.load(index, machine),
+            save=functools.partial(journal.save, index),
             **rounds,
         )
         transform = filter_transform(fitted, agop_power)
@@ -339,6 +416,15 @@ def _choose_ridge(machine, path, selection):
         )
     chosen = np.argmin(criterion)
     return path.alphas[chosen], float(criterion[chosen])
+
+
+def _empty_history(selection):
+    """The history before the first round, with a list for each key."""
+    keys = ["round", "alpha", "gcv", "loo_loss", "loo_score", "spectrum"]
+    if selection == "holdout":
+        keys.append("holdout_loss")
+    clocks = ["seconds_kernel", "seconds_solve", "seconds_agop"]
+    return {key: [] for key in keys + clocks}
 
 
 def _record(history, current, score, seconds):
