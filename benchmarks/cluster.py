@@ -10,10 +10,10 @@ what more machines gain.
 import argparse
 import multiprocessing
 import os
+import pickle
 import warnings
 from contextlib import contextmanager
 from importlib.metadata import version
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import joblib
@@ -91,7 +91,8 @@ def in_ray(workers):
     try:
         register_ray()
         setting = ray.get(ray.remote(_threads_of_a_worker).remote())
-        with joblib.parallel_config(backend="ray"):
+        # Without n_jobs the backend computes everything in this process.
+        with joblib.parallel_config(backend="ray", n_jobs=-1):
             yield {"OMP_NUM_THREADS": [str(setting)]}
     finally:
         ray.shutdown()
@@ -113,23 +114,23 @@ PACKAGES = {"dask": ["dask", "distributed"], "ray": ["ray"], "loky": ["joblib"]}
 class TaskSizes:
     """Bytes of the tasks that joblib hands to a backend, while it is entered.
 
-    Tasks are pickled a second time for it, so that it is no part of a timed fit.
+    Each is pickled once more for it, so that this is for fits which are not timed.
     """
 
     def __enter__(self):
         self.sizes = []
-        backend = type(get_active_backend()[0])
-        self._backend, self._submit = backend, backend.submit
+        self._backend = get_active_backend()[0]
+        send = self._backend.submit
 
-        def submit(backend, func, callback=None):
-            self.sizes.append(len(ForkingPickler.dumps(list(func.items))))
-            return self._submit(backend, func, callback)
+        def submit(func, callback=None):
+            self.sizes.append(len(pickle.dumps(list(func.items))))
+            return send(func, callback)
 
-        backend.submit = submit
+        self._backend.submit = submit
         return self
 
     def __exit__(self, *_):
-        self._backend.submit = self._submit
+        del self._backend.submit
 
 
 def measure(name, model, data, workers):
@@ -150,8 +151,8 @@ def measure(name, model, data, workers):
     -------
     measured : dict
         ``seconds``; ``cpu_seconds`` of this process and its children; ``submitted``,
-        the tasks of a small fit, and ``largest_task`` of them in bytes, None
-        where they cannot be seen; ``streams``, whether results come as a generator;
+        the tasks, and ``largest_task`` of them in bytes, of another such fit, None
+        where there are none; ``streams``, whether results come as a generator;
         ``threads``, what the environment of a worker sets; ``warnings``.
     scores : ndarray of shape (n, n_classes)
         The decision function of the images.
@@ -159,27 +160,22 @@ def measure(name, model, data, workers):
     X, y = data
     with BACKENDS[name](workers) as facts, warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        sizes = _sizes(model, X[:WARM_UP], y[:WARM_UP])
+        clone(model).fit(X[:WARM_UP], y[:WARM_UP])
         children = children_cpu_seconds()
         times, fitted = timed(clone(model).fit, X, y)
         times["cpu_seconds"] += children_cpu_seconds() - children
         scores = fitted.decision_function(X)
+        with TaskSizes() as tasks:
+            clone(model).fit(X, y)
         streams = get_active_backend()[0].supports_return_generator
     return {
         **times,
-        "submitted": len(sizes) or None,
-        "largest_task": max(sizes, default=None),
+        "submitted": len(tasks.sizes) or None,
+        "largest_task": max(tasks.sizes, default=None),
         "streams": streams,
         "threads": facts.get("OMP_NUM_THREADS"),
         "warnings": sorted({f"{w.category.__name__}: {w.message}" for w in seen}),
     }, scores
-
-
-def _sizes(model, X, y):
-    """Bytes of the tasks of a first fit, of few images."""
-    with TaskSizes() as tasks:
-        clone(model).fit(X, y)
-    return tasks.sizes
 
 
 def compare(names, model, data, workers):
@@ -269,9 +265,16 @@ def main(argv=None):
         for name, measured in results.items()
         if not measured["difference"] <= TOLERANCE[options.dtype]
     ]
+    idle = [
+        name
+        for name, measured in results.items()
+        if name != "sequential" and not measured["submitted"]
+    ]
+    if idle:
+        print(f"\nnothing was computed by the workers of {idle}")
     if wrong:
         print(f"\nresults differ from those of {options.backend[0]}: {wrong}")
-    return 1 if wrong else 0
+    return 1 if wrong or idle else 0
 
 
 def _labels(path, n_images):

@@ -14,6 +14,7 @@ from benchmarks import (
     accuracy,
     ansatz,
     bench_engine,
+    cluster,
     compare,
     features,
     growth,
@@ -524,3 +525,37 @@ def test_growth_of_the_linear_path_has_time_and_memory_by_images():
     assert result["images"] == [60, 120]
     assert all(len(result[key]) == 2 for key in ("seconds", "cpu_seconds", "peak"))
     assert "power of the growth" in growth.make_table("linear", result)
+
+
+# ---------------------------------------------------------------------- cluster
+
+
+@pytest.fixture
+def little_file(tmp_path):
+    """A folder with images and labels as those of the shared data."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 255, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", X_train=X, y_train=np.arange(40) % 2)
+    return tmp_path
+
+
+def test_backends_are_compared_with_the_fit_of_one_process(little_file, capsys):
+    sizes = ["--images", "40", "--filters", "4", "--workers", "2", "--dtype", "float64"]
+    place = ["--data", str(little_file), "--file", "images.npz"]
+    path = little_file / "results.json"
+    backends = ["--backend", "sequential", "loky"]
+    assert cluster.main([*backends, *sizes, *place, "--json", str(path)]) == 0
+    results = json.loads(path.read_text())["cluster"]
+    assert results["sequential"]["submitted"] is None
+    assert results["loky"]["submitted"] > 0
+    assert results["loky"]["largest_task"] > 40 * 64 / 8  # images, in a few parts
+    assert results["loky"]["difference"] < 1e-8
+    assert "40 images of images.npz" in capsys.readouterr().out
+
+
+def test_a_backend_that_computes_nothing_is_told_of(little_file, monkeypatch, capsys):
+    monkeypatch.setitem(cluster.BACKENDS, "loky", cluster.in_one_process)
+    place = ["--data", str(little_file), "--file", "images.npz"]
+    options = ["--backend", "loky", "--images", "40", "--filters", "4", *place]
+    assert cluster.main(options) == 1
+    assert "nothing was computed by the workers of ['loky']" in capsys.readouterr().out

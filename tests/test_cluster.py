@@ -15,6 +15,7 @@ import torch
 from by_hand import assert_close
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 from skconvrfm import (
@@ -168,6 +169,19 @@ def test_the_memory_that_is_set_here_counts_there(client):
     with config_context(working_memory=0.1), joblib.parallel_config(backend="dask"):
         shared = clone(model).fit(X, y)
     assert_same_model(shared, alone)
+
+
+def test_a_search_on_a_cluster_is_that_of_one_process(client):
+    X, y = make_problem()
+    grid = {"patch_size": [2, 3]}
+    search = GridSearchCV(ConvRFMClassifier(**FEATURES), grid, cv=2)
+    alone = clone(search).fit(X, y)
+    # Tasks of tasks: each fit shares out its own from the worker that has it.
+    with joblib.parallel_config(backend="dask"):
+        shared = clone(search).fit(X, y)
+    for name in ("mean_test_score", "split0_test_score", "split1_test_score"):
+        np.testing.assert_allclose(shared.cv_results_[name], alone.cv_results_[name])
+    assert_same_model(shared.best_estimator_, alone.best_estimator_)
 
 
 # --------------------------------------------------------------- who did the work

@@ -49,7 +49,7 @@ def in_hdf5(X, folder):
 
 
 def in_zarr(X, folder):
-    zarr = pytest.importorskip("zarr")
+    zarr = pytest.importorskip("zarr", minversion="3")
     chunks = (min(7, len(X)), *X.shape[1:])
     store = str(folder / "images.zarr")
     array = zarr.create_array(store, shape=X.shape, chunks=chunks, dtype=X.dtype)
@@ -193,7 +193,7 @@ needs_proc = pytest.mark.skipif(
 
 @needs_proc
 def test_images_in_a_file_are_not_cast_whole(tmp_path):
-    n, side = 60_000, 64
+    n, side = 20_000, 64
     peak = peak_of_a_fit(tmp_path, n, side, n_filters=2, working_memory=64)
     # The pages of the file count as memory of the process while nobody else wants it.
     # float32 would be 4, and the file beside it: 5.
