@@ -16,6 +16,7 @@ from benchmarks import (
     accuracy,
     ansatz,
     bench_engine,
+    cluster,
     compare,
     extrapolation,
     features,
@@ -735,3 +736,37 @@ def test_scale_measures_unit_costs_and_extrapolates_from_a_file(
     printed = capsys.readouterr().out
     assert "5,000 images of 28×28×1, 4 filters, D = 36, 3 workers" in printed
     assert "What breaks first" in printed
+
+
+# ---------------------------------------------------------------------- cluster
+
+
+@pytest.fixture
+def little_file(tmp_path):
+    """A folder with images and labels as those of the shared data."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 255, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", X_train=X, y_train=np.arange(40) % 2)
+    return tmp_path
+
+
+def test_backends_are_compared_with_the_fit_of_one_process(little_file, capsys):
+    sizes = ["--images", "40", "--filters", "4", "--workers", "2", "--dtype", "float64"]
+    place = ["--data", str(little_file), "--file", "images.npz"]
+    path = little_file / "results.json"
+    backends = ["--backend", "sequential", "loky"]
+    assert cluster.main([*backends, *sizes, *place, "--json", str(path)]) == 0
+    results = json.loads(path.read_text())["cluster"]
+    assert results["sequential"]["submitted"] is None
+    assert results["loky"]["submitted"] > 0
+    assert results["loky"]["largest_task"] > 40 * 64 / 8  # images, in a few parts
+    assert results["loky"]["difference"] < 1e-8
+    assert "40 images of images.npz" in capsys.readouterr().out
+
+
+def test_a_backend_that_computes_nothing_is_told_of(little_file, monkeypatch, capsys):
+    monkeypatch.setitem(cluster.BACKENDS, "loky", cluster.in_one_process)
+    place = ["--data", str(little_file), "--file", "images.npz"]
+    options = ["--backend", "loky", "--images", "40", "--filters", "4", *place]
+    assert cluster.main(options) == 1
+    assert "nothing was computed by the workers of ['loky']" in capsys.readouterr().out

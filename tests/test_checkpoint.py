@@ -9,6 +9,7 @@ import random
 import signal
 import time
 import zipfile
+from dataclasses import is_dataclass
 
 import numpy as np
 import pytest
@@ -71,6 +72,8 @@ def assert_identical(actual, expected):
     """Check that two models, or attributes, are equal to the last bit."""
     if hasattr(expected, "get_params"):
         actual, expected = fitted(actual), fitted(expected)
+    if is_dataclass(expected):
+        actual, expected = vars(actual), vars(expected)
     assert type(actual) is type(expected)
     if isinstance(expected, dict):  # a Bunch as well
         assert list(actual) == list(expected)
