@@ -169,7 +169,7 @@ def transform_from_agop(agop, power, initial=None):
     agop : ndarray of shape (d, d)
         The patch AGOP, symmetric.
     power : float
-        The power p; negative eigenvalues, which are rounding, count as 0.
+        The power p; eigenvalues that are rounding, negative ones too, count as 0.
     initial : ndarray of shape (d, d), default=None
         The transform T₀, symmetric and regular; None is the identity.
 
@@ -191,7 +191,10 @@ def transform_from_agop(agop, power, initial=None):
     largest = eigenvalues[-1]
     if not largest > 0:
         return None
-    powers = np.clip(eigenvalues / largest, 0, None) ** power
+    ratios = eigenvalues / largest
+    # Where there are fewer filters than entries, others are rounding, whose root is not.
+    ratios[ratios < len(agop) * np.finfo(float).eps] = 0
+    powers = ratios**power
     transform = _symmetric((vectors * powers) @ vectors.T)
     return transform * (np.sqrt(len(agop)) / np.linalg.norm(transform))
 
