@@ -26,8 +26,8 @@ from .images import to_tensor
 _LEAST_MEMORY = 2**20
 # Tasks a worker whose results are rows: enough to share the work out evenly.
 ROW_TASKS = 4
-# The same where every result is as large as the sum: less to send, and to add up.
-SUM_TASKS = 2
+# The same where every result is as large as the sum: no more to send than needed.
+SUM_TASKS = 1
 
 
 def balanced_blocks(images, largest):
