@@ -266,10 +266,11 @@ def wait_until(condition, fit):
 
 
 def stop_in_a_task(client, fit, address, pid, n_before):
-    """Stop a worker that holds a task of a fit, after the first tasks are done.
+    """Stop a worker that a fit needs, after the first tasks are done.
 
-    A fit cannot end while one of its workers is stopped with a task, so that what
-    follows happens in the middle of the fit, however fast it is.
+    A fit cannot end while a worker is stopped with one of its tasks, or with a result
+    that it waits for, so that what follows happens in the middle of the fit, however
+    fast it is.
 
     Returns
     -------
@@ -280,19 +281,24 @@ def stop_in_a_task(client, fit, address, pid, n_before):
     def enough_tasks_were_executed():
         return len(joblib_tasks(stream.data_so_far())) >= n_before
 
-    def it_holds_a_task():
-        return bool(client.processing()[address])
+    def it_is_needed():
+        """It holds a task, or nothing goes on without it."""
+        if client.processing()[address]:
+            return True
+        n_executed = len(joblib_tasks(stream.data_so_far()))
+        time.sleep(2)
+        return fit.is_alive() and len(joblib_tasks(stream.data_so_far())) == n_executed
 
     stream = Stream(client)
     fit.start()
     if not wait_until(enough_tasks_were_executed, fit):
         return False
     os.kill(pid, signal.SIGSTOP)
-    while wait_until(it_holds_a_task, fit):
+    while wait_until(it_is_needed, fit):
         held = set(client.processing()[address])
         # What it said before it was stopped arrives meanwhile.
         time.sleep(0.2)
-        if held & set(client.processing()[address]):
+        if held == set(client.processing()[address]):
             return True
     os.kill(pid, signal.SIGCONT)
     return False

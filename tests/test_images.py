@@ -5,12 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, unfold
 
-from skconvrfm.core.images import (
-    balanced_blocks,
-    convolution_layers,
-    extract_patches,
-    to_tensor,
-)
+from skconvrfm.core.blocks import balanced_blocks
+from skconvrfm.core.images import convolution_layers, extract_patches, to_tensor
 
 # ------------------------------------------------------------------- layers
 

@@ -192,7 +192,7 @@ def transform_from_agop(agop, power, initial=None):
     if not largest > 0:
         return None
     ratios = eigenvalues / largest
-    # Where there are fewer filters than entries, others are rounding, whose root is not.
+    # With fewer filters than entries some are rounding, and its root would not be.
     ratios[ratios < len(agop) * np.finfo(float).eps] = 0
     powers = ratios**power
     transform = _symmetric((vectors * powers) @ vectors.T)
