@@ -408,7 +408,7 @@ def feature_product(features, images, coef, resources):
     ----------
     features : FilterLayer
         What makes the features.
-    images : ndarray or FeatureMaps of shape (n, h, w, c)
+    images : ndarray, StoredImages or FeatureMaps of shape (n, h, w, c)
         The images.
     coef : ndarray of shape (D, n_outputs)
         The coefficients.
@@ -444,7 +444,7 @@ def feature_agop(features, coef, images, weights, resources):
         What makes the features.
     coef : ndarray of shape (D, n_outputs)
         The coefficients β.
-    images : ndarray or FeatureMaps of shape (m, h, w, c)
+    images : ndarray, StoredImages or FeatureMaps of shape (m, h, w, c)
         The images z at which gradients are taken.
     weights : ndarray of shape (m,)
         The weights ω.

@@ -92,7 +92,7 @@ def patch_moments(images, layer, sample, resources):
 
     Parameters
     ----------
-    images : ndarray or FeatureMaps of shape (n, h, w, c)
+    images : ndarray, StoredImages or FeatureMaps of shape (n, h, w, c)
         The images.
     layer : Layer
         The patches.
@@ -131,7 +131,7 @@ def draw_patches(images, layer, rows, centre, rng, resources):
 
     Parameters
     ----------
-    images : ndarray or FeatureMaps of shape (n, h, w, c)
+    images : ndarray, StoredImages or FeatureMaps of shape (n, h, w, c)
         The images.
     layer : Layer
         The patches.

@@ -13,6 +13,7 @@ from .pooling import PooledKernel
 from .radial import PatchKernel
 from .ridge import RidgePath
 from .sampling import Lineup, Sample
+from .stored import StoredImages
 from .tiles import kernel_matrix, kernel_product
 
 
@@ -22,7 +23,7 @@ class TrainingSet:
 
     Attributes
     ----------
-    images : ndarray or FeatureMaps of shape (n, h, w, c)
+    images : ndarray, StoredImages or FeatureMaps of shape (n, h, w, c)
         The images, or what earlier layers make of them.
     targets : ndarray of shape (n, n_outputs)
         The targets.
@@ -34,7 +35,7 @@ class TrainingSet:
         The rows in an order for draws.
     """
 
-    images: np.ndarray | FeatureMaps
+    images: np.ndarray | StoredImages | FeatureMaps
     targets: np.ndarray
     weights: np.ndarray
     counts: np.ndarray
