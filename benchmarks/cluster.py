@@ -48,6 +48,16 @@ def _threads_of_a_worker():
 
 
 @contextmanager
+def _environment_restored():
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
 def in_one_process(workers):
     """No backend: tasks take turns, each with all threads."""
     yield {}
@@ -65,7 +75,9 @@ def in_dask(workers):
     """A Dask cluster of processes with one thread each."""
     from dask.distributed import Client, LocalCluster
 
+    # Dask sets OMP_NUM_THREADS in this process, from which others start later.
     with (
+        _environment_restored(),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,

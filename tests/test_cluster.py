@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import joblib
 import numpy as np
@@ -48,27 +49,39 @@ FITTED = ("patch_agop_", "patch_transform_", "coef_", "dual_coef_", "intercept_"
 PATIENCE = 90
 
 
-def start_cluster(folder):
-    """A cluster of two processes with a thread each, on the loopback device."""
-    return LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        # None is port 8787, with a warning where another cluster has it.
-        dashboard_address="127.0.0.1:0",
-        local_directory=str(folder),
-        # The machine may be small: no worker is to be stopped for that.
-        memory_limit=None,
-    )
+@contextmanager
+def cluster_of_two(folder):
+    """A client of a cluster of two processes, a thread each, on the loopback device."""
+    # Dask sets OMP_NUM_THREADS=1 and others here, for what it starts; other tests
+    # start processes too.
+    environment = dict(os.environ)
+    try:
+        with (
+            LocalCluster(
+                n_workers=2,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                # None is port 8787, with a warning where another cluster has it.
+                dashboard_address="127.0.0.1:0",
+                local_directory=str(folder),
+                # The machine may be small: no worker is to be stopped for that.
+                memory_limit=None,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+    finally:
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    """A client of a cluster that all tests share which leave it whole."""
-    with start_cluster(tmp_path_factory.mktemp("dask")) as cluster:
-        with Client(cluster) as client:
-            yield client
+    """The cluster that all tests share which leave it whole."""
+    with cluster_of_two(tmp_path_factory.mktemp("dask")) as client:
+        yield client
 
 
 def make_problem(n=60):
@@ -328,7 +341,7 @@ class Stream:
 def test_a_fit_outlives_a_worker(model, n_before, tmp_path):
     X, y = make_problem(200 if model.method == "features" else 50)
     alone = clone(model).fit(X, y)
-    with start_cluster(tmp_path) as cluster, Client(cluster) as client:
+    with cluster_of_two(tmp_path) as client:
         address, pid = sorted(client.run(os.getpid).items())[0]
         fit = InBackground(clone(model), X, y)
         assert stop_in_a_task(client, fit, address, pid, n_before)
