@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -26,7 +26,15 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
-from .core.blocks import balanced_blocks
+from .core.blocks import (
+    SUM_TASKS,
+    Resources,
+    image_blocks,
+    parallel_resources,
+    run_in_turn,
+    spans,
+    sum_tasks,
+)
 from .core.cnfa import (
     CORRELATIONS,
     KEPT_PER_OUTPUT,
@@ -39,6 +47,7 @@ from .core.cnfa import (
     covariance_correlation,
     find_layers,
     frozen,
+    measure_batches,
 )
 from .core.devices import resolve_device
 from .core.images import to_tensor
@@ -271,6 +280,11 @@ def _aligned(header, lines, n_text_columns=3):
         yield "  ".join(padded).rstrip()
 
 
+def _silently(steps, total):
+    """Pass steps on."""
+    return steps
+
+
 class AnsatzScorer(BaseEstimator):
     """Correlation of filter covariance and patch AGOP: the neural feature ansatz.
 
@@ -320,6 +334,11 @@ class AnsatzScorer(BaseEstimator):
     device : str, default="auto"
         ``"auto"`` is where the network is; it is moved elsewhere and back for any
         other device.
+    n_jobs : int, default=None
+        Tasks that share the batches, through joblib, each with a copy of the network.
+        None is 1 unless in a :obj:`joblib.parallel_config` context; a single task uses
+        the threads of torch. Results do not depend on it. A network on a GPU is not
+        sent to other processes: its batches go in turn, whatever `n_jobs` is.
     random_state : int, RandomState instance or None, default=None
         Seed of the random directions and of the draw of images. None is a seed as
         well: scores are repeatable by default.
@@ -381,6 +400,7 @@ class AnsatzScorer(BaseEstimator):
         "image_shape": [tuple, list, None],
         "channels": [StrOptions({"last", "first"})],
         "device": [str, torch.device],
+        "n_jobs": [Integral, None],
         "random_state": ["random_state"],
     }
 
@@ -397,6 +417,7 @@ class AnsatzScorer(BaseEstimator):
         image_shape=None,
         channels="last",
         device="auto",
+        n_jobs=None,
         random_state=None,
     ):
         self.layers = layers
@@ -409,6 +430,7 @@ class AnsatzScorer(BaseEstimator):
         self.image_shape = image_shape
         self.channels = channels
         self.device = device
+        self.n_jobs = n_jobs
         self.random_state = random_state
 
     def __call__(self, estimator, X, y=None):
@@ -470,7 +492,7 @@ class AnsatzScorer(BaseEstimator):
         """
         return self._measure(network, X, None, baseline, _show_progress)
 
-    def _measure(self, estimator, X, y, baseline=None, progress=None):
+    def _measure(self, estimator, X, y, baseline=None, progress=_silently):
         self._validate_params()
         model, X, is_bare = _open(estimator, X)
         if baseline is not None:
@@ -493,13 +515,19 @@ class AnsatzScorer(BaseEstimator):
             )
         rng = check_random_state(0 if self.random_state is None else self.random_state)
         seed = int(rng.randint(2**31 - 1))
-        memory = int(get_config()["working_memory"] * 2**20)
         with ExitStack() as stack:
             device = stack.enter_context(frozen(network, self._device(network)))
             images = self._images(X, y, network, is_bare, rng).to(device)
             first = images.first()
             layers, n_elements = self._select_layers(network, first)
-            options = {"outputs": self.outputs, "seed": seed, "memory": memory}
+            resources = self._resources(network, device, first.dtype)
+            size, largest = self._batch_sizes(images, first, n_elements, resources)
+            options = {
+                "outputs": self.outputs,
+                "seed": seed,
+                "memory": resources.memory,
+                "largest": largest,
+            }
             measured = [AnsatzMeasurement(network, layers, **options)]
             if baseline is not None:
                 stack.enter_context(frozen(baseline, device))
@@ -507,18 +535,35 @@ class AnsatzScorer(BaseEstimator):
                 measured.append(
                     AnsatzMeasurement(baseline, same, max_folds=1, **options)
                 )
-            size = self.batch_size
-            if size == "auto":
-                kept = KEPT_PER_OUTPUT * n_elements * first.element_size()
-                # The other half is for gradients.
-                size = images.batch_size(memory // (2 * max(1, kept)))
-            batches = images.batches(size)
-            if progress is not None:
-                batches = progress(batches, images.n_batches(size))
-            for batch in batches:
-                for measurement in measured:
-                    measurement.add(batch)
+            total = _add_up(measured, images, size, resources, progress)
+        for measurement, sums in zip(measured, total, strict=True):
+            measurement.take(sums)
         return self._rows(*measured)
+
+    def _resources(self, network, device, dtype):
+        """Who runs the batches, and with how much memory."""
+        memory = int(get_config()["working_memory"] * 2**20)
+        devices = {tensor.device.type for tensor in network.parameters()}
+        if devices <= {"cpu"}:
+            return parallel_resources(str(device), dtype, memory, self.n_jobs)
+        # Another process would need a context of its own on the GPU.
+        return Resources(str(device), dtype, memory)
+
+    def _batch_sizes(self, images, first, n_elements, resources):
+        """Images of a batch, and as many of them as a worker has memory for.
+
+        The first does not depend on the workers, for folds and random directions
+        belong to batches.
+        """
+        if self.batch_size != "auto":
+            return self.batch_size, None
+        kept = KEPT_PER_OUTPUT * n_elements * first.element_size()
+        # The other half is for gradients.
+        largest, of_worker = (
+            max(1, one.memory // (2 * max(1, kept)))
+            for one in (resources, resources.one_worker())
+        )
+        return images.batch_size(largest), of_worker
 
     def _device(self, network):
         """Where to move the network, None to leave it where it is."""
@@ -551,10 +596,9 @@ class AnsatzScorer(BaseEstimator):
             X = self._lay_out(X, network)
         elif X.dtype.kind in "iu" and X.dtype.itemsize >= 4:
             dtype = torch.int64  # what an estimator takes, for instance tokens
-        rows = np.arange(len(X))
         if self.max_images is not None and self.max_images < len(X):
-            rows = _draw_images(len(X), y, self.max_images, rng)
-        return _Array(X, rows, dtype)
+            X = X[_draw_images(len(X), y, self.max_images, rng)]
+        return _Array(X, dtype)
 
     def _lay_out(self, X, network):
         """Images as a view of shape (n, channels, ...), as a convolution takes them."""
@@ -791,14 +835,47 @@ def _same_names(layers, network):
     return list(dict.fromkeys(layer for layer in found if layer is not None))
 
 
+def _add_up(measured, images, size, resources, progress):
+    """The sums of all batches, one a network; progress is by batch, or else by task."""
+    in_turn = resources.run is run_in_turn
+    parts, n_parts = images.parts(size, resources)
+    if in_turn:
+        total = images.n_batches(size)
+        parts = ((first, progress(batches, total)) for first, batches in parts)
+
+    def run(function, tasks):
+        results = resources.run(function, tasks)
+        return results if in_turn else progress(results, n_parts)
+
+    tasks = ((measured, batches, first, in_turn) for first, batches in parts)
+    return sum_tasks(measure_batches, tasks, replace(resources, run=run))
+
+
 # --------------------------------------------------------------------- batches
 
 
-class _Array:
-    """Batches of an array of images, cast batch by batch."""
+@dataclass
+class _Blocks:
+    """Batches of an array, each cast where it is needed."""
 
-    def __init__(self, X, rows, dtype):
-        self.X, self.rows, self.dtype = X, rows, dtype
+    blocks: list
+    dtype: torch.dtype
+    device: torch.device
+
+    def __iter__(self):
+        return map(self._cast, self.blocks)
+
+    def _cast(self, block):
+        wide = self.dtype in (torch.float64, torch.int64)
+        exact = torch.float64 if wide else torch.float32
+        return to_tensor(block, exact, self.device).to(self.dtype)
+
+
+class _Array:
+    """Batches of an array of images."""
+
+    def __init__(self, X, dtype):
+        self.X, self.dtype = X, dtype
 
     def to(self, device):
         """Give batches on this device."""
@@ -807,28 +884,24 @@ class _Array:
 
     def first(self):
         """The first image as a batch."""
-        return self._batch(slice(0, 1))
+        return next(iter(self._part([slice(0, 1)])))
 
     def batch_size(self, largest):
         """Images of a batch: enough batches for the standard error, if they fit."""
-        return max(1, min(largest, -(-len(self.rows) // MAX_FOLDS)))
+        return max(1, min(largest, -(-len(self.X) // MAX_FOLDS)))
 
     def n_batches(self, size):
         """How many batches there are."""
-        return len(self._blocks(size))
+        return len(image_blocks(self.X, size))
 
-    def batches(self, size):
-        """All batches, of at most `size` images."""
-        return map(self._batch, self._blocks(size))
+    def parts(self, size, resources):
+        """What tasks get, (number of the first batch, batches), and how many tasks."""
+        blocks = image_blocks(self.X, size)
+        shares = spans(len(blocks), resources, SUM_TASKS)
+        return [(span.start, self._part(blocks[span])) for span in shares], len(shares)
 
-    def _blocks(self, size):
-        return balanced_blocks(slice(0, len(self.rows)), size)
-
-    def _batch(self, block):
-        wide = self.dtype in (torch.float64, torch.int64)
-        exact = torch.float64 if wide else torch.float32
-        images = to_tensor(self.X[self.rows[block]], exact, self.device)
-        return images.to(self.dtype)
+    def _part(self, blocks):
+        return _Blocks([self.X[block] for block in blocks], self.dtype, self.device)
 
 
 class _Batches:
@@ -860,7 +933,16 @@ class _Batches:
         known = hasattr(self.given, "__len__") and self.max_images is None
         return len(self.given) if known else None
 
-    def batches(self, size):
+    def parts(self, size, resources):
+        """What tasks get, (number of the first batch, batches), and how many tasks."""
+        batches = self._batches(size)
+        if resources.run is run_in_turn:
+            return [(0, batches)], 1
+        # One by one, as workers ask for them.
+        one_each = ((number, [batch]) for number, batch in enumerate(batches))
+        return one_each, self.n_batches(size)
+
+    def _batches(self, size):
         """All batches, those split that are larger than `size`."""
         for batch in self._tensors:
             yield from batch.split(size)
@@ -920,18 +1002,18 @@ def _draw_images(n, y, n_draws, rng):
     return rows
 
 
-def _show_progress(batches, total):
-    """Pass batches on; if that is long, show a bar on a terminal (with rich)."""
+def _show_progress(steps, total):
+    """Pass steps on; if that is long, show a bar on a terminal (with rich)."""
     try:
         from rich.console import Console
         from rich.progress import Progress
     except ImportError:
-        yield from batches
+        yield from steps
         return
     console = Console(stderr=True)
     start, bar = time.monotonic(), None
     with ExitStack() as stack:
-        for done, batch in enumerate(batches):
+        for done, step in enumerate(steps):
             if bar is None and time.monotonic() - start > LONG_RUN:
                 if console.is_terminal:
                     bar = Progress(console=console, transient=True)
@@ -939,7 +1021,7 @@ def _show_progress(batches, total):
                     task = bar.add_task("Patch AGOPs", total=total)
             if bar is not None:
                 bar.update(task, completed=done)
-            yield batch
+            yield step
 
 
 def main(argv=None):

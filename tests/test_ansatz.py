@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from joblib import parallel_config
+from joblib.externals.loky import get_reusable_executor
 from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
@@ -263,6 +265,7 @@ def test_batches_without_images_are_refused(network):
         ("image_shape", 12),
         ("channels", "middle"),
         ("device", 1.5),
+        ("n_jobs", 1.5),
         ("random_state", "seed"),
     ],
 )
@@ -320,11 +323,11 @@ def test_report_knows_correlation_and_power(network, images):
 
 def test_max_images_are_drawn_evenly_over_classes(network, images, monkeypatch):
     drawn = []
-    cut = ansatz._Array._batch
+    draw = ansatz._draw_images
     monkeypatch.setattr(
-        ansatz._Array,
-        "_batch",
-        lambda self, block: drawn.append(self.rows) or cut(self, block),
+        ansatz,
+        "_draw_images",
+        lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1],
     )
     y = np.array(list("abc")).repeat(8)
     scorer = AnsatzScorer(max_images=6)
@@ -695,6 +698,120 @@ def test_networks_of_full_size_run(make):
     assert np.isfinite(values(report)).all()
 
 
+# ----------------------------------------------------------------------- workers
+
+
+@pytest.fixture
+def pair(network):
+    """Return a network in float64, and one with other weights."""
+    network = network.double()
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return network, other
+
+
+def assert_same_report(actual, expected):
+    assert [row.name for row in actual] == [row.name for row in expected]
+    for name in (
+        *("n_images", "n_patches", "correlation", "standard_error"),
+        *("baseline_correlation", "baseline_drift"),
+    ):
+        np.testing.assert_allclose(
+            values(actual, name), values(expected, name), rtol=1e-12, err_msg=name
+        )
+    assert [row.reason for row in actual] == [row.reason for row in expected]
+
+
+GIVEN = {
+    "array": lambda X: X,
+    "generator": lambda X: (batch for batch in batches(X, 2)),
+    "loader": lambda X: DataLoader(TensorDataset(*batches(X, 99)), batch_size=2),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"outputs": 2}, {"layers": "all+linear", "max_images": 17}],
+    ids=["exact", "probes", "some images"],
+)
+def test_the_report_does_not_depend_on_the_number_of_threads(
+    given, options, pair, images
+):
+    network, baseline = pair
+    alone = AnsatzScorer(**options)
+    expected = alone.report(network, GIVEN[given](images), baseline=baseline)
+    shared = clone(alone).set_params(n_jobs=2)
+    with parallel_config("threading"):
+        actual = shared.report(network, GIVEN[given](images), baseline=baseline)
+    assert_same_report(actual, expected)
+
+
+def test_the_report_does_not_depend_on_the_number_of_processes(pair, images):
+    network, baseline = pair
+    scorer = AnsatzScorer(outputs=2)
+    try:
+        for convert in GIVEN.values():
+            expected = scorer.report(network, convert(images), baseline=baseline)
+            with parallel_config("loky", n_jobs=2, inner_max_num_threads=1):
+                actual = scorer.report(network, convert(images), baseline=baseline)
+            assert_same_report(actual, expected)
+    finally:
+        get_reusable_executor().shutdown(wait=True)
+
+
+def test_workers_split_batches_where_memory_is_short(pair, images):
+    network, _ = pair
+    sizes = []
+    network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with config_context(working_memory=0.2):
+        expected = AnsatzScorer(outputs=2).report(network, images)
+        whole = max(sizes)
+        sizes.clear()
+        with parallel_config("threading"):
+            actual = AnsatzScorer(outputs=2, n_jobs=2).report(network, images)
+    assert max(sizes) < whole
+    assert_same_report(actual, expected)
+
+
+def test_batches_are_read_as_workers_ask_for_them(network, images):
+    read, done = [], []
+    network.register_forward_hook(lambda *call: done.append(1))
+
+    def some():
+        for batch in batches(np.tile(images, (4, 1, 1, 1)), 1):
+            read.append(len(done))
+            yield batch
+
+    with parallel_config("threading"):
+        AnsatzScorer(n_jobs=2).report(network, some())
+    assert all(number - before < 20 for number, before in enumerate(read))
+
+
+class Failing(nn.Sequential):
+    """Fails at batches of more than one image."""
+
+    def forward(self, x):
+        if len(x) > 1:
+            raise ZeroDivisionError("too many images")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_errors_of_workers_are_theirs_and_the_network_is_put_back(backend, images):
+    network = Failing(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten()).train()
+    try:
+        with parallel_config(backend), pytest.raises(ZeroDivisionError, match="^too m"):
+            AnsatzScorer(n_jobs=2).report(network, images)
+    finally:
+        get_reusable_executor().shutdown(wait=True)
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not network[0]._forward_hooks
+
+
 # ---------------------------------------------------------------------- progress
 
 
@@ -706,14 +823,18 @@ def test_a_report_is_silent_unless_it_is_long(network, images, capsys, monkeypat
     assert capsys.readouterr() == ("", "")  # no terminal
 
 
-def test_a_long_report_shows_a_bar_on_a_terminal(network, images, monkeypatch, capsys):
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_a_long_report_shows_a_bar_on_a_terminal(
+    n_jobs, network, images, monkeypatch, capsys
+):
     console = pytest.importorskip("rich.console")
     monkeypatch.setattr(ansatz, "LONG_RUN", -1.0)
     plain = console.Console
     monkeypatch.setattr(
         console, "Console", lambda **options: plain(force_terminal=True, **options)
     )
-    report = AnsatzScorer().report(network, images)
+    with parallel_config("threading"):
+        report = AnsatzScorer(n_jobs=n_jobs).report(network, images)
     assert len(report) == 2
     assert "Patch AGOPs" in capsys.readouterr().err
 

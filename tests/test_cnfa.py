@@ -133,8 +133,8 @@ def measure(network, x, *, batch=2, **options):
     layers = list(dict.fromkeys(find_layers(network).values()))
     measurement = AnsatzMeasurement(network, layers, **options)
     with frozen(network):
-        for start in range(0, len(x), batch):
-            measurement.add(x[start : start + batch])
+        for number, images in enumerate(x.split(batch)):
+            measurement.add(images, number)
     return {layer.name: layer for layer in measurement.in_forward_order()}, measurement
 
 
@@ -709,7 +709,7 @@ def test_batches_share_folds_where_memory_is_short():
     x = torch.randn(24, *x.shape[1:], dtype=torch.float64)
     many, _ = measure(network, x, batch=1)
     few, _ = measure(network, x, batch=1, memory=1)
-    assert len(many["2"]._agops) == cnfa.MAX_FOLDS
-    assert len(few["2"]._agops) == 2
+    assert len(many["2"].sums.moments) == cnfa.MAX_FOLDS
+    assert len(few["2"].sums.moments) == 2
     torch.testing.assert_close(many["2"].agop, few["2"].agop)
     assert few["2"].standard_error("pearson", 1.0) > 0

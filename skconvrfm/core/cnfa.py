@@ -18,17 +18,22 @@ Source: the ansatz is that of Beaglehole et al., arXiv:2309.00570; the identity 
 chain rule.
 """
 
+import copy
 import itertools
 import math
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+
+from .blocks import image_blocks
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (*CONVOLUTIONS, nn.Linear)
@@ -258,6 +263,61 @@ def covariance_correlation(weight, other, groups, kind):
 # ----------------------------------------------------------------------- layers
 
 
+@dataclass
+class LayerSums:
+    """What batches add up to for a layer: plain, to be sent and added.
+
+    Attributes
+    ----------
+    weight : Tensor of shape (k, ...)
+        What the first call used.
+    n_patches : int
+        Patches seen: locations × calls × images.
+    reached : bool
+        Whether an output of the network depends on the layer.
+    moments : dict of int to Tensor
+        By fold the second moments at the outputs, or the AGOPs where these are smaller.
+    """
+
+    weight: torch.Tensor
+    n_patches: int = 0
+    reached: bool = False
+    moments: dict = field(default_factory=dict)
+
+    def __add__(self, other):
+        return LayerSums(
+            self.weight,
+            self.n_patches + other.n_patches,
+            self.reached or other.reached,
+            {
+                fold: self.moments.get(fold, 0) + other.moments.get(fold, 0)
+                for fold in self.moments | other.moments
+            },
+        )
+
+
+@dataclass
+class AnsatzSums:
+    """What batches add up to for a network.
+
+    Attributes
+    ----------
+    n_images : int
+        Images seen.
+    layers : dict of str to LayerSums
+        By name, in the order of first calls.
+    """
+
+    n_images: int
+    layers: dict
+
+    def __add__(self, other):
+        layers = dict(self.layers)
+        for name, sums in other.layers.items():
+            layers[name] = layers[name] + sums if name in layers else sums
+        return AnsatzSums(self.n_images + other.n_images, layers)
+
+
 class MeasuredLayer:
     """A layer, and what was summed up for it.
 
@@ -272,12 +332,8 @@ class MeasuredLayer:
     ----------
     modules : list of nn.Module
         The layer, and those with which it shares its weight.
-    n_patches : int
-        Patches seen: locations × calls × images.
-    space : FilterSpace or None
-        The space of its filters; None until it is called.
-    reached : bool
-        Whether an output of the network depends on it.
+    sums : LayerSums or None
+        None until it is called.
     """
 
     def __init__(self, name, module):
@@ -286,34 +342,64 @@ class MeasuredLayer:
         self.groups = getattr(module, "groups", 1)
         self.stride = getattr(module, "stride", ())
         self.n_dims = len(self.stride)  # of a location; 0 for a linear layer
-        self.weight = module.weight.detach()
-        self.n_patches = 0
-        self.space = None
-        self.reached = False
-        self._agops = {}
+        self.sums = None
 
     @property
     def kind(self):
         """The class of torch.nn that the layer belongs to."""
         return next(cls.__name__ for cls in LAYERS if isinstance(self.modules[0], cls))
 
-    def see(self, weight):
-        """Take note of the weight that a call used."""
-        if self.space is None:
-            self.weight = weight.detach()
-            filters = filter_blocks(weight, self.groups)
-            self.space = FilterSpace.spanned_by(filters)
+    @property
+    def weight(self):
+        """The weight that the first call used, or else that of the module."""
+        return (
+            self.modules[0].weight.detach() if self.sums is None else self.sums.weight
+        )
+
+    @property
+    def n_patches(self):
+        """Patches seen: locations × calls × images."""
+        return 0 if self.sums is None else self.sums.n_patches
+
+    @property
+    def matrix_sizes(self):
+        """Filters of a group, and entries of a patch."""
+        weight = self.weight
+        return len(weight) // self.groups, weight[0].numel()
+
+    @cached_property
+    def space(self):
+        """The space of the filters, of a layer that was called."""
+        return FilterSpace.spanned_by(filter_blocks(self.weight, self.groups))
+
+    def see(self, weight, n_patches):
+        """Take note of a call: the weight that it used, and its patches."""
+        if self.sums is None:
+            self.sums = LayerSums(weight.detach())
+        self.sums.n_patches += n_patches
 
     def add(self, moment, fold):
-        """Add the second moment of a batch to the AGOP of a fold."""
-        filters = self.space.filters
-        agop = filters.mT @ moment @ filters
-        self._agops[fold] = self._agops.get(fold, 0) + agop
+        """Add the second moment of a batch to those of a fold.
+
+        With fewer filters than entries it is as small as the AGOP in coordinates, for
+        which the filters would have to be factorised wherever a batch is measured.
+        """
+        n_filters, n_entries = self.matrix_sizes
+        if n_filters >= n_entries:
+            moment = agop_from_outputs(self.weight, moment, self.groups)
+        moments = self.sums.moments
+        moments[fold] = moments.get(fold, 0) + moment
+
+    def _in_coordinates(self, moments):
+        """The AGOP in the coordinates of `space` from sums of `add`."""
+        if self.space.basis is None:
+            return moments
+        return self.space.filters.mT @ moments @ self.space.filters
 
     @property
     def agop(self):
         """The patch AGOP in the coordinates of `space`, summed over images."""
-        return sum(self._agops.values())
+        return self._in_coordinates(sum(self.sums.moments.values()))
 
     def patch_agop(self):
         """The patch AGOP, a Tensor of shape (groups, d, d), summed over images."""
@@ -335,24 +421,27 @@ class MeasuredLayer:
         reason : str
             Empty where there is a correlation.
         """
-        if self.space is None:
+        if self.sums is None:
             return math.nan, "the network does not call it"
-        if not self.reached:
+        if not self.sums.reached:
             return math.nan, "no output depends on it, or the network detaches it"
         matrices = {"filter covariance": self.space.covariance, "patch AGOP": self.agop}
         return correlate(self.space, matrices, kind, power)
 
     def standard_error(self, kind, power):
         """Jackknife standard error of the correlation: leave out one fold in turn."""
-        if len(self._agops) < 2 or not self.agop.isfinite().all():
+        if self.sums is None or len(self.sums.moments) < 2:
             return math.nan
         covariance, total = self.space.covariance, self.agop
+        if not total.isfinite().all():
+            return math.nan
+        agops = map(self._in_coordinates, self.sums.moments.values())
         left_out = torch.tensor(
             [
                 self.space.correlation(
                     covariance, matrix_power(total - agop, power), kind
                 )
-                for agop in self._agops.values()
+                for agop in agops
             ],
             dtype=torch.float64,
         )
@@ -629,6 +718,9 @@ class AnsatzMeasurement:
         Seed of the directions.
     memory : int, default=2**30
         Bytes for the gradients of one pass, and for the sums that are kept.
+    largest : int, default=None
+        Images that go through the network together at most: larger batches go in
+        parts. None is a whole batch.
     max_folds : int, default=MAX_FOLDS
         Parts that the batches are dealt out to, for the standard error.
     n_directions_at_once : int, default=None
@@ -649,52 +741,80 @@ class AnsatzMeasurement:
         outputs="all",
         seed=0,
         memory=2**30,
+        largest=None,
         max_folds=MAX_FOLDS,
         n_directions_at_once=None,
     ):
         self.network = network
         self.layers = list(layers)
         self.outputs = outputs
+        self.seed = seed
         self.memory = memory
-        self.max_folds = max_folds
+        self.largest = largest
         self.n_directions_at_once = n_directions_at_once
         self.n_images = 0
-        self._n_batches = 0
-        self._n_folds = None
+        self._n_folds = self._count_folds(max_folds)
         self._in_order = {}
-        self._generator = torch.Generator().manual_seed(seed)
 
     def in_forward_order(self):
         """The layers in the order of their first calls, those never called last."""
         return list(dict.fromkeys([*self._in_order, *self.layers]))
 
-    def add(self, inputs):
+    def sums(self):
+        """What was summed up.
+
+        Returns
+        -------
+        AnsatzSums
+        """
+        layers = {layer.name: layer.sums for layer in self._in_order}
+        return AnsatzSums(self.n_images, layers)
+
+    def take(self, sums):
+        """Have these sums in place of one's own.
+
+        Parameters
+        ----------
+        sums : AnsatzSums
+            Of batches of the same network.
+        """
+        by_name = {layer.name: layer for layer in self.layers}
+        self.n_images = sums.n_images
+        self._in_order = {by_name[name]: None for name in sums.layers}
+        for name, of_layer in sums.layers.items():
+            by_name[name].sums = of_layer
+
+    def add(self, inputs, number):
         """Add a batch.
 
         Parameters
         ----------
         inputs : Tensor of shape (n, ...)
             The batch, on the device of the network.
+        number : int
+            Of the batch among all, which decides its fold and its random directions.
         """
         # The sums of this batch first: that of a layer may be larger than its AGOP.
         moments = {}
         with torch.inference_mode(False), torch.enable_grad():
-            outputs, calls = self._call(_ordinary(inputs))
-            for directions, scale in self._directions(outputs, calls):
-                for gradients in self._pull_back(outputs, calls, directions):
-                    self._sum_up(gradients, calls, scale, moments)
-        if self._n_folds is None:
-            self._n_folds = self._count_folds()
+            for part in image_blocks(inputs, self.largest or len(inputs)):
+                outputs, calls = self._call(_ordinary(inputs[part]))
+                # Of the whole batch: they do not depend on the parts that it goes in.
+                shape = len(inputs), outputs.shape[1]
+                at_once = self.n_directions_at_once or self._at_once(outputs, calls)
+                for directions, scale in self._directions(shape, number, at_once):
+                    chosen = directions[:, part].to(outputs)
+                    for gradients in self._pull_back(outputs, calls, chosen):
+                        self._sum_up(gradients, calls, scale, moments)
         for layer, moment in moments.items():
-            layer.add(moment, self._n_batches % self._n_folds)
+            layer.add(moment, number % self._n_folds)
         self.n_images += len(inputs)
-        self._n_batches += 1
 
     def _sum_up(self, gradients, calls, scale, moments):
         """Add the gradients of some directions to the second moments by layer."""
         for (layer, _, _), gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
-                layer.reached = True
+                layer.sums.reached = True
                 rows = _channels_second(gradient, layer.n_dims)
                 moment = scale * second_moment(rows, layer.groups)
                 moments[layer] = moments.get(layer, 0) + moment
@@ -706,8 +826,7 @@ class AnsatzMeasurement:
 
         def see(layer, weight, output):
             self._in_order[layer] = None
-            layer.see(weight)
-            layer.n_patches += output.numel() // len(layer.weight)
+            layer.see(weight, output.numel() // len(weight))
             with torch.enable_grad():  # where the network forbids it, too
                 if not output.requires_grad:
                     # The first layers: the graph begins here.
@@ -719,23 +838,24 @@ class AnsatzMeasurement:
 
         return run_network(self.network, inputs, self.layers, see), calls
 
-    def _directions(self, outputs, calls):
+    def _directions(self, shape, number, at_once):
         """Directions in chunks of shape (m, n, n_outputs), each with its scale."""
-        n, n_outputs = outputs.shape
-        at_once = self.n_directions_at_once or self._how_many_at_once(outputs, calls)
+        n, n_outputs = shape
         exact = self.outputs == "all" or self.outputs >= n_outputs
         total = n_outputs if exact else self.outputs
+        rng = np.random.default_rng((self.seed, number))
         for start in range(0, total, at_once):
             m = min(at_once, total - start)
             if exact:
                 v = torch.zeros(m, n, n_outputs)
                 v[torch.arange(m), :, torch.arange(start, start + m)] = 1
             else:  # signs, which have the smallest variance
-                shape = (m, n, n_outputs)
-                v = 2.0 * torch.randint(0, 2, shape, generator=self._generator) - 1
-            yield v.to(outputs), 1.0 if exact else 1 / total
+                signs = rng.integers(0, 2, size=(m, n, n_outputs), dtype=np.int8)
+                v = 2.0 * torch.from_numpy(signs) - 1
+            yield v, 1.0 if exact else 1 / total
 
-    def _how_many_at_once(self, outputs, calls):
+    def _at_once(self, outputs, calls):
+        """How many directions of one backward pass."""
         if outputs.device.type == "cpu":
             return 1
         size = outputs.element_size() * sum(n_elements for _, _, n_elements in calls)
@@ -767,11 +887,40 @@ class AnsatzMeasurement:
         for direction in directions:
             yield torch.autograd.grad(outputs, edges, direction, **options)
 
-    def _count_folds(self):
+    def _count_folds(self, most):
         """As many folds as are useful and as memory holds; at least two."""
-        called = [layer for layer in self.layers if layer.space is not None]
-        size = sum(8 * layer.space.covariance.numel() for layer in called)
-        return max(1, min(self.max_folds, max(2, self.memory // max(1, size))))
+        sizes = (
+            8 * layer.groups * min(layer.matrix_sizes) ** 2 for layer in self.layers
+        )
+        return max(1, min(most, max(2, self.memory // max(1, sum(sizes)))))
+
+
+def measure_batches(measurements, batches, first, in_turn):
+    """Add batches to measurements of several networks: what a task does.
+
+    Parameters
+    ----------
+    measurements : list of AnsatzMeasurement
+        Without batches, their networks :func:`frozen`.
+    batches : iterable of Tensor
+        The batches.
+    first : int
+        Number of the first one among all.
+    in_turn : bool
+        Whether no other task runs meanwhile. Otherwise the networks are copied: hooks
+        of one task would see the calls of another.
+
+    Returns
+    -------
+    ndarray of AnsatzSums
+        One a network; such arrays can be added.
+    """
+    if not in_turn:
+        measurements = copy.deepcopy(measurements)
+    for number, batch in enumerate(batches, first):
+        for measurement in measurements:
+            measurement.add(batch, number)
+    return np.array([measurement.sums() for measurement in measurements], dtype=object)
 
 
 def _ordinary(inputs):
