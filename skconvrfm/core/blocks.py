@@ -7,6 +7,7 @@ added up as a tree.
 """
 
 import functools
+import itertools
 import math
 import platform
 import warnings
@@ -154,9 +155,9 @@ def _waves(tasks, size):
     if size is None:
         yield tasks
         return
-    tasks = list(tasks)
-    for wave in balanced_blocks(slice(0, len(tasks)), size):
-        yield tasks[wave]
+    tasks = iter(tasks)
+    while wave := list(itertools.islice(tasks, size)):
+        yield wave
 
 
 def _run_task(function, home, share, task):
