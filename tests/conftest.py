@@ -24,6 +24,9 @@ def pytest_configure(config):
     if compiled.CACHE not in os.environ:
         config.skconvrfm_cache = tempfile.mkdtemp(prefix="skconvrfm-tests-")
         os.environ[compiled.CACHE] = config.skconvrfm_cache
+    if hasattr(config, "workerinput"):  # one of several, which share the cores
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 def pytest_unconfigure(config):
