@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 import torch
 
 from skconvrfm.core import compiled
@@ -27,6 +28,8 @@ def pytest_configure(config):
     if hasattr(config, "workerinput"):  # one of several, which share the cores
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
+        # As in processes that tests start, whose results are to be the same bits.
+        threadpoolctl.threadpool_limits(1)
 
 
 def pytest_unconfigure(config):
