@@ -94,10 +94,11 @@ def features_rate(case, repeats):
 
 def sums_rate(width, repeats):
     """Operations a second of ΦᵀΦ, n D² of them: half the products, by symmetry."""
-    block = torch.randn(BLOCK, width)
-    total = torch.zeros((width, width), dtype=torch.float64)
+    features = torch.randn(BLOCK, width)
+    total = _doubles(width)
 
     def add_products():
+        block = features.double()
         for start in range(0, width, COLUMNS):
             stop = min(start + COLUMNS, width)
             total[:stop, start:stop] += block[:, :stop].T @ block[:, start:stop]
