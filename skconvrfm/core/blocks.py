@@ -12,6 +12,7 @@ import math
 import platform
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,10 +143,12 @@ def _run_in_parallel(n_jobs, n_workers, function, tasks):
     # Threads of this process take their share from here, and give it back here.
     torch.set_num_threads(share)
     try:
-        for wave in _waves(tasks, None if streams else n_workers):
-            # Without arguments of its own, so that a cluster keeps a task and its data
-            # together and can run it again when a worker is lost.
-            yield from parallel(delayed(job(share, task))() for task in wave)
+        # One pool for all waves.
+        with nullcontext() if streams else parallel:
+            for wave in _waves(tasks, None if streams else n_workers):
+                # Without arguments of its own, so that a cluster keeps a task and its
+                # data together and can run it again when a worker is lost.
+                yield from parallel(delayed(job(share, task))() for task in wave)
     finally:
         torch.set_num_threads(threads)
 
