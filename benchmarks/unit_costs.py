@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import scipy.linalg
 import torch
 
 from skconvrfm import ConvRFMClassifier
+from skconvrfm.core.ridge import eigh
 from skconvrfm.core.sampling import content_positions
 
 from .extrapolation import agop_operations
@@ -138,13 +138,10 @@ def eigen_seconds(side, repeats):
     """Seconds of the eigendecomposition of a matrix of doubles, as a fit takes it."""
 
     def make():
-        root = _doubles(side).numpy()
-        return (np.asfortranarray(root + root.T),)
+        root = _doubles(side)
+        return (root + root.T,)
 
-    def decompose(matrix):
-        scipy.linalg.eigh(matrix, overwrite_a=True, check_finite=False, driver="evd")
-
-    return median_seconds(decompose, repeats, make)
+    return median_seconds(eigh, repeats, make)
 
 
 def read_rate(image_shape, repeats):

@@ -18,7 +18,6 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_random_state
@@ -34,6 +33,7 @@ from .core.blocks import (
     run_in_turn,
     spans,
     sum_tasks,
+    working_memory,
 )
 from .core.cnfa import (
     CORRELATIONS,
@@ -542,7 +542,7 @@ class AnsatzScorer(BaseEstimator):
 
     def _resources(self, network, device, dtype):
         """Who runs the batches, and with how much memory."""
-        memory = int(get_config()["working_memory"] * 2**20)
+        memory = working_memory()
         devices = {tensor.device.type for tensor in network.parameters()}
         if devices <= {"cpu"}:
             return parallel_resources(str(device), dtype, memory, self.n_jobs)

@@ -13,7 +13,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from .core.blocks import image_blocks
+from .core.blocks import byte_blocks
 from .core.checkpoint import ON_ERROR
 from .core.convolutional import KINDS
 from .core.features import ACTIVATIONS
@@ -37,7 +37,7 @@ DEFAULT_DEPTH = 3
 _SMALLEST_COLOUR_SIDE = 8
 # Widths from which a flat row of k² columns is taken for a square image.
 _SMALLEST_SQUARE_SIDE = 4
-# Stored images that are read at once to be checked.
+# Bytes of stored images that are read at once to be checked.
 _CHECKED_BYTES = 2**24
 
 
@@ -155,8 +155,7 @@ class BaseConvRFM(BaseEstimator):
                 f"X is stored as {X.dtype}, but images are made of real numbers: store "
                 "them in a dtype such as uint8 or float32."
             )
-        size = max(1, X.shape[1] * X.dtype.itemsize)
-        blocks = image_blocks(X, _CHECKED_BYTES // size)
+        blocks = byte_blocks(X, _CHECKED_BYTES)
         # What is not floating is finite: the first block tells all.
         for block in blocks if X.dtype.kind == "f" else blocks[:1]:
             block = np.asarray(X[block])

@@ -174,8 +174,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         resolved = {"image_shape": image_shape, "method": method, "alpha": alphas}
         checkpoint = self._open_checkpoint(resolved, X, y, sample_weight)
 
-        # None is a seed too: two fits of one estimator are equal, bit by bit.
-        rng = check_random_state(0 if self.random_state is None else self.random_state)
+        rng = self._rng()
         data = self._training_set(X_fit, targets, weights, counts, image_shape, rng)
         resources = make_resources(self.device, self.dtype, self.n_jobs, X)
         common = {"image_shape_": image_shape, "method_": method, **encoding}
@@ -221,7 +220,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         rows, y, counts = _weighted_rows(X, y, sample_weight)
         encoding, targets, weights = self._encode(y, counts, classes)
         self._check_warm_start("features", image_shape)
-        rng = check_random_state(0 if self.random_state is None else self.random_state)
+        rng = self._rng()
         data = self._training_set(rows, targets, weights, counts, image_shape, rng)
         resources = make_resources(self.device, self.dtype, self.n_jobs, X)
         setting = (image_shape, self._alphas(), resources)
@@ -261,6 +260,11 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             self.patch_transform_ = transform
         vars(self).pop("stream_", None)
         return self
+
+    def _rng(self):
+        """Where all draws of a fit come from."""
+        # None is a seed too: two fits of one estimator are equal, bit by bit.
+        return check_random_state(0 if self.random_state is None else self.random_state)
 
     def _training_set(self, rows, targets, weights, counts, image_shape, rng):
         """Flat rows as images, in an order for draws that treats weights as copies."""
@@ -471,9 +475,7 @@ class _Fitting:
             agop_power=estimator.agop_power,
             # There are no rounds, and of held-out rows there are no sums.
             selection="loo" if estimator.selection == "loo" else "gcv",
-            score=lambda prediction: estimator._score_targets(
-                sample.targets, prediction, sample.weights
-            ),
+            score=self._scorer(sample),
             report=lambda *_: False,
         )
         fitted = self._attributes(sample, layers, "last") | {"stream_": stream}
@@ -512,12 +514,16 @@ class _Fitting:
             n_rounds=estimator.n_rounds,
             agop_power=estimator.agop_power,
             selection=selection,
-            score=lambda prediction: estimator._score_targets(
-                data.targets, prediction, data.weights
-            ),
+            score=self._scorer(data),
             report=report,
             plan=plan,
             journal=journal,
+        )
+
+    def _scorer(self, data):
+        """A function of predictions for some rows, their score."""
+        return lambda prediction: self._estimator._score_targets(
+            data.targets, prediction, data.weights
         )
 
     def _attributes(self, data, layers, selection=None, unfinished=None):

@@ -7,13 +7,12 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn import get_config
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import _check_sample_weight
 
 from .core import agop, sampling, tiles
-from .core.blocks import parallel_resources
+from .core.blocks import parallel_resources, working_memory
 from .core.convolutional import KINDS, ConvolutionalKernel
 from .core.devices import TORCH_DTYPES, resolve_device, resolve_dtype
 from .core.images import convolution_layers
@@ -465,7 +464,7 @@ def make_resources(device, dtype, n_jobs, *arrays):
     return parallel_resources(
         name,
         resolve_dtype(dtype, *(array.dtype for array in arrays)),
-        int(get_config()["working_memory"] * 2**20),
+        working_memory(),
         n_jobs,
     )
 

@@ -10,11 +10,7 @@ from numbers import Integral
 
 import numpy as np
 
-from .core.feature_machine import (
-    FeatureMachine,
-    StreamMachine,
-    feature_product,
-)
+from .core.feature_machine import FeatureMachine, StreamMachine, feature_product
 from .core.features import FilterLayer, pass_through
 from .core.filters import (
     FilterBank,
@@ -267,9 +263,12 @@ class FeatureMethod(Method):
         """The machine on some data, with a bank of filters of its own."""
         layer = _layer(self.estimator, data.images.shape[1:])
         start = self._start(below)
-        bank = None if start is None else self.estimator.filter_bank_
+        if start is None:
+            bank = self._draw_bank(data, layer)
+        else:
+            bank = self.estimator.filter_bank_
         return FeatureMachine(
-            bank=self._draw_bank(data, layer) if bank is None else bank,
+            bank=bank,
             held_out=held_out,
             start=start,
             **self._parts(data, layer),

@@ -21,7 +21,14 @@ import numpy as np
 import torch
 
 from . import compiled
-from .blocks import balanced_blocks, halving_memory, image_blocks, sum_tasks
+from .blocks import (
+    SUM_TASKS,
+    balanced_blocks,
+    halving_memory,
+    image_blocks,
+    spans,
+    sum_tasks,
+)
 from .images import extract_patches
 from .pooling import PooledKernel
 from .threads import own_threads, share_out
@@ -71,7 +78,6 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
     dual_coef = compress_outputs(dual_coef)
     worker = resources.one_worker()
     route, largest = _choose_route(kernel, centres, dual_coef, images, worker)
-    largest = min(largest, math.ceil(len(images) / resources.n_workers))
     pairs = len(centres) * len(images)
     tasks = (
         (
@@ -85,7 +91,7 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
             pairs,
             worker,
         )
-        for p in image_blocks(images, largest)
+        for p in spans(len(images), resources, SUM_TASKS, largest)
     )
     total = sum_tasks(_sum_of_products, tasks, resources)
     if not np.isfinite(total).all():

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from joblib import cpu_count, effective_n_jobs
 from joblib.parallel import get_active_backend
+from sklearn import get_config
 from sklearn.utils.parallel import Parallel, delayed
 
 from .devices import resolve_device
@@ -46,6 +47,17 @@ def balanced_blocks(images, largest):
 def image_blocks(images, largest):
     """Slices of all images, of at most ``largest`` images each."""
     return balanced_blocks(slice(0, len(images)), largest)
+
+
+def byte_blocks(rows, n_bytes):
+    """Slices of all rows of an array, of at most so many bytes each, or of one row."""
+    row_bytes = rows.dtype.itemsize * math.prod(rows.shape[1:])
+    return image_blocks(rows, n_bytes // max(1, row_bytes))
+
+
+def working_memory():
+    """Bytes that scikit-learn's configuration lets a computation use."""
+    return int(get_config()["working_memory"] * 2**20)
 
 
 def run_in_turn(function, tasks):
@@ -139,7 +151,7 @@ def _run_in_parallel(n_jobs, n_workers, function, tasks):
     share = max(1, threads // n_workers)
     streams = get_active_backend()[0].supports_return_generator
     parallel = Parallel(n_jobs=n_jobs, return_as="generator" if streams else "list")
-    job = functools.partial(functools.partial, _run_task, function, platform.node())
+    call = functools.partial(_run_task, function, platform.node(), share)
     # Threads of this process take their share from here, and give it back here.
     torch.set_num_threads(share)
     try:
@@ -148,7 +160,8 @@ def _run_in_parallel(n_jobs, n_workers, function, tasks):
             for wave in _waves(tasks, None if streams else n_workers):
                 # Without arguments of its own, so that a cluster keeps a task and its
                 # data together and can run it again when a worker is lost.
-                yield from parallel(delayed(job(share, task))() for task in wave)
+                jobs = (functools.partial(call, task) for task in wave)
+                yield from parallel(delayed(job)() for job in jobs)
     finally:
         torch.set_num_threads(threads)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .blocks import balanced_blocks
+from .blocks import byte_blocks
 from .ridge import RidgeSolution
 from .rounds import Journal, Progress, Round
 
@@ -214,9 +214,7 @@ def digest(array):
     str
     """
     state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    row_size = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-    largest = max(1, _HASH_BLOCK // max(1, row_size))
-    for rows in balanced_blocks(slice(0, len(array)), largest):
+    for rows in byte_blocks(array, _HASH_BLOCK):
         state.update(_as_bytes(array[rows]))
     return f"{array.dtype} {list(array.shape)} {state.hexdigest()}"
 

@@ -137,7 +137,7 @@ class StreamMachine(FeatureMachine):
 
     def ridge_path(self, design):
         """The ridge regressions from the sums."""
-        return _primal_path(self.moments, design, self.alphas)
+        return feature_moments_path(design, self.alphas, self.moments)
 
 
 class Design:
@@ -383,15 +383,11 @@ class FeatureKernelPath(RidgePath):
         return self._design.combine(super()._given(coef))
 
 
-def feature_moments_path(design, alphas):
-    """The ridge regressions from the moments of the features."""
-    return _primal_path(design.moments(), design, alphas)
-
-
-def _primal_path(moments, design, alphas):
+def feature_moments_path(design, alphas, moments=None):
+    """The ridge regressions from moments of features; None are those of the design."""
     data = design.data
     return PrimalRidgePath(
-        moments,
+        design.moments() if moments is None else moments,
         design.map_rows,
         data.targets,
         data.weights,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .blocks import balanced_blocks
+from .blocks import image_blocks
 from .features import FilterLayer
 from .images import extract_patches
 
@@ -107,7 +107,7 @@ def patch_moments(images, layer, sample, resources):
     """
     total = sums = products = 0.0
     centre = None
-    for part in balanced_blocks(slice(0, len(sample.rows)), _PATCH_BATCH):
+    for part in image_blocks(sample.rows, _PATCH_BATCH):
         patches = _patches(images[sample.rows[part]], layer, resources)
         # Near the mean, little is lost where squares of the mean are taken off.
         centre = patches.mean((0, 1)) if centre is None else centre
@@ -145,7 +145,7 @@ def draw_patches(images, layer, rows, centre, rng, resources):
         Device and precision.
     """
     drawn = []
-    for part in balanced_blocks(slice(0, len(rows)), _PATCH_BATCH):
+    for part in image_blocks(rows, _PATCH_BATCH):
         patches = _patches(images[rows[part]], layer, resources).double().cpu().numpy()
         lengths = ((patches - centre) ** 2).sum(2).cumsum(1)
         heights = rng.uniform(size=len(patches)) * lengths[:, -1]

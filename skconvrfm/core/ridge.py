@@ -113,7 +113,7 @@ class RidgePath:
         root = self._weights.sqrt()
         scaled = torch.tensor(kernel_matrix, dtype=torch.float64, device=device)
         scaled *= root[:, None] * root / self.scale
-        eigenvalues, self._vectors = _eigh(scaled)
+        eigenvalues, self._vectors = eigh(scaled)
         self._eigenvalues = eigenvalues.clamp_(min=0)
         self._ones = self._vectors.T @ root
         self._rotated = self._vectors.T @ (root[:, None] * self._targets)
@@ -200,7 +200,7 @@ class RidgePath:
         return float(total * loss / self._residual_freedom(alpha, inverse) ** 2)
 
 
-def _eigh(matrix):
+def eigh(matrix):
     """Eigenvalues and eigenvectors of a symmetric matrix, which is overwritten."""
     if matrix.device.type != "cpu":
         return torch.linalg.eigh(matrix)
@@ -287,26 +287,30 @@ class PrimalRidgePath:
         ``map_rows(function)`` → pairs (slice of rows, ``function(n, blocks, device)``
         of their features), anew at every call: what concerns single rows takes another
         pass over the features.
-    targets, weights, alphas, device, counts
+    targets, weights, counts
+        See `RidgePath`; of these rows, which may be some of those in the sums.
+    alphas, device
         See `RidgePath`.
     """
 
     def __init__(
         self, moments, map_rows, targets, weights, alphas, device, counts=None
     ):
+        self.scale = moments.largest if moments.largest > 0 else 1.0
         self.alphas = alphas
         self._map_rows, self._targets, self._weights = map_rows, targets, weights
         self._counts = weights if counts is None else counts
-        self._ridge = PrimalRidge(moments, device)
-
-    @property
-    def scale(self):
-        """The largest squared length of a row of features, the unit of the ridges."""
-        return self._ridge.scale
+        self._total, self._spread = moments.weight, float(moments.spread.sum())
+        self._mean, self._target_mean = moments.mean, moments.target_mean
+        gram = torch.tensor(moments.gram, device=device)
+        eigenvalues, self._vectors = eigh(gram.div_(self.scale))
+        self._eigenvalues = eigenvalues.clamp_(min=0)
+        cross = torch.tensor(moments.cross, device=device) / math.sqrt(self.scale)
+        self._projections = self._vectors.T @ cross
 
     def gcv(self):
         """As `RidgePath.gcv`, from the sums alone."""
-        return np.array([self._ridge.gcv(alpha) for alpha in self.alphas])
+        return np.array([self._gcv(alpha) for alpha in self.alphas])
 
     def loo_loss(self):
         """As `RidgePath.loo_loss`, in one pass over the features."""
@@ -319,7 +323,7 @@ class PrimalRidgePath:
 
     def coefficients(self):
         """As `RidgePath.coefficients`, for the features."""
-        pairs = [self._ridge.coefficients(alpha) for alpha in self.alphas]
+        pairs = [self._coefficients(alpha) for alpha in self.alphas]
         coefs, intercepts = zip(*pairs, strict=True)
         return np.hstack(coefs), np.concatenate(intercepts)
 
@@ -327,94 +331,49 @@ class PrimalRidgePath:
         """The machine at the ridge ``alpha``, a `RidgeSolution`; takes one pass."""
         passed = [row for _, row in self._pass([alpha])]
         predictions, hats = map(np.hstack, zip(*passed, strict=True))
-        return self._ridge.solution(
-            alpha, predictions[0], hats[0], self._targets, self._weights, self._counts
+        residual, hats = self._targets - predictions[0], self._weights * hats[0]
+        share = 1 / np.maximum(self._counts, 1)
+        held_out_residual = residual / _kept(share * hats)[:, None]
+        loo_residual = residual / _kept(hats)[:, None]
+        loss = (self._weights @ loo_residual**2).sum() / self._weights.sum()
+        coef, intercept = self._coefficients(alpha)
+        return RidgeSolution(
+            alpha=float(alpha),
+            coef=coef,
+            intercept=intercept,
+            gcv=self._gcv(alpha),
+            loo_loss=float(loss),
+            loo_prediction=self._targets - loo_residual,
+            held_out_prediction=self._targets - held_out_residual,
         )
 
-    def _pass(self, alphas):
-        return self._map_rows(self._ridge.row_pass(alphas))
-
-
-class PrimalRidge:
-    """The regressions that moments determine, without the rows that went into them.
-
-    Parameters
-    ----------
-    moments : Moments
-        Sums over all rows.
-    device : torch.device
-        Where the decomposition is computed, in float64.
-    """
-
-    def __init__(self, moments, device):
-        self.scale = moments.largest if moments.largest > 0 else 1.0
-        self._weight, self._spread = moments.weight, float(moments.spread.sum())
-        self._mean, self._target_mean = moments.mean, moments.target_mean
-        gram = torch.tensor(moments.gram, device=device)
-        eigenvalues, self._vectors = _eigh(gram.div_(self.scale))
-        self._eigenvalues = eigenvalues.clamp_(min=0)
-        cross = torch.tensor(moments.cross, device=device) / math.sqrt(self.scale)
-        self._projections = self._vectors.T @ cross
-
-    def gcv(self, alpha):
-        """The criterion GCV at a ridge."""
+    def _gcv(self, alpha):
         eigenvalues, inverse = self._eigenvalues, 1 / (self._eigenvalues + alpha)
         explained = (eigenvalues + 2 * alpha) * inverse.square()
         loss = self._spread - float(explained @ self._projections.square().sum(1))
-        left = self._weight - 1 - float(eigenvalues @ inverse)
-        return float(self._weight * max(loss, 0.0) / left**2)
+        left = self._total - 1 - float(eigenvalues @ inverse)
+        return float(self._total * max(loss, 0.0) / left**2)
 
-    def coefficients(self, alpha):
+    def _coefficients(self, alpha):
         """Coefficients for the features as they are given, and the intercept."""
         inverse = 1 / (self._eigenvalues + alpha)
         coef = self._vectors @ (inverse[:, None] * self._projections)
         coef = (coef / math.sqrt(self.scale)).cpu().numpy()
         return coef, self._target_mean - self._mean @ coef
 
-    def row_pass(self, alphas):
-        """What a pass over the features computes of each row, a `RowPass`."""
-        coefs, intercepts = zip(*map(self.coefficients, alphas), strict=True)
+    def _pass(self, alphas):
+        """Pairs (slice of rows, their predictions and H_ii / w_i), see `RowPass`."""
+        coefs, intercepts = zip(*map(self._coefficients, alphas), strict=True)
         inverses = [1 / (self._eigenvalues + alpha) / self.scale for alpha in alphas]
-        return RowPass(
-            mean=self._mean,
-            vectors=self._vectors.cpu().numpy(),
-            inverses=torch.stack(inverses).cpu().numpy(),
-            base=1 / self._weight,
-            coefs=np.stack(coefs),
-            intercepts=np.stack(intercepts),
-        )
-
-    def solution(self, alpha, predictions, hats, targets, weights, counts):
-        """The machine at a ridge, and what it says of some of its rows left out.
-
-        Parameters
-        ----------
-        alpha : float
-            The ridge.
-        predictions : ndarray of shape (n, n_outputs)
-            What the machine predicts for the rows.
-        hats : ndarray of shape (n,)
-            H_ii / w_i of the rows.
-        targets, weights, counts : ndarray
-            Those of the rows.
-
-        Returns
-        -------
-        RidgeSolution
-        """
-        residual, hats = targets - predictions, weights * hats
-        share = 1 / np.maximum(counts, 1)
-        loo_prediction = targets - residual / _kept(hats)[:, None]
-        loss = weights @ (targets - loo_prediction) ** 2
-        coef, intercept = self.coefficients(alpha)
-        return RidgeSolution(
-            alpha=float(alpha),
-            coef=coef,
-            intercept=intercept,
-            gcv=self.gcv(alpha),
-            loo_loss=float(loss.sum() / weights.sum()),
-            loo_prediction=loo_prediction,
-            held_out_prediction=targets - residual / _kept(share * hats)[:, None],
+        return self._map_rows(
+            RowPass(
+                mean=self._mean,
+                vectors=self._vectors.cpu().numpy(),
+                inverses=torch.stack(inverses).cpu().numpy(),
+                base=1 / self._total,
+                coefs=np.stack(coefs),
+                intercepts=np.stack(intercepts),
+            )
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .blocks import balanced_blocks
+from .blocks import image_blocks
 
 # Rows that are cast to float at once when they are projected.
 _PROJECTION_BATCH = 256
@@ -29,7 +29,7 @@ def content_positions(rows, rng):
     ndarray of shape (n,)
     """
     direction = rng.standard_normal(rows.shape[1])
-    batches = balanced_blocks(slice(0, len(rows)), _PROJECTION_BATCH)
+    batches = image_blocks(rows, _PROJECTION_BATCH)
     # Row by row, so that equal rows get equal numbers, to the last bit.
     return np.concatenate(
         [np.einsum("ij,j->i", np.asarray(rows[batch]), direction) for batch in batches]

@@ -69,11 +69,6 @@ class StoredRows:
         return len(self), math.prod(self.source.shape[1:])
 
     @property
-    def ndim(self):
-        """Rows are flat."""
-        return 2
-
-    @property
     def dtype(self):
         """The dtype of the pixels."""
         return np.dtype(self.source.dtype)
