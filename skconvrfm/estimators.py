@@ -219,6 +219,12 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             )
         rows, y, counts = _weighted_rows(X, y, sample_weight)
         encoding, targets, weights = self._encode(y, counts, classes)
+        n_seen = len(self.stream_.moments.spread) if hasattr(self, "stream_") else None
+        if n_seen not in (None, targets.shape[1]):
+            raise ValueError(
+                f"y has {targets.shape[1]} outputs, but those before had {n_seen}, to "
+                "whose sums it cannot be added; clone the estimator for other targets."
+            )
         self._check_warm_start("features", image_shape)
         rng = self._rng()
         data = self._training_set(rows, targets, weights, counts, image_shape, rng)

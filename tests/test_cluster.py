@@ -212,7 +212,16 @@ def compute_kernel(X, y):
     convolutional_kernel(X, depth=2)
 
 
-@pytest.mark.parametrize("work", [fit_features, fit_exact, compute_kernel])
+def score_network(X, y):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    images = X[..., None]
+    network(torch.tensor(images).float().permute(0, 3, 1, 2))
+    AnsatzScorer().report(network, images)
+
+
+@pytest.mark.parametrize(
+    "work", [fit_features, fit_exact, compute_kernel, score_network]
+)
 def test_the_workers_do_the_work(work, client):
     X, y = make_problem()
     pids = client.run(os.getpid)

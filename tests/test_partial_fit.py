@@ -183,6 +183,10 @@ def test_what_cannot_be_summed_is_refused():
     with pytest.raises(ValueError, match="features"):
         model.partial_fit(X[:, :5], y)
     np.testing.assert_array_equal(model.decision_function(X), scores)
+    regressor = ConvRFMRegressor(n_filters=5).partial_fit(X, X[:, 0, :2])
+    for targets in (X[:, 0, 0], X[:, 0, :3]):
+        with pytest.raises(ValueError, match="outputs, but those before had 2"):
+            regressor.partial_fit(X, targets)
     exact = make_classifier(method="exact").fit(X, y)
     with pytest.raises(ValueError, match="method='exact'"):
         exact.refine()
