@@ -219,10 +219,18 @@ class OwnMemory:
         total = _status_bytes("RssAnon")
         for process in _children():
             try:
-                total += _status_bytes("RssAnon", process)
+                # Until it has become another program, a new child shows the memory of
+                # the process that it comes from, and has none of its own.
+                if _command_line(process) != _command_line():
+                    total += _status_bytes("RssAnon", process)
             except (OSError, RuntimeError):  # it has ended meanwhile
                 continue
         return total
+
+
+def _command_line(process="self"):
+    """The words that a process was started with, as bytes."""
+    return Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def _status_bytes(field, process="self"):

@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -627,6 +628,19 @@ def test_scale_own_memory_is_that_of_children_too_but_not_of_mapped_files(tmp_pa
         time.sleep(0.1)
         child.communicate(b"\n")
     assert 60 < memory.peak / harness.MEBIBYTE < 100
+
+
+# Python warns of threads that a child does not have; this one uses none.
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_scale_own_memory_does_not_count_the_copy_that_a_fork_shows():
+    ballast = np.ones(200 * harness.MEBIBYTE, np.uint8)
+    with harness.OwnMemory(0.001) as memory:
+        child = os.fork()
+        if not child:
+            time.sleep(0.1)
+            os._exit(0)
+        os.waitpid(child, 0)
+    assert memory.peak < ballast.nbytes / 4
 
 
 # Round numbers, so that the model can be reckoned in the head.
