@@ -6,18 +6,22 @@ patch AGOP). :class:`AnsatzScorer` measures their correlation; ``python -m
 skconvrfm.ansatz`` does so from the command line.
 """
 
+from __future__ import annotations
+
 import difflib
 import itertools
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_random_state
@@ -25,6 +29,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
+from ._typing import Channels, Device, Floats, ImageShape, RandomState
 from .core.blocks import (
     SUM_TASKS,
     Resources,
@@ -54,6 +59,9 @@ from .core.images import to_tensor
 from .core.sampling import systematic_sample
 from .display import AnsatzDisplay
 from .kernels import as_numpy
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["AnsatzReport", "AnsatzScorer", "LayerReport"]
 
@@ -116,7 +124,7 @@ class LayerReport:
     reason: str = field(default="")
 
 
-class AnsatzReport(Sequence):
+class AnsatzReport(Sequence[LayerReport]):
     """The correlations of all layers of a network, a sequence of rows.
 
     Printed, it is a table.
@@ -153,15 +161,27 @@ class AnsatzReport(Sequence):
     mean                                         0.900         -      -
     """
 
-    def __init__(self, rows, *, correlation, agop_power):
+    def __init__(
+        self,
+        rows: Iterable[LayerReport],
+        *,
+        correlation: Literal["pearson", "cosine"],
+        agop_power: float,
+    ) -> None:
         self._rows = tuple(rows)
         self.correlation = correlation
         self.agop_power = agop_power
 
+    @overload
+    def __getitem__(self, index: int) -> LayerReport: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerReport, ...]: ...
+
     def __getitem__(self, index):
         return self._rows[index]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._rows)
 
     def __repr__(self):
@@ -184,7 +204,7 @@ class AnsatzReport(Sequence):
         notes = [f"{row.name}: {row.reason}" for row in self if row.reason]
         return "\n".join([title, "", *_aligned(header, lines), *notes])
 
-    def correlations(self):
+    def correlations(self) -> Floats:
         """The correlations that are defined.
 
         Returns
@@ -195,7 +215,7 @@ class AnsatzReport(Sequence):
         values = np.array([row.correlation for row in self], dtype=np.float64)
         return values[np.isfinite(values)]
 
-    def to_frame(self):
+    def to_frame(self) -> pandas.DataFrame:
         """The report as a data frame.
 
         Returns
@@ -218,7 +238,7 @@ class AnsatzReport(Sequence):
         columns = [column.name for column in fields(LayerReport)]
         return pd.DataFrame([asdict(row) for row in self], columns=columns)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Any = None) -> AnsatzDisplay:
         """Draw the correlations, layers along x.
 
         Parameters
@@ -407,19 +427,19 @@ class AnsatzScorer(BaseEstimator):
     def __init__(
         self,
         *,
-        layers="all",
-        correlation="pearson",
-        agop_power=1.0,
-        outputs="all",
-        max_images=None,
-        batch_size="auto",
-        aggregate="mean",
-        image_shape=None,
-        channels="last",
-        device="auto",
-        n_jobs=None,
-        random_state=None,
-    ):
+        layers: str | Sequence[str] | Callable[[str, torch.nn.Module], bool] = "all",
+        correlation: Literal["pearson", "cosine"] = "pearson",
+        agop_power: float = 1.0,
+        outputs: int | Literal["all"] = "all",
+        max_images: int | None = None,
+        batch_size: int | Literal["auto"] = "auto",
+        aggregate: Literal["mean", "min"] | Callable[[Floats], float] = "mean",
+        image_shape: ImageShape = None,
+        channels: Channels = "last",
+        device: Device = "auto",
+        n_jobs: int | None = None,
+        random_state: RandomState = None,
+    ) -> None:
         self.layers = layers
         self.correlation = correlation
         self.agop_power = agop_power
@@ -433,7 +453,12 @@ class AnsatzScorer(BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    def __call__(self, estimator, X, y=None):
+    def __call__(
+        self,
+        estimator: torch.nn.Module | BaseEstimator,
+        X: Any,
+        y: ArrayLike | None = None,
+    ) -> float:
         """Score a network or an estimator, as scikit-learn's scorers do.
 
         Parameters
@@ -454,11 +479,19 @@ class AnsatzScorer(BaseEstimator):
         correlations = self._measure(estimator, X, y).correlations()
         if not len(correlations):
             return math.nan
-        if callable(self.aggregate):
-            return float(self.aggregate(correlations))
-        return float({"mean": np.mean, "min": np.min}[self.aggregate](correlations))
+        if self.aggregate == "mean":
+            return float(correlations.mean())
+        if self.aggregate == "min":
+            return float(correlations.min())
+        return float(self.aggregate(correlations))
 
-    def report(self, network, X, *, baseline=None):
+    def report(
+        self,
+        network: torch.nn.Module | BaseEstimator,
+        X: Any,
+        *,
+        baseline: torch.nn.Module | BaseEstimator | None = None,
+    ) -> AnsatzReport:
         """Measure the correlation of each layer.
 
         Parameters
@@ -1024,7 +1057,7 @@ def _show_progress(steps, total):
             yield step
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, see ``python -m skconvrfm.ansatz --help``.
 
     Parameters

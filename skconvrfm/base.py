@@ -1,10 +1,14 @@
 """What all estimators share: the parameters of the learning, and how images come in."""
 
+from __future__ import annotations
+
 from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import (
@@ -13,6 +17,21 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from ._typing import (
+    Activation,
+    Channels,
+    Device,
+    Dtype,
+    File,
+    Filters,
+    ImageShape,
+    Kernel,
+    Method,
+    Padding,
+    Pair,
+    RandomState,
+    Selection,
+)
 from .core.blocks import byte_blocks
 from .core.checkpoint import ON_ERROR
 from .core.convolutional import KINDS
@@ -76,35 +95,35 @@ class BaseConvRFM(BaseEstimator):
     def __init__(
         self,
         *,
-        image_shape=None,
-        channels="last",
-        kernel="ntk",
-        depth=3,
-        patch_size=3,
-        padding="valid",
-        bias=0.3,
-        bandwidth="auto",
-        method="auto",
-        n_filters="auto",
-        filters="patches",
-        initial_metric="whiten",
-        activation="relu",
-        threshold=0.5,
-        antithetic=False,
-        pool_power=0.5,
-        n_rounds=4,
-        agop_power=0.5,
-        agop_samples="auto",
-        alpha=DEFAULT_ALPHAS,
-        selection="gcv",
-        device="auto",
-        dtype="auto",
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-        checkpoint=None,
-        checkpoint_on_error="raise",
-    ):
+        image_shape: ImageShape = None,
+        channels: Channels = "last",
+        kernel: Kernel = "ntk",
+        depth: int = 3,
+        patch_size: Pair = 3,
+        padding: Padding = "valid",
+        bias: float = 0.3,
+        bandwidth: float | Literal["auto"] = "auto",
+        method: Method = "auto",
+        n_filters: int | Literal["auto"] = "auto",
+        filters: Filters = "patches",
+        initial_metric: Literal["identity", "whiten"] = "whiten",
+        activation: Activation = "relu",
+        threshold: float = 0.5,
+        antithetic: bool = False,
+        pool_power: float = 0.5,
+        n_rounds: int = 4,
+        agop_power: float = 0.5,
+        agop_samples: float | Literal["auto"] | None = "auto",
+        alpha: ArrayLike = DEFAULT_ALPHAS,
+        selection: Selection = "gcv",
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        n_jobs: int | None = None,
+        random_state: RandomState = None,
+        verbose: int = 0,
+        checkpoint: File | None = None,
+        checkpoint_on_error: Literal["raise", "restart"] = "raise",
+    ) -> None:
         self.image_shape = image_shape
         self.channels = channels
         self.kernel = kernel

@@ -4,13 +4,18 @@ Images are arrays of shape (n, h, w) or (n, h, w, c) with values of order one. T
 go into the estimators as they are.
 """
 
+from __future__ import annotations
+
 from numbers import Integral, Real
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch, check_array, check_consistent_length
 from sklearn.utils import check_random_state as _check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils._param_validation import Interval
+
+from ._typing import Array, Floats, Pair, RandomState, validated
 
 __all__ = ["load_digit_images", "make_framed_digits", "make_star"]
 
@@ -27,7 +32,7 @@ _STAR = np.array([[pixel == "#" for pixel in row] for row in _STAR_DRAWING])
 _STAR_CHANNELS = [0, 1]
 
 
-@validate_params(
+@validated(
     {
         "n_samples": [Interval(Integral, 1, None, closed="left")],
         "size": [Interval(Integral, 1, None, closed="left"), tuple, list],
@@ -35,12 +40,17 @@ _STAR_CHANNELS = [0, 1]
         "amplitude": [Interval(Real, None, None, closed="neither")],
         "margin": [Interval(Integral, 0, None, closed="left")],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_star(
-    n_samples=100, *, size=32, noise=0.3, amplitude=1.0, margin=4, random_state=None
-):
+    n_samples: int = 100,
+    *,
+    size: Pair = 32,
+    noise: float = 0.3,
+    amplitude: float = 1.0,
+    margin: int = 4,
+    random_state: RandomState = None,
+) -> tuple[Floats, Array]:
     """Make colour images of Gaussian noise, half of them with a small star in it.
 
     An image of class 1 has a five-pointed star, 7 pixels wide and high, at a random
@@ -129,19 +139,23 @@ def make_star(
     return X, y
 
 
-@validate_params(
+@validated(
     {
         "images": ["array-like", None],
         "y": ["array-like", None],
         "frame_shape": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "sigma": [Interval(Real, 0, None, closed="left")],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_framed_digits(
-    images=None, y=None, *, frame_shape=None, sigma=1.0, random_state=None
-):
+    images: ArrayLike | None = None,
+    y: ArrayLike | None = None,
+    *,
+    frame_shape: Pair | None = None,
+    sigma: float = 1.0,
+    random_state: RandomState = None,
+) -> Floats | tuple[Floats, Array]:
     """Paste images at random places into larger frames of Gaussian noise.
 
     The noise in the frame is of the size of the image's own values, and the image is
@@ -215,12 +229,12 @@ def make_framed_digits(
                 "leave y out to frame scikit-learn's digits."
             )
         images, y = load_digit_images(return_X_y=True)
-    images = _check_images(images)
+    pictures = _check_images(images)
     if y is not None:
         y = np.asarray(y)
-        check_consistent_length(images, y)
+        check_consistent_length(pictures, y)
 
-    n, h, w = images.shape[:3]
+    n, h, w = pictures.shape[:3]
     if frame_shape is None:
         frame_shape = (h + h // 2, w + w // 2)
     rows, columns = _as_pair(frame_shape, "frame_shape")
@@ -232,16 +246,16 @@ def make_framed_digits(
     rng = _check_random_state(random_state)
     top = rng.randint(rows - h + 1, size=n)
     left = rng.randint(columns - w + 1, size=n)
-    X = rng.standard_normal((n, rows, columns, *images.shape[3:]))
-    X = X.astype(images.dtype, copy=False)
+    X = rng.standard_normal((n, rows, columns, *pictures.shape[3:]))
+    X = X.astype(pictures.dtype, copy=False)
     X *= 0.5 * np.sqrt(sigma)
-    for frame, image, i, j in zip(X, images, top, left, strict=True):
+    for frame, image, i, j in zip(X, pictures, top, left, strict=True):
         frame[i : i + h, j : j + w] = image
     return X if y is None else (X, y)
 
 
-@validate_params({"return_X_y": ["boolean"]}, prefer_skip_nested_validation=True)
-def load_digit_images(*, return_X_y=False):
+@validated({"return_X_y": ["boolean"]})
+def load_digit_images(*, return_X_y: bool = False) -> Bunch | tuple[Floats, Array]:
     """Load scikit-learn's handwritten digits as images with values in [0, 1].
 
     The same 1797 images as :func:`sklearn.datasets.load_digits`, which comes as

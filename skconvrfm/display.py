@@ -3,15 +3,27 @@
 Matplotlib is optional and imported when something is drawn, not before.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
 import numpy as np
-from sklearn.base import is_classifier, is_regressor
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, is_classifier, is_regressor
 from sklearn.utils.validation import check_is_fitted
 
+from ._typing import Array
 from .core.features import EigenProjections, Saliency
 from .core.images import convolution_layers
 from .core.rounds import leading_eigenvectors
 from .core.tiles import compute_features
 from .kernels import make_resources
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .ansatz import AnsatzReport
 
 __all__ = ["AnsatzDisplay", "PatchFiltersDisplay", "RoundsDisplay", "SaliencyDisplay"]
 
@@ -90,14 +102,14 @@ class RoundsDisplay:
     def __init__(
         self,
         *,
-        rounds,
-        score,
-        criterion,
-        spectrum,
-        best_round,
-        score_name="Leave-one-out score",
-        criterion_name="Criterion",
-    ):
+        rounds: ArrayLike,
+        score: ArrayLike,
+        criterion: ArrayLike,
+        spectrum: ArrayLike,
+        best_round: int,
+        score_name: str = "Leave-one-out score",
+        criterion_name: str = "Criterion",
+    ) -> None:
         self.rounds = rounds
         self.score = score
         self.criterion = criterion
@@ -107,7 +119,14 @@ class RoundsDisplay:
         self.criterion_name = criterion_name
 
     @classmethod
-    def from_estimator(cls, estimator, *, criterion=None, layer=None, ax=None):
+    def from_estimator(
+        cls,
+        estimator: BaseEstimator,
+        *,
+        criterion: Literal["gcv", "loo_loss", "holdout_loss"] | None = None,
+        layer: int | None = None,
+        ax: Any = None,
+    ) -> RoundsDisplay:
         """Draw the rounds of a fitted estimator.
 
         Parameters
@@ -141,14 +160,11 @@ class RoundsDisplay:
         """
         _check_matplotlib(f"{cls.__name__}.from_estimator")
         learned = _learned_layer(estimator, layer)
-        if criterion is None:
-            criterion = _CRITERION_OF.get(estimator.selection, "gcv")
+        name = criterion or _CRITERION_OF.get(estimator.selection, "gcv")
         history = learned.history_
-        known = [name for name in _CRITERIA if name in history]
-        if criterion not in known:
-            raise ValueError(
-                f"criterion={criterion!r} is unknown, choose one of {known}."
-            )
+        known = [one for one in _CRITERIA if one in history]
+        if name not in known:
+            raise ValueError(f"criterion={name!r} is unknown, choose one of {known}.")
         # A transformer is neither: it does not tell how it read its targets.
         measure = "score"
         if is_classifier(estimator):
@@ -158,15 +174,15 @@ class RoundsDisplay:
         display = cls(
             rounds=history["round"],
             score=history["loo_score"],
-            criterion=history[criterion],
+            criterion=history[name],
             spectrum=history["spectrum"],
             best_round=learned.best_round_,
             score_name=f"Leave-one-out {measure}",
-            criterion_name=_CRITERIA[criterion],
+            criterion_name=_CRITERIA[name],
         )
         return display.plot(ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Any = None) -> Self:
         """Draw score, criterion and spectrum side by side.
 
         Parameters
@@ -300,12 +316,24 @@ class PatchFiltersDisplay:
     '100 %'
     """
 
-    def __init__(self, *, eigenvectors, eigenvalue_shares):
+    def __init__(
+        self,
+        *,
+        eigenvectors: ArrayLike,
+        eigenvalue_shares: ArrayLike,
+    ) -> None:
         self.eigenvectors = eigenvectors
         self.eigenvalue_shares = eigenvalue_shares
 
     @classmethod
-    def from_estimator(cls, estimator, *, n_components=8, layer=None, ax=None):
+    def from_estimator(
+        cls,
+        estimator: BaseEstimator,
+        *,
+        n_components: int = 8,
+        layer: int | None = None,
+        ax: Any = None,
+    ) -> PatchFiltersDisplay:
         """Draw the patch AGOP of a fitted estimator.
 
         Parameters
@@ -355,7 +383,7 @@ class PatchFiltersDisplay:
         )
         return display.plot(ax)
 
-    def plot(self, ax=None, *, n_columns=8):
+    def plot(self, ax: Any = None, *, n_columns: int = 8) -> Self:
         """Draw the eigenvectors, each under its share of the eigenvalues.
 
         Parameters
@@ -373,6 +401,7 @@ class PatchFiltersDisplay:
         """
         _check_matplotlib(f"{type(self).__name__}.plot")
         eigenvectors = np.asarray(self.eigenvectors)
+        shares = np.asarray(self.eigenvalue_shares)
         n_columns = min(n_columns, len(eigenvectors))
         n_rows = -(-len(eigenvectors) // n_columns)
         size = (1.1 * n_columns + 0.4, 1.4 * n_rows + 0.2)
@@ -381,9 +410,7 @@ class PatchFiltersDisplay:
         )
         self.figure_ = self.axes_[0].figure
         self.images_ = []
-        for one, vector, share in zip(
-            self.axes_, eigenvectors, self.eigenvalue_shares, strict=True
-        ):
+        for one, vector, share in zip(self.axes_, eigenvectors, shares, strict=True):
             pixels, options = _as_picture(vector)
             self.images_.append(one.imshow(pixels, interpolation="nearest", **options))
             one.set(xticks=[], yticks=[])
@@ -448,12 +475,12 @@ class SaliencyDisplay:
     def __init__(
         self,
         *,
-        images,
-        saliency,
-        projections,
-        offset=(0.0, 0.0),
-        projection_name="Eigenvector",
-    ):
+        images: ArrayLike,
+        saliency: ArrayLike,
+        projections: ArrayLike,
+        offset: tuple[float, float] = (0.0, 0.0),
+        projection_name: str = "Eigenvector",
+    ) -> None:
         self.images = images
         self.saliency = saliency
         self.projections = projections
@@ -461,7 +488,15 @@ class SaliencyDisplay:
         self.projection_name = projection_name
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, n_images=4, component=0, ax=None):
+    def from_estimator(
+        cls,
+        estimator: BaseEstimator,
+        X: ArrayLike,
+        *,
+        n_images: int = 4,
+        component: int = 0,
+        ax: Any = None,
+    ) -> SaliencyDisplay:
         """Draw images as the metric that a fitted estimator has learned sees them.
 
         Parameters
@@ -531,7 +566,7 @@ class SaliencyDisplay:
         )
         return display.plot(ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Any = None) -> Self:
         """Draw a row of three pictures for each image.
 
         Parameters
@@ -569,7 +604,7 @@ class SaliencyDisplay:
         for axes, image, lengths, projection in zip(
             self.axes_, images, saliency, projections, strict=True
         ):
-            pictures = (
+            pictures: tuple[tuple[Array, dict[str, Any]], ...] = (
                 (_stretched(image), {"cmap": "gray"}),
                 (lengths, {"cmap": "inferno", "vmin": 0, "vmax": high, **on_image}),
                 (projection, {**_signed(peak), **on_image}),
@@ -737,12 +772,12 @@ class AnsatzDisplay:
     def __init__(
         self,
         *,
-        names,
-        correlation,
-        standard_error=None,
-        baseline_correlation=None,
-        correlation_name="Correlation",
-    ):
+        names: Sequence[str],
+        correlation: ArrayLike,
+        standard_error: ArrayLike | None = None,
+        baseline_correlation: ArrayLike | None = None,
+        correlation_name: str = "Correlation",
+    ) -> None:
         self.names = names
         self.correlation = correlation
         self.standard_error = standard_error
@@ -750,7 +785,7 @@ class AnsatzDisplay:
         self.correlation_name = correlation_name
 
     @classmethod
-    def from_report(cls, report, *, ax=None):
+    def from_report(cls, report: AnsatzReport, *, ax: Any = None) -> AnsatzDisplay:
         """Draw a report.
 
         Parameters
@@ -782,7 +817,7 @@ class AnsatzDisplay:
         )
         return display.plot(ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Any = None) -> Self:
         """Draw the correlation of each layer.
 
         Parameters

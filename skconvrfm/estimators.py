@@ -1,17 +1,21 @@
 """ConvRFM as scikit-learn estimators: validation and encoding, no numerics."""
 
+from __future__ import annotations
+
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from sklearn.base import (
     ClassifierMixin,
     MultiOutputMixin,
     RegressorMixin,
-    _fit_context,
 )
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import Bunch, check_random_state, compute_sample_weight
@@ -21,6 +25,24 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
+from ._typing import (
+    Activation,
+    Array,
+    Channels,
+    Device,
+    Dtype,
+    File,
+    Filters,
+    Floats,
+    ImageShape,
+    Kernel,
+    Method,
+    Padding,
+    Pair,
+    RandomState,
+    Selection,
+    fit_method,
+)
 from .base import (
     DEFAULT_ALPHAS,
     DEFAULT_DEPTH,
@@ -38,6 +60,9 @@ from .core.sampling import Lineup, content_positions
 from .core.stream import RowSample, Stream
 from .kernels import check_weights, make_resources
 from .methods import METHOD_CLASSES, FeatureMethod, resolve_method
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Parameters that a checkpoint does not depend on.
 NOT_OF_THE_RESULT = {
@@ -82,39 +107,39 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
     def __init__(
         self,
         *,
-        image_shape=None,
-        channels="last",
-        kernel="ntk",
-        depth=3,
-        patch_size=3,
-        padding="valid",
-        bias=0.3,
-        bandwidth="auto",
-        method="auto",
-        pool_grid="auto",
-        feature_layers=1,
-        pool_between=2,
-        n_filters="auto",
-        filters="patches",
-        initial_metric="whiten",
-        activation="relu",
-        threshold=0.5,
-        antithetic=False,
-        pool_power=0.5,
-        n_rounds=4,
-        agop_power=0.5,
-        agop_samples="auto",
-        alpha=DEFAULT_ALPHAS,
-        selection="gcv",
-        warm_start=False,
-        device="auto",
-        dtype="auto",
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-        checkpoint=None,
-        checkpoint_on_error="raise",
-    ):
+        image_shape: ImageShape = None,
+        channels: Channels = "last",
+        kernel: Kernel = "ntk",
+        depth: int = 3,
+        patch_size: Pair = 3,
+        padding: Padding = "valid",
+        bias: float = 0.3,
+        bandwidth: float | Literal["auto"] = "auto",
+        method: Method = "auto",
+        pool_grid: Pair | Literal["auto"] | None = "auto",
+        feature_layers: int = 1,
+        pool_between: int = 2,
+        n_filters: int | Literal["auto"] = "auto",
+        filters: Filters = "patches",
+        initial_metric: Literal["identity", "whiten"] = "whiten",
+        activation: Activation = "relu",
+        threshold: float = 0.5,
+        antithetic: bool = False,
+        pool_power: float = 0.5,
+        n_rounds: int = 4,
+        agop_power: float = 0.5,
+        agop_samples: float | Literal["auto"] | None = "auto",
+        alpha: ArrayLike = DEFAULT_ALPHAS,
+        selection: Selection = "gcv",
+        warm_start: bool = False,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        n_jobs: int | None = None,
+        random_state: RandomState = None,
+        verbose: int = 0,
+        checkpoint: File | None = None,
+        checkpoint_on_error: Literal["raise", "restart"] = "raise",
+    ) -> None:
         super().__init__(
             image_shape=image_shape,
             channels=channels,
@@ -235,7 +260,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         self._keep(fitting.add(data, rows))
         return self
 
-    def refine(self):
+    def refine(self) -> Self:
         """Learn the patch metric of the next round from what was seen.
 
         The metric is that of the patch AGOP of the present machine. The sums of
@@ -264,7 +289,8 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         transform = transform_from_agop(self.patch_agop_, self.agop_power, initial)
         if transform is not None:  # else the machine is constant, and knows no better
             self.patch_transform_ = transform
-        vars(self).pop("stream_", None)
+        if hasattr(self, "stream_"):
+            del self.stream_
         return self
 
     def _rng(self):
@@ -848,40 +874,40 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
     def __init__(
         self,
         *,
-        image_shape=None,
-        channels="last",
-        kernel="ntk",
-        depth=3,
-        patch_size=3,
-        padding="valid",
-        bias=0.3,
-        bandwidth="auto",
-        method="auto",
-        pool_grid="auto",
-        feature_layers=1,
-        pool_between=2,
-        n_filters="auto",
-        filters="patches",
-        initial_metric="whiten",
-        activation="relu",
-        threshold=0.5,
-        antithetic=False,
-        pool_power=0.5,
-        n_rounds=4,
-        agop_power=0.5,
-        agop_samples="auto",
-        alpha=DEFAULT_ALPHAS,
-        selection="gcv",
-        warm_start=False,
-        class_weight=None,
-        device="auto",
-        dtype="auto",
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-        checkpoint=None,
-        checkpoint_on_error="raise",
-    ):
+        image_shape: ImageShape = None,
+        channels: Channels = "last",
+        kernel: Kernel = "ntk",
+        depth: int = 3,
+        patch_size: Pair = 3,
+        padding: Padding = "valid",
+        bias: float = 0.3,
+        bandwidth: float | Literal["auto"] = "auto",
+        method: Method = "auto",
+        pool_grid: Pair | Literal["auto"] | None = "auto",
+        feature_layers: int = 1,
+        pool_between: int = 2,
+        n_filters: int | Literal["auto"] = "auto",
+        filters: Filters = "patches",
+        initial_metric: Literal["identity", "whiten"] = "whiten",
+        activation: Activation = "relu",
+        threshold: float = 0.5,
+        antithetic: bool = False,
+        pool_power: float = 0.5,
+        n_rounds: int = 4,
+        agop_power: float = 0.5,
+        agop_samples: float | Literal["auto"] | None = "auto",
+        alpha: ArrayLike = DEFAULT_ALPHAS,
+        selection: Selection = "gcv",
+        warm_start: bool = False,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        n_jobs: int | None = None,
+        random_state: RandomState = None,
+        verbose: int = 0,
+        checkpoint: File | None = None,
+        checkpoint_on_error: Literal["raise", "restart"] = "raise",
+    ) -> None:
         super().__init__(
             image_shape=image_shape,
             channels=channels,
@@ -918,8 +944,13 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         )
         self.class_weight = class_weight
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    @fit_method
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Fit the machine, round by round, and keep the best round.
 
         Parameters
@@ -950,8 +981,14 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
             return self._fit(X, y, sample_weight)
 
     @available_if(_has_features)
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    @fit_method
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Add images to those that were seen, with the filters and metric there are.
 
         The machine is a ridge regression on features, which sums over the images
@@ -1005,7 +1042,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
             known = classes if known is None else known
             return self._partial_fit(X, y, sample_weight, known)
 
-    def decision_function(self, X):
+    def decision_function(self, X: ArrayLike) -> Floats:
         """Score the classes: the machine's targets were -1 and 1.
 
         Parameters
@@ -1022,7 +1059,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         raw = self._predict_raw(X)
         return raw[:, 0] if len(self.classes_) == 2 else raw
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> Array:
         """Predict the class of the largest score.
 
         Parameters
@@ -1041,7 +1078,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
             return self.classes_[(scores > 0).astype(int)]
         return self.classes_[scores.argmax(axis=1)]
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: ArrayLike) -> Floats:
         """Predict probabilities: a softmax of the scores at one temperature.
 
         The temperature was fitted to the scores of held-out training rows, so that
@@ -1386,8 +1423,13 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     (80,)
     """
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    @fit_method
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Fit the machine, round by round, and keep the best round.
 
         Parameters
@@ -1418,8 +1460,13 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
             return self._fit(X, y, sample_weight)
 
     @available_if(_has_features)
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, sample_weight=None):
+    @fit_method
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Add images to those that were seen, with the filters and metric there are.
 
         The machine is a ridge regression on features, which sums over the images
@@ -1457,7 +1504,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         with unchanged_on_failure(self):
             return self._partial_fit(X, y, sample_weight)
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> Floats:
         """Predict targets.
 
         Parameters

@@ -3,14 +3,19 @@
 In the manner of :mod:`sklearn.metrics.pairwise`: arrays in, arrays out.
 """
 
+from __future__ import annotations
+
 from numbers import Integral, Real
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.utils import check_array
-from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight
 
+from ._typing import Device, Dtype, Floats, Kernel, Padding, Pair, validated
 from .core import agop, sampling, tiles
 from .core.blocks import parallel_resources, working_memory
 from .core.convolutional import KINDS, ConvolutionalKernel
@@ -56,29 +61,28 @@ _FUNCTION_CONSTRAINTS = {
 }
 
 
-@validate_params(
+@validated(
     {
         **_FUNCTION_CONSTRAINTS,
         **_NETWORK_CONSTRAINTS,
         "kind": [StrOptions(set(KINDS))],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def convolutional_kernel(
-    X,
-    Y=None,
+    X: ArrayLike,
+    Y: ArrayLike | None = None,
     *,
-    kind="ntk",
-    depth=3,
-    patch_size=3,
-    padding="valid",
-    bias=0.0,
-    pool_grid=None,
-    patch_transform=None,
-    device="auto",
-    dtype="auto",
-    n_jobs=None,
-):
+    kind: Literal["ntk", "nngp"] = "ntk",
+    depth: int = 3,
+    patch_size: Pair = 3,
+    padding: Padding = "valid",
+    bias: float = 0.0,
+    pool_grid: Pair | None = None,
+    patch_transform: ArrayLike | None = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    n_jobs: int | None = None,
+) -> Floats:
     """Convolutional neural tangent kernel (or NNGP) between images.
 
     The kernel of an infinitely wide ReLU network with `depth` convolutions of
@@ -154,38 +158,37 @@ def convolutional_kernel(
     >>> convolutional_kernel(X, depth=2).shape
     (5, 5)
     """
-    X, Y = _check_images(X, Y)
+    images, others = _check_images(X, Y)
     transform = _check_transform(patch_transform)
     kernel = make_kernel(
-        kind, X.shape[1:], patch_size, padding, depth, bias, pool_grid=pool_grid
+        kind, images.shape[1:], patch_size, padding, depth, bias, pool_grid=pool_grid
     )
     _check_transform_size(transform, kernel)
-    resources = make_resources(device, dtype, n_jobs, X, X if Y is None else Y)
-    return tiles.kernel_matrix(kernel, X, Y, transform, resources)
+    resources = make_resources(device, dtype, n_jobs, images, others)
+    return tiles.kernel_matrix(kernel, images, others, transform, resources)
 
 
-@validate_params(
+@validated(
     {
         **_FUNCTION_CONSTRAINTS,
         **_BANDWIDTH_CONSTRAINTS,
         "kind": [StrOptions(set(RADIAL_KINDS))],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def patch_kernel(
-    X,
-    Y=None,
+    X: ArrayLike,
+    Y: ArrayLike | None = None,
     *,
-    kind="laplace",
-    bandwidth="auto",
-    patch_size=3,
-    padding="valid",
-    pool_grid=None,
-    patch_transform=None,
-    device="auto",
-    dtype="auto",
-    n_jobs=None,
-):
+    kind: Literal["laplace", "gaussian"] = "laplace",
+    bandwidth: float | Literal["auto"] = "auto",
+    patch_size: Pair = 3,
+    padding: Padding = "valid",
+    pool_grid: Pair | None = None,
+    patch_transform: ArrayLike | None = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    n_jobs: int | None = None,
+) -> Floats:
     """Laplace or Gaussian kernel of patches, averaged over locations.
 
     ``k(x, z)`` is the mean over locations u of ``κ(r)``, where ``r`` is the length of
@@ -264,18 +267,23 @@ def patch_kernel(
     >>> patch_kernel(X, kind="gaussian", bandwidth=3.0).shape
     (5, 5)
     """
-    X, Y = _check_images(X, Y)
+    images, others = _check_images(X, Y)
     transform = _check_transform(patch_transform)
     kernel = make_kernel(
-        kind, X.shape[1:], patch_size, padding, bandwidth=bandwidth, pool_grid=pool_grid
+        kind,
+        images.shape[1:],
+        patch_size,
+        padding,
+        bandwidth=bandwidth,
+        pool_grid=pool_grid,
     )
     _check_transform_size(transform, kernel)
-    resources = make_resources(device, dtype, n_jobs, X, X if Y is None else Y)
-    kernel = _with_bandwidth(kernel, X, transform, resources)
-    return tiles.kernel_matrix(kernel, X, Y, transform, resources)
+    resources = make_resources(device, dtype, n_jobs, images, others)
+    kernel = _with_bandwidth(kernel, images, transform, resources)
+    return tiles.kernel_matrix(kernel, images, others, transform, resources)
 
 
-@validate_params(
+@validated(
     {
         **_FUNCTION_CONSTRAINTS,
         **_NETWORK_CONSTRAINTS,
@@ -283,27 +291,26 @@ def patch_kernel(
         "kind": [StrOptions({*KINDS, *RADIAL_KINDS})],
         "dual_coef": ["array-like"],
         "sample_weight": ["array-like", Real, None],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def patch_agop(
-    X,
-    dual_coef,
-    Y=None,
+    X: ArrayLike,
+    dual_coef: ArrayLike,
+    Y: ArrayLike | None = None,
     *,
-    kind="ntk",
-    depth=3,
-    patch_size=3,
-    padding="valid",
-    bias=0.0,
-    bandwidth="auto",
-    pool_grid=None,
-    patch_transform=None,
-    device="auto",
-    dtype="auto",
-    n_jobs=None,
-    sample_weight=None,
-):
+    kind: Kernel = "ntk",
+    depth: int = 3,
+    patch_size: Pair = 3,
+    padding: Padding = "valid",
+    bias: float = 0.0,
+    bandwidth: float | Literal["auto"] = "auto",
+    pool_grid: Pair | None = None,
+    patch_transform: ArrayLike | None = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    n_jobs: int | None = None,
+    sample_weight: ArrayLike | float | None = None,
+) -> Floats:
     """Patch average gradient outer product of a convolutional kernel machine.
 
     For ``f_o(z) = Σ_j dual_coef[j, o] k(X[j], z)``, the sum over outputs o and
@@ -369,30 +376,30 @@ def patch_agop(
     >>> patch_agop(X, dual_coef, depth=2).shape
     (9, 9)
     """
-    X, Y = _check_images(X, Y)
-    Y = X if Y is None else Y
+    images, others = _check_images(X, Y)
+    others = images if others is None else others
     transform = _check_transform(patch_transform)
-    dual_coef = check_array(
+    coef = check_array(
         dual_coef,
         dtype=np.float64,
         ensure_2d=False,
         allow_nd=True,  # refused below, in better words
         input_name="dual_coef",
     )
-    if dual_coef.ndim not in (1, 2) or len(dual_coef) != len(X):
+    if coef.ndim not in (1, 2) or len(coef) != len(images):
         raise ValueError(
-            f"dual_coef has shape {dual_coef.shape}; it needs one row for each of "
-            f"the {len(X)} images in X: (n_X,) or (n_X, n_outputs)."
+            f"dual_coef has shape {coef.shape}; it needs one row for each of "
+            f"the {len(images)} images in X: (n_X,) or (n_X, n_outputs)."
         )
-    weights = check_weights(sample_weight, Y)
+    weights = check_weights(sample_weight, others)
     kernel = make_kernel(
-        kind, X.shape[1:], patch_size, padding, depth, bias, bandwidth, pool_grid
+        kind, images.shape[1:], patch_size, padding, depth, bias, bandwidth, pool_grid
     )
     _check_transform_size(transform, kernel)
-    resources = make_resources(device, dtype, n_jobs, X, Y)
-    kernel = _with_bandwidth(kernel, X, transform, resources)
-    dual_coef = dual_coef.reshape(len(X), -1)
-    return agop.patch_agop(kernel, X, dual_coef, Y, transform, weights, resources)
+    resources = make_resources(device, dtype, n_jobs, images, others)
+    kernel = _with_bandwidth(kernel, images, transform, resources)
+    coef = coef.reshape(len(images), -1)
+    return agop.patch_agop(kernel, images, coef, others, transform, weights, resources)
 
 
 def make_kernel(
@@ -452,7 +459,7 @@ def make_resources(device, dtype, n_jobs, *arrays):
     ----------
     device, dtype, n_jobs
         As the user gave them.
-    *arrays : ndarray
+    *arrays : ndarray or None
         The images, whose dtypes decide ``dtype="auto"``.
 
     Returns
@@ -461,9 +468,10 @@ def make_resources(device, dtype, n_jobs, *arrays):
     """
     name = str(device)
     resolve_device(name)
+    dtypes = (array.dtype for array in arrays if array is not None)
     return parallel_resources(
         name,
-        resolve_dtype(dtype, *(array.dtype for array in arrays)),
+        resolve_dtype(dtype, *dtypes),
         working_memory(),
         n_jobs,
     )

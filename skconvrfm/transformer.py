@@ -1,9 +1,13 @@
 """Features for other estimators, made with a patch metric that ConvRFM learns."""
 
+from __future__ import annotations
+
 from numbers import Integral
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from sklearn.base import TransformerMixin, _fit_context
+from numpy.typing import ArrayLike
+from sklearn.base import TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.multiclass import type_of_target
@@ -12,6 +16,23 @@ from sklearn.utils.validation import (
     check_is_fitted,
 )
 
+from ._typing import (
+    Activation,
+    Array,
+    Channels,
+    Device,
+    Dtype,
+    File,
+    Filters,
+    ImageShape,
+    Kernel,
+    Method,
+    Padding,
+    Pair,
+    RandomState,
+    Selection,
+    fit_method,
+)
 from .base import DEFAULT_ALPHAS, BaseConvRFM, unchanged_on_failure
 from .core.features import (
     EigenProjections,
@@ -25,6 +46,9 @@ from .core.tiles import compute_features
 from .estimators import ConvRFMClassifier, ConvRFMRegressor
 from .kernels import check_pair, check_weights, make_resources
 from .methods import resolve_method
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 OUTPUTS = ("filters", "eigen", "saliency", "image")
 RECTIFICATIONS = ("absolute", "halves")
@@ -210,40 +234,40 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
     def __init__(
         self,
         *,
-        output="filters",
-        method="auto",
-        n_filters="auto",
-        filters="patches",
-        initial_metric="whiten",
-        activation="relu",
-        threshold=0.5,
-        antithetic=False,
-        pool_power=0.5,
-        n_components=8,
-        rectification="absolute",
-        pool=(2, 2),
-        task="auto",
-        image_shape=None,
-        channels="last",
-        kernel="ntk",
-        depth=3,
-        patch_size=3,
-        padding="valid",
-        bias=0.3,
-        bandwidth="auto",
-        n_rounds=4,
-        agop_power=0.5,
-        agop_samples="auto",
-        alpha=DEFAULT_ALPHAS,
-        selection="gcv",
-        device="auto",
-        dtype="auto",
-        n_jobs=None,
-        random_state=None,
-        verbose=0,
-        checkpoint=None,
-        checkpoint_on_error="raise",
-    ):
+        output: Literal["filters", "eigen", "saliency", "image"] = "filters",
+        method: Method = "auto",
+        n_filters: int | Literal["auto"] = "auto",
+        filters: Filters = "patches",
+        initial_metric: Literal["identity", "whiten"] = "whiten",
+        activation: Activation = "relu",
+        threshold: float = 0.5,
+        antithetic: bool = False,
+        pool_power: float = 0.5,
+        n_components: int = 8,
+        rectification: Literal["absolute", "halves"] = "absolute",
+        pool: Pair | None = (2, 2),
+        task: Literal["auto", "classification", "regression"] = "auto",
+        image_shape: ImageShape = None,
+        channels: Channels = "last",
+        kernel: Kernel = "ntk",
+        depth: int = 3,
+        patch_size: Pair = 3,
+        padding: Padding = "valid",
+        bias: float = 0.3,
+        bandwidth: float | Literal["auto"] = "auto",
+        n_rounds: int = 4,
+        agop_power: float = 0.5,
+        agop_samples: float | Literal["auto"] | None = "auto",
+        alpha: ArrayLike = DEFAULT_ALPHAS,
+        selection: Selection = "gcv",
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        n_jobs: int | None = None,
+        random_state: RandomState = None,
+        verbose: int = 0,
+        checkpoint: File | None = None,
+        checkpoint_on_error: Literal["raise", "restart"] = "raise",
+    ) -> None:
         super().__init__(
             image_shape=image_shape,
             channels=channels,
@@ -280,8 +304,13 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         self.pool = pool
         self.task = task
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    @fit_method
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Learn the patch metric.
 
         Parameters
@@ -333,7 +362,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         self.output_shape_ = self._features().shape
         return self
 
-    def transform(self, X):
+    def transform(self, X: ArrayLike) -> Array:
         """Make features of images.
 
         Parameters
@@ -356,7 +385,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             return self._like_input(features, X)
         return features.reshape(len(features), -1)
 
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> Array:
         """Names of the features.
 
         Parameters
@@ -373,9 +402,9 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             for its halves, and ``"saliency_0_1"`` the location in row 0 and column 1.
         """
         check_is_fitted(self)
-        input_features = _check_feature_names_in(self, input_features)
+        names_in = _check_feature_names_in(self, input_features)
         if self.output == "image":
-            return input_features
+            return names_in
         rows, columns, _ = self.output_shape_
         return np.array(
             [

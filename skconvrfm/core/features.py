@@ -349,7 +349,9 @@ class FeatureMaps:
 
 
 @to_tensor.register
-def _compute(maps: FeatureMaps, dtype, device):
+def _compute(
+    maps: FeatureMaps, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
     """Compute a block of feature maps."""
     images = to_tensor(maps.images, dtype, device)
     for layer in maps.layers:
@@ -376,7 +378,7 @@ class EigenProjections:
 
     layer: Layer
     components: np.ndarray
-    rectification: str
+    rectification: str | None
     pool: tuple[int, int] | None
 
     @property

@@ -1,0 +1,33 @@
+"""Signatures: what is public says its types, and scikit-learn's tools leave them."""
+
+import inspect
+
+import pytest
+from test_doctests import public_objects
+
+
+def public_signatures():
+    """Functions, constructors and public methods of what is public."""
+    for parameter in public_objects():
+        value, name = parameter.values[0], parameter.id
+        if not inspect.isclass(value):
+            yield pytest.param(value, id=name)
+            continue
+        for method, function in vars(value).items():
+            function = getattr(function, "__func__", function)
+            if method in ("__init__", "__call__") or not method.startswith("_"):
+                if inspect.isfunction(function):
+                    yield pytest.param(function, id=f"{name}.{method}")
+
+
+@pytest.mark.parametrize("function", list(public_signatures()))
+def test_what_is_public_says_its_types(function):
+    signature = inspect.signature(function)
+    parameters = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.name not in ("self", "cls")
+    ]
+    unsaid = [p.name for p in parameters if p.annotation is inspect.Parameter.empty]
+    assert unsaid == []
+    assert signature.return_annotation is not inspect.Signature.empty
