@@ -3,7 +3,7 @@
 from .estimators import ConvRFMClassifier, ConvRFMRegressor
 from .transformer import PatchAGOPTransformer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AnsatzScorer",
