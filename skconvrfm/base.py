@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from os import PathLike
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
+from sklearn.utils import Bunch
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import (
     check_consistent_length,
@@ -37,10 +39,12 @@ from .core.checkpoint import ON_ERROR
 from .core.convolutional import KINDS
 from .core.features import ACTIVATIONS
 from .core.filters import KINDS as FILTER_KINDS
+from .core.filters import FilterBank
 from .core.images import as_images
 from .core.radial import RADIAL_KINDS
 from .core.rounds import SELECTIONS
 from .core.stored import StoredRows, is_stored
+from .core.stream import Stream
 from .kernels import KERNEL_CONSTRAINTS, as_numpy
 
 # Ridges in units of the largest diagonal entry of the kernel: half decades from
@@ -58,6 +62,11 @@ _SMALLEST_COLOUR_SIDE = 8
 _SMALLEST_SQUARE_SIDE = 4
 # Bytes of stored images that are read at once to be checked.
 _CHECKED_BYTES = 2**24
+
+# Of the layout of saved estimators; a later one is refused.
+STATE_FORMAT = 1
+# Fitted attributes that are more than arrays, numbers and text: what they are made of.
+_STRUCTURES = {"layers_": Bunch, "filter_bank_": FilterBank, "stream_": Stream}
 
 
 class BaseConvRFM(BaseEstimator):
@@ -258,6 +267,26 @@ class BaseConvRFM(BaseEstimator):
             X = validate_data(self, X, dtype="numeric", reset=False)
         return as_images(X, self.image_shape_, self.channels)
 
+    def __getstate__(self):
+        """The attributes as they are saved: a file names no class but this one."""
+        state = dict(super().__getstate__())
+        plain = {name: _as_plain(state[name]) for name in _STRUCTURES if name in state}
+        return state | plain | {"_format": STATE_FORMAT}
+
+    def __setstate__(self, state):
+        state = dict(state)
+        found = state.pop("_format", 0)
+        if found > STATE_FORMAT:
+            raise ValueError(
+                f"this {type(self).__name__} was saved in format {found} by a later "
+                f"version of skconvrfm, and this one knows {STATE_FORMAT}: update "
+                "skconvrfm, or fit and save the estimator with this version."
+            )
+        for name, structure in _STRUCTURES.items():
+            if name in state:
+                state[name] = _from_plain(structure, state[name])
+        super().__setstate__(state)
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = True
@@ -272,6 +301,34 @@ def _nested_images(X):
     except ValueError:  # ragged: validate_data has the better words
         return X
     return array if array.ndim in (3, 4) else X
+
+
+def _as_plain(value):
+    """A value with dicts in the place of dataclasses and bunches."""
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, dict):
+        return {name: _as_plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_as_plain(item) for item in value]
+    return value
+
+
+def _from_plain(structure, value):
+    """The inverse: a bunch or dataclass, or a list of them, of dicts."""
+    if isinstance(value, list):
+        return [_from_plain(structure, item) for item in value]
+    if structure is Bunch:
+        return Bunch(**value)
+    # What may be None is a union.
+    structures = filter(is_dataclass, get_args(structure) or [structure])
+    structure = next(structures, None)
+    if structure is None or value is None:
+        return value
+    parts = get_type_hints(structure)
+    return structure(
+        **{name: _from_plain(parts[name], item) for name, item in value.items()}
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 import threadpoolctl
 import torch
 
+import skconvrfm
 from skconvrfm.core import compiled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,3 +82,11 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED}; set SKCONVRFM_SHARED to where it is")
     return SHARED
+
+
+@pytest.fixture
+def environment():
+    """Return the environment for another process, which finds the package as we do."""
+    folder = str(Path(skconvrfm.__file__).parents[1])
+    path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}

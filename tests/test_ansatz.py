@@ -592,10 +592,12 @@ def test_scorer_in_cross_validation_leaves_the_accuracy_alone(digits, metadata_r
     X, y = digits
     model = make_pipeline(FunctionTransformer(first_channels), Wrapped())
     with config_context(enable_metadata_routing=metadata_routing):
-        alone = cross_validate(model, X, y, cv=2, scoring="accuracy")
+        # Of scikit-learn 1.6 routing asks for params.
+        alone = cross_validate(model, X, y, cv=2, scoring="accuracy", params={})
         both = cross_validate(
             *(model, X, y),
             cv=2,
+            params={},
             scoring={"ansatz": AnsatzScorer(), "acc": "accuracy"},
             return_estimator=True,
             return_train_score=True,

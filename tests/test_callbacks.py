@@ -5,11 +5,13 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.base import BaseEstimator
+from numpy.testing import assert_array_equal
+from sklearn.base import BaseEstimator, clone
+from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
 import skconvrfm.callbacks
-from skconvrfm import ConvRFMClassifier
+from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
 
 
 @pytest.fixture
@@ -34,6 +36,32 @@ def data(rng):
     X, y = rng.normal(size=(24, 16)), np.arange(24) % 2
     X[y == 1, 5] += 2
     return X, y
+
+
+@pytest.fixture
+def digits():
+    X, y = load_digits(n_class=3, return_X_y=True)
+    return X[:60] / 16, y[:60], X[60:120] / 16, y[60:120]
+
+
+class Recorder:
+    """Remembers the tasks that it is told of, and stops after some rounds."""
+
+    def __init__(self, stop_after=None):
+        self.events, self.scores, self.stop_after = [], [], stop_after
+
+    def setup(self, estimator, context):
+        self.events.append("setup")
+
+    def on_fit_task_begin(self, estimator, context, **_):
+        self.events.append(("begin", context.task_name, context.task_id))
+
+    def on_fit_task_end(self, estimator, context, **_):
+        self.events.append(("end", context.task_name, context.task_id))
+        return self.stop_after is not None and context.task_id == self.stop_after
+
+    def teardown(self, estimator, context):
+        self.events.append("teardown")
 
 
 def test_without_them_in_scikit_learn_rounds_go_on_in_silence(old_callbacks, data):
@@ -85,7 +113,7 @@ def test_the_weights_of_the_rows_reach_the_callbacks(new, data):
     model = ConvRFMClassifier(depth=1, n_rounds=0).set_callbacks(Watch())
     weights = np.arange(24) + 1.0
     model.fit(*data, sample_weight=weights)
-    np.testing.assert_array_equal(seen[0]["sample_weight"], weights)
+    assert_array_equal(seen[0]["sample_weight"], weights)
     seen.clear()
     model.fit(*data)
     assert seen[0] == {}
@@ -118,7 +146,45 @@ def test_a_callback_sees_a_model_that_predicts_after_every_round(new, data, opti
     model.set_callbacks(Keep()).fit(X, y)
     n_layers = options.get("feature_layers", 1)
     assert [len(m.history_["round"]) for m in models] == [1, 2, 3] * n_layers
-    np.testing.assert_array_equal(
-        models[-1].decision_function(X), model.decision_function(X)
-    )
+    assert_array_equal(models[-1].decision_function(X), model.decision_function(X))
     assert all(m.predict_proba(X).shape == (24, 2) for m in models)
+
+
+@pytest.mark.parametrize("Estimator", [ConvRFMClassifier, ConvRFMRegressor])
+def test_callbacks_are_told_of_the_fit_and_of_every_round(digits, new, Estimator):
+    X, y, _, _ = digits
+    recorder = Recorder()
+    model = Estimator(depth=1, n_rounds=2).set_callbacks(recorder)
+    model.fit(X, y)
+    events = [event[0] for event in recorder.events if event[1] == "round"]
+    assert events == ["begin", "end"] * 3
+    rounds = [event[2] for event in recorder.events if event[:2] == ("end", "round")]
+    assert rounds == [0, 1, 2]
+    assert recorder.events[0] == "setup" and recorder.events[-1] == "teardown"
+
+
+def test_a_callback_can_stop_the_rounds(digits, new):
+    X, y, X_test, _ = digits
+    model = ConvRFMClassifier(depth=1, n_rounds=4, selection="last")
+    stopped = clone(model).set_callbacks(Recorder(stop_after=1)).fit(X, y)
+    assert_array_equal(stopped.history_["round"], [0, 1])
+    short = clone(model).set_params(n_rounds=1).fit(X, y)
+    assert_array_equal(stopped.predict_proba(X_test), short.predict_proba(X_test))
+
+
+def test_callbacks_do_not_change_the_fit(digits, new):
+    X, y, X_test, _ = digits
+    model = ConvRFMClassifier(depth=1, n_rounds=2)
+    watched = clone(model).set_callbacks(Recorder()).fit(X, y)
+    plain = model.fit(X, y)
+    assert_array_equal(watched.predict_proba(X_test), plain.predict_proba(X_test))
+
+
+def test_a_scoring_monitor_scores_every_round(digits, new):
+    X, y, _, _ = digits
+    monitor = new.ScoringMonitor(scoring="accuracy")
+    ConvRFMClassifier(depth=1, n_rounds=2).set_callbacks(monitor).fit(X, y)
+    data = monitor.get_logs().data
+    scores = [entry["accuracy"] for entry in data if entry["task_name"] == "round"]
+    assert len(scores) == 3
+    assert all(0.8 < score <= 1 for score in scores)
