@@ -198,8 +198,8 @@ figure.colorbar(drawn, ax=axes, label="Distance, of the largest")
 # %%
 # 6. Fit again, and again
 # -----------------------
-# Left-out predictions come from the same inverse. The test images are drawn beside them,
-# and choose nothing.
+# Left-out predictions come from the same inverse. The test images are drawn beside
+# them, and choose nothing.
 
 accuracy = {"left-out training images": [], "test images": []}
 scores_by_round = []

@@ -32,9 +32,10 @@ for name, model in (("fixed kernel", fixed), ("two rounds", clf)):
 # What happened
 # -------------
 # Above, four images of each class. In the middle, what each round was worth by the
-# criteria of the training data, and the spectrum of the metric it measured patches with:
-# flat at first, and in the end one direction with nearly all of the weight. Below, the
-# leading eigenvectors of the patch AGOP: that direction is a spot of the star's colour.
+# criteria of the training data, and the spectrum of the metric it measured patches
+# with: flat at first, and in the end one direction with nearly all of the weight.
+# Below, the leading eigenvectors of the patch AGOP: that direction is a spot of the
+# star's colour.
 
 figure = plt.figure(figsize=(10, 5.6), layout="constrained")
 images, rounds, patterns = figure.subfigures(3, 1, height_ratios=(1, 1.8, 0.9))
