@@ -2,6 +2,8 @@
 
 import os
 
+from sphinx_gallery.sorting import ExplicitOrder
+
 import skconvrfm
 
 project = "skconvrfm"
@@ -15,19 +17,69 @@ extensions = [
     "sphinx.ext.extlinks",
     "sphinx.ext.mathjax",
     "numpydoc",
+    "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build"]
+# The gallery's sources become pages of docs/gallery, and are none themselves.
+exclude_patterns = ["_build", "examples"]
 default_role = "literal"
 extlinks = {"arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s")}
 
 autodoc_preserve_defaults = True
+# The docstrings say them, in the words of numpydoc.
+autodoc_typehints = "none"
 autosummary_generate = True
 # Methods are listed by the template of a class.
 numpydoc_show_class_members = False
 
-html_theme = "furo"
+# From the first acquaintance to a cluster.
+examples = (
+    "star",
+    "framed_digits",
+    "grid_search",
+    "method",
+    "saliency",
+    "natural_images",
+    "deep",
+    "ansatz",
+    "precomputed_kernel",
+    "cost",
+    "cluster",
+)
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "within_subsection_order": ExplicitOrder(
+        [f"plot_{example}.py" for example in examples]
+    ),
+    "backreferences_dir": "gallery/backreferences",
+    "doc_module": ("skconvrfm",),
+    "reference_url": {"skconvrfm": None},
+    # Every example is run by every build, and a failure ends it.
+    "run_stale_examples": False,
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_signature": False,
+    "image_scrapers": ("matplotlib",),
+}
+
+html_theme = "pydata_sphinx_theme"
 html_title = f"skconvrfm {release}"
+html_static_path = ["_static"]
+html_css_files = ["skconvrfm.css"]
+html_copy_source = html_show_sourcelink = False
+html_theme_options = {
+    "header_links_before_dropdown": 6,
+    "navbar_align": "left",
+    "navigation_with_keys": False,
+    "show_prev_next": True,
+    "show_nav_level": 1,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+html_sidebars = {"changelog": [], "glossary": [], "benchmarks": []}
 
 # Links into the documentation of others need the network, the rest does not.
 if "READTHEDOCS" in os.environ:

@@ -1,0 +1,93 @@
+"""
+What a fit costs
+================
+
+The exact kernel costs the square of the images, its decomposition their cube, and the
+machine of random features is linear in them. Measured here, on the machine that built
+these pages, with the exponents that come out.
+"""
+
+import os
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from skconvrfm import ConvRFMClassifier
+
+SIDE, DEPTH, AGOP_IMAGES = 28, 3, 20
+IMAGES = np.array([125, 250, 500, 1000])
+
+
+def problem(n):
+    """Random images and classes: only their number matters."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, SIDE, SIDE)).astype(np.float32), np.arange(n) % 10
+
+
+def exact(n):
+    """Seconds of kernel, decomposition and AGOP of one round at n images."""
+    clf = ConvRFMClassifier(
+        method="exact", depth=DEPTH, n_rounds=1, agop_samples=AGOP_IMAGES
+    ).fit(*problem(n))
+    # Of round 1, whose kernel is measured with a patch transform.
+    rounds = {"kernel": 1, "solve": 1, "agop": 0}
+    return {part: clf.history_[f"seconds_{part}"][at] for part, at in rounds.items()}
+
+
+def features(n):
+    """Seconds of a whole fit by features."""
+    clf = ConvRFMClassifier(method="features", n_filters=32, patch_size=5, n_rounds=0)
+    start = time.perf_counter()
+    clf.fit(*problem(n))
+    return time.perf_counter() - start
+
+
+print(f"{os.cpu_count()} cores, torch with {torch.get_num_threads()} threads")
+exact(IMAGES[0]), features(IMAGES[0])  # whatever is built and loaded at the first fit
+parts = [exact(n) for n in IMAGES]
+seconds = {part: np.array([one[part] for one in parts]) for part in parts[0]}
+seconds["whole fit by features"] = np.array([features(n) for n in IMAGES])
+
+# %%
+# Seconds and exponents
+# ---------------------
+# The exponent is that of the line through the logarithms. A decomposition of few images
+# is over before its cube shows, and of the kernel of few images a part is linear: both
+# exponents grow with the number of images, towards 3 and 2.
+
+print(f"{'images':24}", *(f"{n:8}" for n in IMAGES), "exponent")
+exponents = {}
+for part, values in seconds.items():
+    exponents[part] = np.polyfit(np.log(IMAGES), np.log(values), 1)[0]
+    print(f"{part:24}", *(f"{s:8.3f}" for s in values), f"{exponents[part]:8.2f}")
+
+# %%
+figure, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+names = {"solve": "decomposition", "agop": "AGOP of 20 images"}
+for part, values in seconds.items():
+    label = f"{names.get(part, part)}, power {exponents[part]:.2f}"
+    ax.plot(IMAGES, values, marker="o", label=label)
+ax.set(xlabel="Training images", ylabel="Seconds", xscale="log", yscale="log")
+ax.set_xticks(IMAGES, IMAGES)
+ax.minorticks_off()
+ax.grid(alpha=0.3)
+ax.legend()
+
+# %%
+# The constants
+# -------------
+# Seconds over what the formulas of :doc:`/guide/costs` count, at the largest number of
+# images, in nanoseconds.
+
+n = int(IMAGES[-1])
+locations = sum((SIDE - 2 * layer) ** 2 for layer in range(1, DEPTH + 1))
+units = {
+    "kernel": n**2 / 2 * locations,
+    "solve": n**3,
+    "agop": n * AGOP_IMAGES * locations,
+}
+for part, unit in units.items():
+    print(f"{part:8} {1e9 * seconds[part][-1] / unit:6.2f} ns")
+plt.show()
