@@ -16,7 +16,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from .core.blocks import byte_blocks
+from .core.blocks import byte_blocks, is_out_of_memory
 from .core.checkpoint import ON_ERROR
 from .core.convolutional import KINDS
 from .core.features import ACTIVATIONS
@@ -319,11 +319,33 @@ def unchanged_on_failure(estimator):
     before = fitted_attributes(estimator)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for name in fitted_attributes(estimator):
             delattr(estimator, name)
         vars(estimator).update(before)
-        raise
+        explained = _explained(estimator, error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explained(estimator, error):
+    """An error of torch in words that say what to do; None for any other error."""
+    name, what = type(estimator).__name__, str(error).strip().partition("\n")[0]
+    # The tiles' own errors, and numpy's, are of this type and say enough.
+    if is_out_of_memory(error) and not isinstance(error, MemoryError):
+        return MemoryError(
+            f"{name} ran out of memory beyond its tiles, which working_memory bounds: "
+            f"{what}. The ridge needs matrices of rows × rows, or of features × "
+            "features: take fewer of them, method='features', or another device."
+        )
+    if isinstance(error, RuntimeError) and "CUDA error" in what:
+        return RuntimeError(
+            f"device={estimator.device!r} failed, and {name} is as it was: {what}. "
+            "CUDA is not usable in this process any more: start another one, or pass "
+            "device='cpu'."
+        )
+    return None
 
 
 def fitted_attributes(estimator):

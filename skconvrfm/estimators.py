@@ -262,9 +262,10 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             )
         initial = self.filter_bank_.initial
         transform = transform_from_agop(self.patch_agop_, self.agop_power, initial)
-        if transform is not None:  # else the machine is constant, and knows no better
-            self.patch_transform_ = transform
-        vars(self).pop("stream_", None)
+        with unchanged_on_failure(self):
+            if transform is not None:  # else the machine is constant, and knows no more
+                self.patch_transform_ = transform
+            vars(self).pop("stream_", None)
         return self
 
     def _rng(self):
