@@ -1,5 +1,6 @@
 """What all estimators share: the parameters of the learning, and how images come in."""
 
+import functools
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
@@ -313,8 +314,22 @@ def _from_plain(structure, value):
     )
 
 
+def all_or_nothing(method):
+    """Let a method of an estimator that fails, or is interrupted, change nothing.
+
+    Outside of scikit-learn's `_fit_context`, whose callbacks may fail as well.
+    """
+
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        with _unchanged_on_failure(self):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 @contextmanager
-def unchanged_on_failure(estimator):
+def _unchanged_on_failure(estimator):
     """Put the fitted attributes back if the fit does not come to its end."""
     before = fitted_attributes(estimator)
     try:

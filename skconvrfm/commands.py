@@ -68,7 +68,7 @@ def run_command(program, command):
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
     except MemoryError as error:
-        return _fail(program, error or "out of memory", 1)
+        return _fail(program, str(error) or "out of memory", 1)
     except OSError as error:
         _give_up_stdout()
         if isinstance(error, BrokenPipeError):  # as when `head` has seen enough

@@ -25,8 +25,8 @@ from .base import (
     DEFAULT_ALPHAS,
     DEFAULT_DEPTH,
     BaseConvRFM,
+    all_or_nothing,
     fitted_attributes,
-    unchanged_on_failure,
 )
 from .callbacks import CallbackSupportMixin, RoundCallbacks
 from .core.checkpoint import Checkpoint, describe, digest
@@ -235,6 +235,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         self._keep(fitting.add(data, rows))
         return self
 
+    @all_or_nothing
     def refine(self):
         """Learn the patch metric of the next round from what was seen.
 
@@ -262,10 +263,9 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
             )
         initial = self.filter_bank_.initial
         transform = transform_from_agop(self.patch_agop_, self.agop_power, initial)
-        with unchanged_on_failure(self):
-            if transform is not None:  # else the machine is constant, and knows no more
-                self.patch_transform_ = transform
-            vars(self).pop("stream_", None)
+        if transform is not None:  # else the machine is constant, and knows no better
+            self.patch_transform_ = transform
+        vars(self).pop("stream_", None)
         return self
 
     def _rng(self):
@@ -919,6 +919,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         )
         self.class_weight = class_weight
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
         """Fit the machine, round by round, and keep the best round.
@@ -947,10 +948,10 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         OSError
             If the checkpoint cannot be written or read.
         """
-        with unchanged_on_failure(self):
-            return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight)
 
     @available_if(_has_features)
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Add images to those that were seen, with the filters and metric there are.
@@ -1002,9 +1003,8 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
                     f"classes={classes.tolist()} differ from those of the first call, "
                     f"{known.tolist()}; leave them out, or clone the estimator."
                 )
-        with unchanged_on_failure(self):
-            known = classes if known is None else known
-            return self._partial_fit(X, y, sample_weight, known)
+        known = classes if known is None else known
+        return self._partial_fit(X, y, sample_weight, known)
 
     def decision_function(self, X):
         """Score the classes: the machine's targets were -1 and 1.
@@ -1387,6 +1387,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     (80,)
     """
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
         """Fit the machine, round by round, and keep the best round.
@@ -1415,10 +1416,10 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         OSError
             If the checkpoint cannot be written or read.
         """
-        with unchanged_on_failure(self):
-            return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight)
 
     @available_if(_has_features)
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None):
         """Add images to those that were seen, with the filters and metric there are.
@@ -1455,8 +1456,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         The ridge is chosen by GCV, or for ``selection="loo"`` by the leave-one-out
         error of a sample of the rows.
         """
-        with unchanged_on_failure(self):
-            return self._partial_fit(X, y, sample_weight)
+        return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X):
         """Predict targets.

@@ -12,7 +12,7 @@ from sklearn.utils.validation import (
     check_is_fitted,
 )
 
-from .base import DEFAULT_ALPHAS, BaseConvRFM, unchanged_on_failure
+from .base import DEFAULT_ALPHAS, BaseConvRFM, all_or_nothing
 from .core.features import (
     EigenProjections,
     FilterLayer,
@@ -280,6 +280,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         self.pool = pool
         self.task = task
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
         """Learn the patch metric.
@@ -307,8 +308,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         OSError
             If the checkpoint cannot be written or read.
         """
-        with unchanged_on_failure(self):
-            return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight)
 
     def _fit(self, X, y, sample_weight):
         X, y, image_shape = self._validate_fit(X, y)
