@@ -8,6 +8,7 @@ and gets right, and draws what ConvRFM has learned.
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib.util
 import os
@@ -28,7 +29,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import type_of_target
 
 from . import ConvRFMClassifier
-from .commands import Parser, UsageError, check_device, integer
+from .commands import (
+    Parser,
+    UsageError,
+    check_device,
+    integer,
+    run_command,
+    write_output,
+)
 from .datasets import load_digit_images, make_framed_digits
 from .display import PatchFiltersDisplay, RoundsDisplay
 
@@ -51,16 +59,16 @@ def main(argv=None):
     Returns
     -------
     int
-        Exit code: 0, or 2 after a mistake in the options or in the data.
+        Exit code, see `run_command`.
     """
-    try:
-        options = parse_options(argv)
-        device = check_device(options.device)
-        split = load_split(options)
-        folder = make_folder(options.out)
-    except UsageError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
+    return run_command(PROGRAM, lambda: compare(parse_options(argv)))
+
+
+def compare(options):
+    """Compare the models on the data that the options ask for."""
+    device = check_device(options.device)
+    split = load_split(options)
+    folder = make_folder(options.out)
     screen = Screen()
     screen.line(f"{split.describe()}; device {device}")
     models = make_models(options, split)
@@ -72,7 +80,6 @@ def main(argv=None):
     convrfm = models["ConvRFM"]
     print_rounds(screen, results, convrfm)
     draw_pictures(screen, convrfm, folder)
-    return 0
 
 
 # ------------------------------------------------------------------ options
@@ -163,9 +170,11 @@ def make_folder(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {path}: {error.strerror}") from error
+        raise UsageError(
+            f"--out {path}: {error.strerror}; name another folder"
+        ) from error
     if not os.access(path, os.W_OK):
-        raise UsageError(f"--out {path}: the folder is not writable")
+        raise UsageError(f"--out {path}: is not writable; name another folder")
     return path
 
 
@@ -638,7 +647,8 @@ def draw_pictures(screen, convrfm, folder):
     PatchFiltersDisplay.from_estimator(convrfm, ax=patterns.subplots())
     patterns.suptitle("Leading eigenvectors of the patch AGOP, share of the trace")
     for figure, name in ((rounds, "rounds.png"), (patterns, "patch_agop.png")):
-        figure.savefig(folder / name, dpi=150)
+        picture = functools.partial(figure.savefig, dpi=150, format="png")
+        write_output("--out", folder / name, picture)
         screen.line(f"Picture: {folder / name}")
 
 

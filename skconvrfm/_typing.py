@@ -34,10 +34,10 @@ Selection: TypeAlias = Literal["gcv", "loo", "holdout", "last"]
 RandomState: TypeAlias = "int | np.random.RandomState | None"
 File: TypeAlias = "str | PathLike[str]"
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def validated(constraints: dict[str, Any]) -> Callable[[_Function], _Function]:
+def validated(constraints: dict[str, Any]) -> Callable[[Function], Function]:
     """A decorator that checks the parameters of a function.
 
     Parameters
@@ -48,6 +48,6 @@ def validated(constraints: dict[str, Any]) -> Callable[[_Function], _Function]:
     return validate_params(constraints, prefer_skip_nested_validation=True)
 
 
-def fit_method(method: _Function) -> _Function:
+def fit_method(method: Function) -> Function:
     """Check the estimator's parameters first, and call its callbacks."""
     return _fit_context(prefer_skip_nested_validation=True)(method)

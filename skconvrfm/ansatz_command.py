@@ -3,7 +3,7 @@
 import csv
 import difflib
 import importlib
-import sys
+import io
 import zipfile
 from argparse import ArgumentTypeError
 from dataclasses import asdict, fields
@@ -13,7 +13,15 @@ import numpy as np
 import torch
 
 from .ansatz import AnsatzScorer, LayerReport
-from .commands import Parser, UsageError, check_device, integer
+from .commands import (
+    Parser,
+    UsageError,
+    check_device,
+    check_place,
+    integer,
+    run_command,
+    write_output,
+)
 
 PROGRAM = "python -m skconvrfm.ansatz"
 IMAGE_FILES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -34,32 +42,33 @@ def run(argv=None):
     Returns
     -------
     int
-        Exit code: 0, or 2 after a mistake in the options or in the data.
+        Exit code, see `run_command`.
     """
+    return run_command(PROGRAM, lambda: measure(parse_options(argv)))
+
+
+def measure(options):
+    """Measure what the options ask for, print it, and write it."""
+    check_device(options.device)
+    if options.csv is not None:
+        check_place("--csv", options.csv)
+    source = find_network(options.network)
+    X, channels = load_images(options, source)
+    network, baseline = make_networks(options, source)
+    scorer = AnsatzScorer(
+        layers=options.layers,
+        outputs=options.outputs,
+        agop_power=options.power,
+        channels=channels,
+        device=options.device,
+    )
     try:
-        options = parse_options(argv)
-        check_device(options.device)
-        source = find_network(options.network)
-        X, channels = load_images(options, source)
-        network, baseline = make_networks(options, source)
-        scorer = AnsatzScorer(
-            layers=options.layers,
-            outputs=options.outputs,
-            agop_power=options.power,
-            channels=channels,
-            device=options.device,
-        )
-        try:
-            report = scorer.report(network, X, baseline=baseline)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        print(report)
-        if options.csv is not None:
-            write_csv(report, options.csv)
-    except UsageError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        report = scorer.report(network, X, baseline=baseline)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    print(report)
+    if options.csv is not None:
+        write_csv(report, options.csv)
 
 
 def parse_options(argv=None):
@@ -391,11 +400,8 @@ def _evenly(n, n_taken):
 
 def write_csv(report, path):
     """Write the rows of a report."""
-    columns = [column.name for column in fields(LayerReport)]
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in report)
-    except OSError as error:
-        raise UsageError(f"--csv {path}: {error.strerror or error}") from error
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [column.name for column in fields(LayerReport)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in report)
+    write_output("--csv", path, lambda file: file.write(text.getvalue().encode()))

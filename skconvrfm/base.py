@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from os import PathLike
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, cast, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,6 +27,7 @@ from ._typing import (
     Dtype,
     File,
     Filters,
+    Function,
     ImageShape,
     Kernel,
     Method,
@@ -34,7 +36,7 @@ from ._typing import (
     RandomState,
     Selection,
 )
-from .core.blocks import byte_blocks
+from .core.blocks import byte_blocks, is_out_of_memory
 from .core.checkpoint import ON_ERROR
 from .core.convolutional import KINDS
 from .core.features import ACTIVATIONS
@@ -331,17 +333,53 @@ def _from_plain(structure, value):
     )
 
 
+def all_or_nothing(method: Function) -> Function:
+    """Let a method of an estimator that fails, or is interrupted, change nothing.
+
+    Outside of scikit-learn's `_fit_context`, whose callbacks may fail as well.
+    """
+
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        with _unchanged_on_failure(self):
+            return method(self, *args, **kwargs)
+
+    return cast(Function, call)
+
+
 @contextmanager
-def unchanged_on_failure(estimator):
+def _unchanged_on_failure(estimator):
     """Put the fitted attributes back if the fit does not come to its end."""
     before = fitted_attributes(estimator)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for name in fitted_attributes(estimator):
             delattr(estimator, name)
         vars(estimator).update(before)
-        raise
+        explained = _explained(estimator, error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explained(estimator, error):
+    """An error of torch in words that say what to do; None for any other error."""
+    name, what = type(estimator).__name__, str(error).strip().partition("\n")[0]
+    # The tiles' own errors, and numpy's, are of this type and say enough.
+    if is_out_of_memory(error) and not isinstance(error, MemoryError):
+        return MemoryError(
+            f"{name} ran out of memory beyond its tiles, which working_memory bounds: "
+            f"{what}. The ridge needs matrices of rows × rows, or of features × "
+            "features: take fewer of them, method='features', or another device."
+        )
+    if isinstance(error, RuntimeError) and "CUDA error" in what:
+        return RuntimeError(
+            f"device={estimator.device!r} failed, and {name} is as it was: {what}. "
+            "CUDA is not usable in this process any more: start another one, or pass "
+            "device='cpu'."
+        )
+    return None
 
 
 def fitted_attributes(estimator):

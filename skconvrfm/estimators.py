@@ -47,8 +47,8 @@ from .base import (
     DEFAULT_ALPHAS,
     DEFAULT_DEPTH,
     BaseConvRFM,
+    all_or_nothing,
     fitted_attributes,
-    unchanged_on_failure,
 )
 from .callbacks import CallbackSupportMixin, RoundCallbacks
 from .core.checkpoint import Checkpoint, describe, digest
@@ -260,6 +260,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         self._keep(fitting.add(data, rows))
         return self
 
+    @all_or_nothing
     def refine(self) -> Self:
         """Learn the patch metric of the next round from what was seen.
 
@@ -944,6 +945,7 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         )
         self.class_weight = class_weight
 
+    @all_or_nothing
     @fit_method
     def fit(
         self,
@@ -977,10 +979,10 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
         OSError
             If the checkpoint cannot be written or read.
         """
-        with unchanged_on_failure(self):
-            return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight)
 
     @available_if(_has_features)
+    @all_or_nothing
     @fit_method
     def partial_fit(
         self,
@@ -1038,9 +1040,8 @@ class ConvRFMClassifier(ClassifierMixin, _ConvRFM):
                     f"classes={classes.tolist()} differ from those of the first call, "
                     f"{known.tolist()}; leave them out, or clone the estimator."
                 )
-        with unchanged_on_failure(self):
-            known = classes if known is None else known
-            return self._partial_fit(X, y, sample_weight, known)
+        known = classes if known is None else known
+        return self._partial_fit(X, y, sample_weight, known)
 
     def decision_function(self, X: ArrayLike) -> Floats:
         """Score the classes: the machine's targets were -1 and 1.
@@ -1423,6 +1424,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
     (80,)
     """
 
+    @all_or_nothing
     @fit_method
     def fit(
         self,
@@ -1456,10 +1458,10 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         OSError
             If the checkpoint cannot be written or read.
         """
-        with unchanged_on_failure(self):
-            return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight)
 
     @available_if(_has_features)
+    @all_or_nothing
     @fit_method
     def partial_fit(
         self,
@@ -1501,8 +1503,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         The ridge is chosen by GCV, or for ``selection="loo"`` by the leave-one-out
         error of a sample of the rows.
         """
-        with unchanged_on_failure(self):
-            return self._partial_fit(X, y, sample_weight)
+        return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: ArrayLike) -> Floats:
         """Predict targets.

@@ -33,7 +33,7 @@ from ._typing import (
     Selection,
     fit_method,
 )
-from .base import DEFAULT_ALPHAS, BaseConvRFM, unchanged_on_failure
+from .base import DEFAULT_ALPHAS, BaseConvRFM, all_or_nothing
 from .core.features import (
     EigenProjections,
     FilterLayer,
@@ -304,6 +304,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         self.pool = pool
         self.task = task
 
+    @all_or_nothing
     @fit_method
     def fit(
         self,
@@ -336,8 +337,7 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         OSError
             If the checkpoint cannot be written or read.
         """
-        with unchanged_on_failure(self):
-            return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight)
 
     def _fit(self, X, y, sample_weight):
         X, y, image_shape = self._validate_fit(X, y)

@@ -562,23 +562,3 @@ def test_a_fit_leaves_the_data_and_the_parameters_as_they_are(problem):
     assert_array_equal(X, images)
     assert_array_equal(y, targets)
     assert estimator.get_params() == before
-
-
-@pytest.mark.parametrize("fitted", [False, True])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_an_interrupted_fit_leaves_the_estimator_as_it_was(
-    problem, fitted, error, monkeypatch
-):
-    estimator, X, y = problem
-    if fitted:
-        estimator.fit(X, y)
-    before = state_of(estimator)
-
-    def interrupt(*_):
-        raise error
-
-    monkeypatch.setattr(type(estimator), "_describe_round", interrupt)
-    estimator.verbose = before["verbose"] = 1
-    with pytest.raises(error):
-        estimator.fit(X[:18, :4, :4], y[:18])
-    assert_same_state(estimator, before)

@@ -337,24 +337,6 @@ def test_blank_and_constant_images_give_finite_scores(problem):
         assert np.isfinite(raw_scores(clone(model).fit(with_blanks, y), X)).all()
 
 
-def test_a_fit_that_is_interrupted_leaves_the_model_as_it_was(problem, monkeypatch):
-    from skconvrfm.core import feature_machine
-
-    model, X, y = problem
-    before = raw_scores(model.fit(X, y), X)
-    attributes = set(vars(model))
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(feature_machine, "feature_agop", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(X[::-1], y)
-    monkeypatch.undo()
-    assert set(vars(model)) == attributes
-    assert_array_equal(raw_scores(model, X), before)
-
-
 def test_learning_finds_the_channel_that_matters():
     """A faint channel has edges of one direction or the other; three are loud noise."""
     rng = np.random.default_rng(0)

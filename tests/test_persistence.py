@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from models.make import FOLDER, make_data, make_models, said
 from numpy.testing import assert_allclose, assert_array_equal
+from same import assert_same
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -51,24 +52,6 @@ def through_skops(model):
 def through_joblib(model, folder):
     joblib.dump(model, folder / "model.joblib")
     return joblib.load(folder / "model.joblib")
-
-
-def assert_same(ours, theirs):
-    """Equal bit by bit, in structures of any depth."""
-    assert type(ours) is type(theirs)
-    if isinstance(ours, np.ndarray):
-        assert ours.dtype == theirs.dtype
-        assert_array_equal(ours, theirs)
-    elif isinstance(ours, dict):
-        assert list(ours) == list(theirs)
-        for name in ours:
-            assert_same(ours[name], theirs[name])
-    elif isinstance(ours, list | tuple):
-        assert_same(dict(enumerate(ours)), dict(enumerate(theirs)))
-    elif hasattr(ours, "__dataclass_fields__"):
-        assert_same(vars(ours), vars(theirs))
-    else:
-        assert ours == theirs
 
 
 # ------------------------------------------------------------------ what is kept

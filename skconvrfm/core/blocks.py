@@ -249,14 +249,21 @@ def halving_memory(task):
             try:
                 return task(*arguments, resources)
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or resources.memory <= _LEAST_MEMORY:
+                if not is_out_of_memory(error):
                     raise
+                if resources.memory <= _LEAST_MEMORY:
+                    raise MemoryError(
+                        f"out of memory, with tiles of {_mebibytes(resources)} as "
+                        f"well: {error}. A smaller working_memory, which bounds tiles, "
+                        "will not help: take fewer images at a time or fewer n_jobs, "
+                        "method='features' for a fit, or another device."
+                    ) from error
             resources = replace(resources, memory=resources.memory // 2)
             if resources.device.type == "cuda":
                 torch.cuda.empty_cache()
             warnings.warn(
                 "out of memory: going on with tiles of half the size "
-                f"({resources.memory / 2**20:.0f} MiB); set a smaller working_memory "
+                f"({_mebibytes(resources)}); set a smaller working_memory "
                 "with sklearn.set_config to avoid the first attempt.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -265,8 +272,14 @@ def halving_memory(task):
     return patient_task
 
 
-def _is_out_of_memory(error):
+def _mebibytes(resources):
+    return f"{resources.memory / 2**20:.0f} MiB"
+
+
+def is_out_of_memory(error):
     """Whether an allocation failed; torch's CPU allocator has no error of its own."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
+    if not isinstance(error, RuntimeError):
+        return False
     return "can't allocate memory" in str(error) or "out of memory" in str(error)

@@ -15,7 +15,6 @@ import errno
 import hashlib
 import json
 import os
-import uuid
 import zipfile
 from contextlib import contextmanager
 from dataclasses import fields
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from .blocks import byte_blocks
+from .files import TEMPORARY, write_whole
 from .ridge import RidgeSolution
 from .rounds import Journal, Progress, Round
 
@@ -31,7 +31,7 @@ from .rounds import Journal, Progress, Round
 FORMAT = 1
 ON_ERROR = ("raise", "restart")
 
-_PREFIX, _SUFFIX, _TEMPORARY = "convrfm-", ".npz", ".tmp"
+_PREFIX, _SUFFIX = "convrfm-", ".npz"
 _VALUES = "convrfm.json"
 # How our files begin, truncated or not: the header of a member, 30 bytes, and its name.
 _MAGIC, _NAME_AT = b"PK\x03\x04", 30
@@ -64,7 +64,7 @@ class Checkpoint:
             # Better known now than after the first round.
             if not os.access(self._folder, os.W_OK | os.X_OK):
                 raise OSError(errno.EACCES, "the folder is not writable")
-            for leftover in self._folder.glob(f".{_PREFIX}*{_TEMPORARY}"):
+            for leftover in self._folder.glob(f".{_PREFIX}*{TEMPORARY}"):
                 leftover.unlink(missing_ok=True)
             paths = sorted(self._folder.glob(f"{_PREFIX}*{_SUFFIX}"))
             self._refuse_strangers(paths)
@@ -94,7 +94,7 @@ class Checkpoint:
     def save(self, name, values, arrays):
         """Put a file in the place of the one of this name, if any."""
         with self._explained("could not be written, and holds what it held before"):
-            _replace(
+            write_whole(
                 self._folder / name,
                 lambda file: _write_archive(file, self._fit, values, arrays),
             )
@@ -328,22 +328,3 @@ def _is_ours(path):
         start = file.read(_NAME_AT + len(_VALUES))
     name = _VALUES.encode()
     return _MAGIC.startswith(start[: len(_MAGIC)]) and name.startswith(start[_NAME_AT:])
-
-
-def _replace(path, write):
-    """Write a file, by ``write(file)``, that is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -186,8 +186,9 @@ class Design:
         worker = self.resources.one_worker()
         columns, groups = zip(*self._filter_groups(), strict=True)
         tasks = ((rows, dual_coef, worker) for rows in groups)
-        parts = self.resources.run(_combination, tasks)
-        for column, part in zip(columns, parts, strict=True):
+        for column, part in zip(
+            columns, self.resources.run(_combination, tasks), strict=True
+        ):
             coef[column] = part
         return coef
 

@@ -33,13 +33,14 @@ def own_threads(wanted=True):
     if not wanted or hasattr(_own, "count"):  # or already so
         yield
         return
-    _own.count = torch.get_num_threads()
-    torch.set_num_threads(1)
+    count = torch.get_num_threads()
     try:
+        _own.count = count
+        torch.set_num_threads(1)
         yield
     finally:
-        torch.set_num_threads(_own.count)
-        del _own.count
+        torch.set_num_threads(count)
+        vars(_own).pop("count", None)
 
 
 def share_out(call, whole, largest):

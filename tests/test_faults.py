@@ -1,0 +1,551 @@
+"""What goes wrong halfway leaves things as they were, and says what to do.
+
+The rest of it: tiles that run out of memory are in ``test_tiles.py``, checkpoints that
+are killed, damaged or full in ``test_checkpoint.py``, mistakes of users in
+``test_bad_input.py`` and ``test_main.py``.
+"""
+
+import contextlib
+import copy
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from joblib import parallel_config
+from joblib.externals.loky import get_reusable_executor
+from numpy.testing import assert_allclose
+from same import assert_same
+from sklearn import config_context
+from sklearn.base import clone
+
+from skconvrfm import (
+    ConvRFMClassifier,
+    ConvRFMRegressor,
+    PatchAGOPTransformer,
+    ansatz_command,
+    commands,
+    estimators,
+    methods,
+    transformer,
+)
+from skconvrfm.base import fitted_attributes
+from skconvrfm.core import feature_machine, filters, machine, ridge, rounds, tiles
+from skconvrfm.core.convolutional import ConvolutionalKernel
+
+job = importlib.import_module("skconvrfm.__main__")
+
+ROOT = Path(__file__).resolve().parents[1]
+EXACT = {"depth": 2, "n_rounds": 2, "selection": "last"}
+FEATURES = {"method": "features", "n_filters": 8, "pool_grid": 2, "n_rounds": 2}
+MODELS = {
+    "exact": ConvRFMClassifier(**EXACT),
+    "two layers": ConvRFMClassifier(**EXACT, feature_layers=2, n_filters=8),
+    "features": ConvRFMClassifier(**FEATURES),
+    "regressor": ConvRFMRegressor(**EXACT),
+    "transformer": PatchAGOPTransformer(depth=1, n_rounds=1, n_filters=8),
+}
+
+
+@pytest.fixture
+def data(rng):
+    X, y = rng.normal(size=(40, 7, 7)), np.arange(40) % 2
+    X[y == 1, 2, 3] += 2
+    return X, y
+
+
+@pytest.fixture(params=[False, True], ids=["new", "fitted"])
+def fitted(request):
+    return request.param
+
+
+@pytest.fixture(params=MODELS)
+def model(request, data, fitted):
+    """Return a model that was never fitted, or one that was, to other images."""
+    X, y = data
+    model = clone(MODELS[request.param])
+    return model.fit(X[::-1, 1:, 1:], y) if fitted else model
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Torch has two threads, and has them after whatever goes wrong."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == 2
+
+
+@contextlib.contextmanager
+def unchanged(estimator):
+    """Fail if the estimator, or the number of torch's threads, is not what it was."""
+    before = copy.deepcopy(vars(estimator))
+    yield
+    assert_same(vars(estimator), before)
+    assert torch.get_num_threads() == 2
+
+
+def failing(error, function=None, at=0):
+    """A function that raises an error at one of its calls, and else does its work."""
+    calls = iter(range(10**9))
+
+    def call(*args, **kwargs):
+        if next(calls) == at:
+            raise error
+        return function(*args, **kwargs)
+
+    return call
+
+
+# --------------------------------------------------------------- interruptions
+
+
+STEPS = {
+    "kernel": (machine, "kernel_matrix"),
+    "ridge": (ridge.RidgePath, "solve"),
+    "agop": (machine, "patch_agop"),
+    "transform": (rounds, "transform_from_agop"),
+    "between rounds": (rounds, "_record"),
+    "filters": (filters, "FilterLayer"),
+    "feature ridge": (feature_machine.Design, "moments"),
+    "feature agop": (feature_machine, "feature_agop"),
+    "temperature": (estimators, "brentq"),
+    "eigenvectors": (transformer, "leading_eigenvectors"),
+}
+OF_MODELS = {
+    "exact": ["kernel", "ridge", "agop", "transform", "between rounds", "temperature"],
+    "two layers": ["kernel", "ridge", "agop", "transform", "between rounds"],
+    "features": ["filters", "transform", "feature agop", "between rounds"],
+    "regressor": ["kernel", "ridge", "agop", "transform", "between rounds"],
+    "transformer": ["kernel", "agop", "between rounds", "eigenvectors"],
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "step"),
+    [(name, step) for name, steps in OF_MODELS.items() for step in steps],
+    indirect=["model"],
+)
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_interrupted_fit_leaves_all_as_it_was(model, data, step, at, monkeypatch):
+    place, name = STEPS[step]
+    interrupt = failing(KeyboardInterrupt(), getattr(place, name), at)
+    once = step in ("temperature", "eigenvectors")
+    if place is ridge.RidgePath:
+        monkeypatch.setattr(place, name, lambda *args: interrupt(*args))
+    else:
+        monkeypatch.setattr(place, name, interrupt)
+    if once and at:
+        pytest.skip("is called once a fit")
+    with unchanged(model), pytest.raises(KeyboardInterrupt):
+        model.fit(*data)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (methods, "patch_moments"),
+        (estimators.RowSample, "of"),
+        (estimators, "Stream"),
+        (ridge.Moments, "__add__"),
+        (feature_machine.StreamMachine, "ridge_path"),
+    ],
+    ids=["filters", "sample", "sums", "addition", "ridge"],
+)
+def test_an_interrupted_partial_fit_leaves_the_sums_as_they_were(
+    data, fitted, place, name, monkeypatch
+):
+    X, y = data
+    model = clone(MODELS["features"])
+    if fitted:
+        if name == "patch_moments":
+            pytest.skip("there are filters already")
+        model.partial_fit(X[:20], y[:20])
+    elif name == "__add__":
+        pytest.skip("there is nothing to add to")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, unchanged(model):
+        context.setattr(place, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.partial_fit(X[20:], y[20:])
+    if fitted:
+        again = clone(model).partial_fit(X[:20], y[:20]).partial_fit(X[20:], y[20:])
+        model.partial_fit(X[20:], y[20:])
+        assert_same(model.stream_.moments, again.stream_.moments)
+
+
+def test_an_interrupted_refinement_keeps_the_metric(data, monkeypatch):
+    model = clone(MODELS["features"]).partial_fit(*data)
+    interrupt = failing(KeyboardInterrupt())
+    monkeypatch.setattr(estimators, "transform_from_agop", interrupt)
+    with unchanged(model), pytest.raises(KeyboardInterrupt):
+        model.refine()
+
+
+@contextlib.contextmanager
+def interruption(seconds):
+    """Interrupt what is done after a time, as Ctrl-C would, if it still goes on."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
+@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("name", ["exact", "features"])
+def test_interruptions_at_any_moment_leave_all_as_it_was(data, name, n_jobs):
+    X, y = data
+    model = clone(MODELS[name]).set_params(n_jobs=n_jobs)
+    n_interrupted = 0
+    with parallel_config("threading"):
+        start = time.perf_counter()
+        expected = clone(model).fit(X, y).decision_function(X)
+        length = time.perf_counter() - start
+        model.fit(X[:20], y[:20])
+        for share in np.linspace(0.05, 0.95, 10):
+            former = copy.deepcopy(model)
+            with contextlib.suppress(KeyboardInterrupt), interruption(share * length):
+                model.fit(X, y)
+                model = former  # faster than before: once more
+                continue
+            n_interrupted += 1
+            assert_same(vars(model), vars(former))
+            assert torch.get_num_threads() == 2
+        result = model.fit(X, y).decision_function(X)
+    assert n_interrupted >= 4
+    assert_allclose(result, expected, atol=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
+def test_an_interruption_while_processes_work_leaves_all_as_it_was(data):
+    X, y = data
+    large = np.random.default_rng(1).normal(size=(300, 16, 16))
+    model = ConvRFMClassifier(depth=3, n_rounds=2, n_jobs=2).fit(X, y)
+    try:
+        with parallel_config("loky", inner_max_num_threads=1), unchanged(model):
+            clone(model).fit(X, y)  # workers are there
+            with pytest.raises(KeyboardInterrupt), interruption(0.5):
+                model.fit(large, np.arange(300) % 2)
+    finally:
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+# ------------------------------------------------------------------- callbacks
+
+
+@pytest.mark.parametrize("moment", ["setup", "begin", "end", "teardown"])
+def test_the_error_of_a_callback_arrives_and_changes_nothing(
+    model, fitted, data, moment
+):
+    pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has them")
+    if isinstance(model, PatchAGOPTransformer):
+        pytest.skip("its learner has the rounds")
+    error = OSError("the callback's own")
+
+    class Callback:
+        def _fail_at(self, here):
+            if here == moment:
+                raise error
+
+        def setup(self, estimator, context):
+            self._fail_at("setup")
+
+        def on_fit_task_begin(self, estimator, context, **_):
+            self._fail_at("begin")
+
+        def on_fit_task_end(self, estimator, context, **_):
+            self._fail_at("end")
+
+        def teardown(self, estimator, context):
+            self._fail_at("teardown")
+
+    model.set_callbacks(Callback())
+    before = {name: copy.deepcopy(x) for name, x in fitted_attributes(model).items()}
+    with pytest.raises(OSError) as caught:
+        model.fit(*data)
+    assert caught.value is error
+    assert_same(fitted_attributes(model), before)
+
+
+# ---------------------------------------------------------------------- memory
+
+ERRORS = {
+    "numpy": MemoryError("Unable to allocate 3.00 GiB for an array"),
+    "torch": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: "
+        "can't allocate memory: you tried to allocate 99 bytes."
+    ),
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+}
+# What makes a block of images ready, for kernels and for features.
+BLOCKS = {
+    "exact": (ConvolutionalKernel, "prepare_block"),
+    "features": (tiles, "compute_maps"),
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "n_jobs"), [*((error, None) for error in ERRORS), ("torch", 2)]
+)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_fit_that_runs_out_of_memory_ends_as_one_that_does_not(
+    data, name, error, n_jobs, monkeypatch
+):
+    X, y = data
+    model = clone(MODELS[name]).set_params(n_jobs=n_jobs)
+    expected = clone(model).fit(X, y).decision_function(X)
+    place, function = BLOCKS[name]
+    once = failing(ERRORS[error], getattr(place, function), at=2)
+    monkeypatch.setattr(place, function, lambda *args: once(*args))
+    with parallel_config("threading"), pytest.warns(RuntimeWarning, match="half"):
+        model.fit(X, y)
+    assert_allclose(model.decision_function(X), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_where_nothing_helps_the_error_says_so(data, fitted, name, error, monkeypatch):
+    X, y = data
+    model = clone(MODELS[name])
+    if fitted:
+        model.fit(X[:20], y[:20])
+
+    def fail(*_):
+        raise ERRORS[error]
+
+    monkeypatch.setattr(*BLOCKS[name], fail)
+    with unchanged(model), config_context(working_memory=4):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            with pytest.raises(MemoryError, match="working_memory") as caught:
+                model.fit(X, y)
+    assert str(ERRORS[error]) in str(caught.value)
+
+
+@pytest.mark.parametrize("error", ["torch", "cuda"])
+def test_memory_for_the_ridge_is_not_a_matter_of_tiles(data, error, monkeypatch):
+    model = clone(MODELS["exact"])
+    monkeypatch.setattr(ridge, "eigh", failing(ERRORS[error]))
+    with unchanged(model), pytest.raises(MemoryError, match="working_memory.*rows"):
+        model.fit(*data)
+
+
+# ------------------------------------------------------------------------- GPU
+
+
+def test_a_fit_without_the_gpu_it_asks_for_changes_nothing(model, data, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model.set_params(device="cuda")
+    with unchanged(model), pytest.raises(ValueError, match="device='cuda'.*'cpu'"):
+        model.fit(*data)
+
+
+@pytest.mark.parametrize("step", ["kernel", "agop"])
+def test_a_gpu_that_fails_is_named_and_changes_nothing(data, fitted, step, monkeypatch):
+    X, y = data
+    model = clone(MODELS["exact"])
+    if fitted:
+        model.fit(X[:20], y[:20])
+    error = RuntimeError(
+        "CUDA error: an illegal memory access was encountered\nSearch for it ..."
+    )
+    place, name = STEPS[step]
+    monkeypatch.setattr(place, name, failing(error, getattr(place, name), at=1))
+    message = "device='auto' failed.*illegal memory access was encountered.*'cpu'"
+    with unchanged(model), pytest.raises(RuntimeError, match=message) as caught:
+        model.fit(X, y)
+    assert caught.value.__cause__ is error
+    assert "\n" not in str(caught.value)
+
+
+# -------------------------------------------------------------- disks and files
+
+
+@pytest.fixture
+def full_disk():
+    """Return a context in which no file can grow beyond some bytes, for real."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def limited(n_bytes=512):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+def nowhere(tmp_path):
+    """Folders that cannot be made, not even by the superuser."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    places = [file / "folder"]
+    if os.path.isdir("/proc/self"):
+        places.append(Path("/proc/skconvrfm"))
+    return places
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_nothing_half_written(
+    model, data, tmp_path, full_disk
+):
+    model.set_params(checkpoint=tmp_path)
+    message = f"checkpoint='{tmp_path}' could not be written.*File too large"
+    with unchanged(model), pytest.raises(OSError, match=message), full_disk():
+        model.fit(*data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_can_be_nowhere_is_refused_before_the_fit(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(machine, "kernel_matrix", failing(AssertionError()))
+    for place in nowhere(tmp_path):
+        model = clone(MODELS["exact"]).set_params(checkpoint=place)
+        with unchanged(model), pytest.raises(OSError, match="cannot be used") as caught:
+            model.fit(*data)
+        assert str(place) in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def assert_one_line(code, err, *words):
+    """An exit code that is not 0, and one line on standard error with these words."""
+    assert code
+    assert err.startswith("python -m skconvrfm") and err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+@pytest.fixture
+def comparison(tmp_path, data, monkeypatch):
+    """Return the arguments of a job that takes no time, and has pictures to write."""
+    pytest.importorskip("matplotlib")
+    X, y = data
+    arrays = {"X_train": X[:30], "y_train": y[:30], "X_test": X[30:], "y_test": y[30:]}
+    np.savez(tmp_path / "images.npz", **arrays)
+
+    def only_ours(options, split):
+        model = ConvRFMClassifier(depth=1, n_rounds=1, device="cpu")
+        return {"fixed kernel": clone(model).set_params(n_rounds=0), "ConvRFM": model}
+
+    monkeypatch.setattr(job, "make_models", only_ours)
+    return ["--data", str(tmp_path / "images.npz"), "--out"]
+
+
+def test_pictures_that_do_not_fit_leave_nothing_half_written(
+    comparison, tmp_path, full_disk, capsys
+):
+    folder = tmp_path / "out"
+    with full_disk():
+        code = job.main([*comparison, str(folder)])
+    error = "could not be written: File too large; name another place with --out"
+    assert_one_line(code, capsys.readouterr().err, str(folder / "rounds.png"), error)
+    assert not list(folder.iterdir())
+    assert job.main([*comparison, str(folder)]) == 0
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["patch_agop.png", "rounds.png"]
+
+
+def test_pictures_that_can_be_nowhere_are_refused_before_all(
+    comparison, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(job, "make_models", failing(AssertionError()))
+    for place in nowhere(tmp_path):
+        code = job.main([*comparison, str(place)])
+        assert_one_line(code, capsys.readouterr().err, f"--out {place}: ", "another")
+
+
+@pytest.fixture
+def measurement(tmp_path, rng, monkeypatch):
+    """Return the arguments of the other command, and where its table goes."""
+    np.savez(tmp_path / "images.npz", X=rng.random(size=(4, 8, 8, 3)))
+    return ["benchmarks.networks:mobilenet", "--images", str(tmp_path / "images.npz")]
+
+
+def test_a_table_that_does_not_fit_leaves_the_former_one(
+    measurement, tmp_path, full_disk, capsys
+):
+    table = tmp_path / "table.csv"
+    table.write_text("former")
+    with full_disk():
+        code = ansatz_command.run([*measurement, "--csv", str(table)])
+    out, err = capsys.readouterr()
+    assert "correlation" in out
+    error = "could not be written: File too large; name another place with --csv"
+    assert_one_line(code, err, str(table), error)
+    assert table.read_text() == "former"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images.npz",
+        "table.csv",
+    ]
+
+
+def test_a_table_that_can_be_nowhere_is_refused_before_all(
+    measurement, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(ansatz_command, "load_images", failing(AssertionError()))
+    places = [place / "table.csv" for place in nowhere(tmp_path)]
+    for place in [*places, tmp_path]:
+        code = ansatz_command.run([*measurement, "--csv", str(place)])
+        assert_one_line(code, capsys.readouterr().err, f"--csv {place}: ")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
+def test_a_device_that_is_full_is_one_line_and_stays_a_device(
+    measurement, environment, capsys
+):
+    code = ansatz_command.run([*measurement, "--csv", "/dev/full"])
+    assert_one_line(code, capsys.readouterr().err, "/dev/full", "No space left")
+    assert not Path("/dev/full").is_file()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "skconvrfm.ansatz", *measurement],
+            cwd=ROOT,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert_one_line(done.returncode, done.stderr, "standard output", "No space left")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "out of memory"),
+        (RuntimeError("CUDA error: gone\nmore"), 1, "CUDA error: gone; try --device"),
+        (commands.UsageError("wrong"), 2, "wrong"),
+    ],
+)
+def test_a_command_that_fails_says_so_in_one_line(error, code, words, capsys):
+    found = commands.run_command("python -m skconvrfm", failing(error))
+    assert found == code
+    assert_one_line(found, capsys.readouterr().err, words)
+
+
+def test_other_errors_of_a_command_are_not_hidden():
+    with pytest.raises(RuntimeError, match="ours"):
+        commands.run_command("python -m skconvrfm", failing(RuntimeError("ours")))
