@@ -28,6 +28,7 @@ from benchmarks import (
     precision,
     problems,
     published,
+    reproduction,
     rivals,
     scale,
     selection,
@@ -831,3 +832,45 @@ def test_the_kink_loses_half_of_the_digits():
     measured = precision.kink(angles=[3e-3, 1.0], n_pairs=50)
     assert measured["gap"][0] < 1e-5 < measured["gap"][1]
     assert measured["error"][1] < 1e-6 < measured["error"][0] < 1e-3
+
+
+# ---------------------------------------------------------------- the reproduction
+
+
+def test_planted_rows_carry_the_sign_of_their_label():
+    X, y, X_test, y_test = reproduction.planted(30, 10, 0.0, seed=0)
+    assert X.shape == (30, 16, 32) and X_test.shape == (10, 16, 32)
+    np.testing.assert_array_equal(np.sign(X.sum((1, 2))), 2 * y - 1)
+    np.testing.assert_allclose((X**2).sum((1, 2)), 1, rtol=1e-5)  # one row each
+    noisy, *_ = reproduction.planted(200, 10, 2.0, seed=0)
+    assert (noisy**2).sum(2).mean() == pytest.approx((2 * 15 + 1) / 16, rel=0.05)
+
+
+def test_reproduction_of_stars_and_planted_rows(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn.callback")
+    monkeypatch.setattr(reproduction, "STAR_NOISE", (0.3,))
+    monkeypatch.setattr(reproduction, "PLANTED_SIGMA", (1.0,))
+    path = tmp_path / "results.json"
+    sizes = ["--draws", "1", "--star-draws", "1", "--n-star", "20", "--n-planted", "20"]
+    parts = ["--parts", "star", "planted", "--rounds", "1", "--data", str(tmp_path)]
+    assert reproduction.main([*parts, *sizes, "--json", str(path)]) == 0
+    results = json.loads(path.read_text())["reproduction"]
+    [published] = results["star"]["published"]
+    assert len(published["accuracy"]) == 2
+    [one] = results["planted"]["1.0"]
+    assert {"accuracy", "kept", "deep"} == one.keys()
+    out = capsys.readouterr().out
+    assert "94.8" in out and "deep, identity" in out
+
+
+def test_reproduction_of_data_sets(digits, monkeypatch):
+    pytest.importorskip("sklearn.callback")
+    monkeypatch.setattr(reproduction, "DATASETS", {"MNIST": digits.name})
+    place = ["--data", str(digits.parent), "--rounds", "1", "--n-train", "20"]
+    options = reproduction.parse_options(place)
+    measured = reproduction.measure_datasets(options)
+    [table] = reproduction.table_datasets(measured)
+    assert "MNIST" in table and " → " in table
+    X, y, X_test, y_test = reproduction.framed(digits.parent, 20, 5, 1.0, 0)
+    assert X.shape == (20, 9, 9) and X_test.shape == (5, 9, 9)
+    assert len(y) == 20 and len(y_test) == 5
