@@ -32,7 +32,12 @@ def framed_mnist(folder, seed, n_train=500):
 
 def fashion(folder, seed):
     """1000 articles for training."""
-    parts = _draw(folder / "fashion_mnist_5000_2000.npz", 1000, seed)
+    return draw("fashion_mnist_5000_2000.npz", folder, seed, 1000)
+
+
+def draw(name, folder, seed, n_train):
+    """So many images of a file for training, and `N_TEST` for the test."""
+    parts = _draw(folder / name, n_train, seed)
     return [array for part in parts for array in part]
 
 

@@ -25,8 +25,10 @@ from benchmarks import (
     harness,
     learning,
     linear,
+    precision,
     problems,
     published,
+    reproduction,
     rivals,
     scale,
     selection,
@@ -784,3 +786,91 @@ def test_a_backend_that_computes_nothing_is_told_of(little_file, monkeypatch, ca
     options = ["--backend", "loky", "--images", "40", "--filters", "4", *place]
     assert cluster.main(options) == 1
     assert "nothing was computed by the workers of ['loky']" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------- the precision
+
+
+@pytest.mark.parametrize("case", ["exact, depth 1", "features"])
+def test_precision_measures_every_round_in_both_precisions(digits, case, monkeypatch):
+    pytest.importorskip("matplotlib")
+    load = functools.partial(problems.draw, digits.name)
+    results = precision.measure(load, digits.parent, case, 0, 30, 10)
+    assert len(results["rounds"]) == 3
+    for one in results["rounds"]:
+        assert 0 < one["kernel fro"] < 1e-5
+        assert one["condition"] <= one["worst condition"]
+        assert len(one["f by ridge"]) == len(one["bound"]) == 17
+    json.dumps(results)
+    table = precision.make_table(case, {"digits": [results, results]})
+    assert "digits, round 2" in table and "2 of 2" in table
+
+
+def test_precision_of_a_copy_is_that_of_the_kernel_it_copies():
+    same = precision.make_machine(
+        np.ones((4, 5, 5)), np.arange(4) % 2, "float64", method="exact"
+    )
+    [one] = precision.fit(same, np.ones((2, 5, 5)), 0)
+    compared = precision.compare(one, one)
+    assert compared["kernel max"] == compared["f"] == compared["labels"] == 0
+    assert compared["same ridge"]
+
+
+def test_precision_drives_the_rounds_of_a_fit(rng):
+    X, y = rng.normal(size=(30, 6, 6)), np.arange(30) % 3
+    machine = precision.make_machine(X, y, "float64", method="exact", depth=2)
+    rounds = precision.fit(machine, X, 2)
+    model = precision.ConvRFMClassifier(method="exact", depth=2, n_rounds=2).fit(X, y)
+    np.testing.assert_allclose([one["gcv"] for one in rounds], model.history_["gcv"])
+    kept = rounds[precision.chosen_round(rounds, machine.optimism)]
+    np.testing.assert_allclose(
+        kept["predictions"][kept["chosen"]], model.decision_function(X), atol=1e-8
+    )
+
+
+def test_the_kink_loses_half_of_the_digits():
+    measured = precision.kink(angles=[3e-3, 1.0], n_pairs=50)
+    assert measured["gap"][0] < 1e-5 < measured["gap"][1]
+    assert measured["error"][1] < 1e-6 < measured["error"][0] < 1e-3
+
+
+# ---------------------------------------------------------------- the reproduction
+
+
+def test_planted_rows_carry_the_sign_of_their_label():
+    X, y, X_test, y_test = reproduction.planted(30, 10, 0.0, seed=0)
+    assert X.shape == (30, 16, 32) and X_test.shape == (10, 16, 32)
+    np.testing.assert_array_equal(np.sign(X.sum((1, 2))), 2 * y - 1)
+    np.testing.assert_allclose((X**2).sum((1, 2)), 1, rtol=1e-5)  # one row each
+    noisy, *_ = reproduction.planted(200, 10, 2.0, seed=0)
+    assert (noisy**2).sum(2).mean() == pytest.approx((2 * 15 + 1) / 16, rel=0.05)
+
+
+def test_reproduction_of_stars_and_planted_rows(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn.callback")
+    monkeypatch.setattr(reproduction, "STAR_NOISE", (0.3,))
+    monkeypatch.setattr(reproduction, "PLANTED_SIGMA", (1.0,))
+    path = tmp_path / "results.json"
+    sizes = ["--draws", "1", "--star-draws", "1", "--n-star", "20", "--n-planted", "20"]
+    parts = ["--parts", "star", "planted", "--rounds", "1", "--data", str(tmp_path)]
+    assert reproduction.main([*parts, *sizes, "--json", str(path)]) == 0
+    results = json.loads(path.read_text())["reproduction"]
+    [published] = results["star"]["published"]
+    assert len(published["accuracy"]) == 2
+    [one] = results["planted"]["1.0"]
+    assert {"accuracy", "kept", "deep"} == one.keys()
+    out = capsys.readouterr().out
+    assert "94.8" in out and "deep, identity" in out
+
+
+def test_reproduction_of_data_sets(digits, monkeypatch):
+    pytest.importorskip("sklearn.callback")
+    monkeypatch.setattr(reproduction, "DATASETS", {"MNIST": digits.name})
+    place = ["--data", str(digits.parent), "--rounds", "1", "--n-train", "20"]
+    options = reproduction.parse_options(place)
+    measured = reproduction.measure_datasets(options)
+    [table] = reproduction.table_datasets(measured)
+    assert "MNIST" in table and " → " in table
+    X, y, X_test, y_test = reproduction.framed(digits.parent, 20, 5, 1.0, 0)
+    assert X.shape == (20, 9, 9) and X_test.shape == (5, 9, 9)
+    assert len(y) == 20 and len(y_test) == 5

@@ -277,6 +277,18 @@ def test_the_moments_of_patches_are_weighted(padding, rng):
     assert_close(moments.covariance, expected, 1e-5)
 
 
+def test_the_moments_of_float32_images_are_summed_in_float64():
+    X = 1 + np.random.default_rng(0).random((40, 28, 28, 1), dtype=np.float32).cumsum(1)
+    layer = layer_of((28, 28, 1), patch_size=7)
+    sample = Sample(np.arange(40), np.ones(40))
+    low, high = (
+        patch_moments(X, layer, sample, make_resources("cpu", dtype, None, X))
+        for dtype in ("float32", "float64")
+    )
+    assert_close(low.covariance, high.covariance, 1e-12)
+    assert_close(low.whitening(), high.whitening(), 1e-9)
+
+
 def test_drawn_patches_are_patches_and_blank_ones_are_left_out(rng):
     X = np.zeros((30, 6, 6, 1))
     X[:, 4:, 4:] = rng.normal(size=(30, 2, 2, 1))  # in one corner alone

@@ -18,7 +18,12 @@
 
 namespace {
 
+// Vectors of the size of a register: GCC takes wider ones apart badly.
+#if defined(__AVX512F__)
 constexpr long vector_bytes = 64;
+#else
+constexpr long vector_bytes = 32;
+#endif
 constexpr long together = 8;  // left images whose first covariances share a load
 constexpr double pi = 3.14159265358979323846;
 
@@ -32,6 +37,17 @@ template <class Real> INLINE Vec<Real> load(const Real *from) {
     Vec<Real> v;
     std::memcpy(&v, from, sizeof v);
     return v;
+}
+
+// sum += x v, rounded once wherever it stands: left to itself, GCC fuses some and not others.
+template <class Real> INLINE void add_product(Vec<Real> &sum, Real x, Vec<Real> v) {
+#if defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)
+#pragma GCC unroll 16
+    for (long l = 0; l < Lanes<Real>::count; l++)
+        sum[l] = std::fma(x, v[l], sum[l]);
+#else
+    sum += x * v;
+#endif
 }
 
 template <class Real> INLINE Vec<Real> square_root(Vec<Real> v) {
@@ -267,12 +283,12 @@ template <class Real> class Tile {
                     Vec<Real> lane = load(z + e * lanes);
 #pragma GCC unroll 8
                     for (long t = 0; t < together; t++)
-                        sum[t] += x[e * left.n + t] * lane;
+                        add_product<Real>(sum[t], x[e * left.n + t], lane);
                 }
             } else {
                 for (long t = 0; t < count; t++)
                     for (long e = 0; e < d; e++)
-                        sum[t] += x[e * left.n + t] * load(z + e * lanes);
+                        add_product<Real>(sum[t], x[e * left.n + t], load(z + e * lanes));
             }
             for (long t = 0; t < count; t++)
                 maps[t][u] = sum[t] * scale;
@@ -779,6 +795,7 @@ int filter_maps(const FilterLayer *layer, long n, const Real *images, const Real
                                           const Real *v, long width, Real *out) {            \
         output_product(locations, m, outputs, d, n, w, alpha, v, width, out);                \
     }                                                                                        \
+    extern "C" long kernel_lanes_##Real() { return Lanes<Real>::count; }                     \
     extern "C" long filter_lanes_##Real() { return FilterMaps<Real>::lanes; }                \
     extern "C" int filter_maps_##Real(const FilterLayer *layer, long n, const Real *images,  \
                                       const Real *filters, const Real *biases,               \

@@ -35,7 +35,7 @@ _FLAGS = (
 ).split()
 _BUILD_SECONDS = 120
 _REALS = {torch.float32: "float", torch.float64: "double"}
-# As in compiled.cpp.
+# The largest of compiled.cpp, a multiple of the others.
 _VECTOR_BYTES = 64
 _LEFT_TOGETHER = 8
 # Locations that one thread takes at once.
@@ -106,7 +106,7 @@ class CompiledTiles:
 
     def __init__(self, library, kernel, left, right):
         self._dtype = left.patches.dtype
-        self._lanes = _VECTOR_BYTES // self._dtype.itemsize
+        self._lanes = getattr(library, f"kernel_lanes_{_REALS[self._dtype]}")()
         self._value = getattr(library, f"kernel_value_{_REALS[self._dtype]}")
         self._pullback = getattr(library, f"kernel_pullback_{_REALS[self._dtype]}")
         self._kernel = _describe_kernel(kernel, self._dtype)

@@ -108,18 +108,20 @@ def patch_moments(images, layer, sample, resources):
     total = sums = products = 0.0
     centre = None
     for part in image_blocks(sample.rows, _PATCH_BATCH):
-        patches = _patches(images[sample.rows[part]], layer, resources)
+        # A product over all patches in float32 loses the small variances, which
+        # whitening magnifies.
+        patches = _patches(images[sample.rows[part]], layer, resources).double()
         # Near the mean, little is lost where squares of the mean are taken off.
         centre = patches.mean((0, 1)) if centre is None else centre
         weights = torch.as_tensor(sample.weights[part]).to(patches)[:, None, None]
         patches = (patches - centre) * weights.sqrt()
-        sums = sums + (patches * weights.sqrt()).sum((0, 1)).double()
+        sums = sums + (patches * weights.sqrt()).sum((0, 1))
         rows = patches.flatten(0, 1)
-        products = products + (rows.T @ rows).double()
+        products = products + rows.T @ rows
         total += float(weights.sum()) * patches.shape[1]
     offset = sums / total
     covariance = products / total - torch.outer(offset, offset)
-    mean = centre.double() + offset
+    mean = centre + offset
     return PatchMoments(mean.cpu().numpy(), covariance.cpu().numpy())
 
 
