@@ -340,6 +340,14 @@ def _processor():
     return next(names, platform.processor())
 
 
+def processor_flags():
+    """The names of what the processor can do, as Linux has them; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    flags = (line.split(":", 1)[1] for line in lines if line.startswith("flags"))
+    return set(next(flags, "").split())
+
+
 def _version(package):
     try:
         return version(package)

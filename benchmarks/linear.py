@@ -134,18 +134,33 @@ def rival_runs(rival, parts, seeds):
         The first one is also that of the parts held out, and the only one for peers
         that are not random.
     """
-    search = rival.search(len(parts[0]), seeds[0])
-    searched, _ = _spent("search", search.fit, *parts[:2])
+    search, searched = search_grid(rival, parts, seeds[0])
+    for seed in seeds if rival.random else seeds[:1]:
+        model = rival.seeded(seed, **search.best_params_)
+        yield fit_and_score(model, parts, seed) | searched
+        searched = {}
+
+
+def search_grid(rival, parts, seed):
+    """Search the grid of a peer, on training images alone.
+
+    Returns
+    -------
+    search : GridSearchCV
+        The search, done.
+    measured : dict
+        Its seconds and CPU seconds, what it has ``chosen``, and what it has ``tried``:
+        pairs of parameters and held-out accuracy.
+    """
+    search = rival.search(len(parts[0]), seed)
+    measured, _ = _spent("search", search.fit, *parts[:2])
     tried = zip(
         map(_plain, search.cv_results_["params"]),
         search.cv_results_["mean_test_score"].tolist(),
         strict=True,
     )
-    searched |= {"chosen": _plain(search.best_params_), "tried": list(tried)}
-    for seed in seeds if rival.random else seeds[:1]:
-        model = rival.seeded(seed, **search.best_params_)
-        yield fit_and_score(model, parts, seed) | searched
-        searched = {}
+    measured |= {"chosen": _plain(search.best_params_), "tried": list(tried)}
+    return search, measured
 
 
 def fit_and_score(model, parts, seed):

@@ -19,9 +19,9 @@ SHIFT, NOISE = 2, 6
 PIECE = 1000
 
 
-def framed_mnist(folder, seed, n_train=500):
-    """Framed digits for training, and as many as `N_TEST` for the test."""
-    parts = _draw(folder / "mnist_5000_2000.npz", n_train, seed)
+def framed_mnist(folder, seed, n_train=500, n_test=N_TEST):
+    """Framed digits for training and for the test."""
+    parts = _draw(folder / "mnist_5000_2000.npz", n_train, seed, n_test)
     frames = np.random.RandomState(seed)
     data = []
     for images, labels in parts:
@@ -35,17 +35,17 @@ def fashion(folder, seed):
     return draw("fashion_mnist_5000_2000.npz", folder, seed, 1000)
 
 
-def draw(name, folder, seed, n_train):
-    """So many images of a file for training, and `N_TEST` for the test."""
-    parts = _draw(folder / name, n_train, seed)
+def draw(name, folder, seed, n_train, n_test=N_TEST):
+    """So many images of a file for training, and for the test."""
+    parts = _draw(folder / name, n_train, seed, n_test)
     return [array for part in parts for array in part]
 
 
-def _draw(path, n_train, seed):
+def _draw(path, n_train, seed, n_test):
     """A seeded draw of training and test images in [0, 1], with labels."""
     rng = np.random.RandomState(seed)
     parts = []
-    for images, labels, count in zip(*read_bytes(path), (n_train, N_TEST), strict=True):
+    for images, labels, count in zip(*read_bytes(path), (n_train, n_test), strict=True):
         rows = rng.permutation(len(images))[:count]
         parts.append((_in_unit_range(images[rows]), labels[rows]))
     return parts
@@ -136,11 +136,18 @@ def _whole(name):
     return load
 
 
-# Those of the small table, and those of the linear path.
+# Those of the small table, those of the linear path, and those of which as many images
+# are drawn as one likes: by folder, seed, and the numbers for training and test.
 SMALL = {"framed MNIST, 500": framed_mnist, "Fashion-MNIST, 1000": fashion}
 LARGE = {
     "CIFAR-10, 5000": Problem(_whole("cifar10_5000_2000")),
     "MNIST, 5000": Problem(_whole("mnist_5000_2000")),
     "Fashion-MNIST, 5000": Problem(_whole("fashion_mnist_5000_2000")),
     "framed MNIST, 1000": Problem(partial(framed_mnist, n_train=1000), redrawn=True),
+}
+DRAWN = {
+    "Fashion-MNIST": partial(draw, "fashion_mnist_5000_2000.npz"),
+    "MNIST": partial(draw, "mnist_5000_2000.npz"),
+    "framed MNIST": framed_mnist,
+    "CIFAR-10": partial(draw, "cifar10_5000_2000.npz"),
 }

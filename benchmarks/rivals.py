@@ -18,6 +18,8 @@ from sklearn.svm import SVC
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from .harness import processor_flags
+
 # Images up to which one part held out is a small one to choose by.
 FEW_IMAGES = 2000
 
@@ -189,6 +191,80 @@ class Scattering(TransformerMixin, BaseEstimator):
         return True
 
 
+class RecursiveFeatureMachine(ClassifierMixin, BaseEstimator):
+    """xRFM on flat rows, computed elsewhere.
+
+    Parameters
+    ----------
+    compute : callable
+        ``compute(arrays, **request)`` returns the array that the worker answers with,
+        see `benchmarks.peers.xrfm_peer`.
+    bandwidth : float, default=10
+        Of the Laplace kernel.
+    bandwidth_mode : {"constant", "adaptive"}, default="constant"
+        Whether the bandwidth is a multiple of the median distance.
+    exponent : float, default=1
+        Of the distance in the kernel.
+    diag : bool, default=False
+        Whether the metric has a weight a pixel, and not a matrix.
+    reg : float, default=1e-3
+        Ridge.
+    rounds : int, default=3
+        Rounds of the AGOP at most; how many is chosen on a fifth held out.
+    standardize : bool, default=False
+        Whether pixels are.
+    random_state : int, default=0
+        Seed of the rows held out.
+    """
+
+    def __init__(
+        self,
+        compute,
+        bandwidth=10.0,
+        bandwidth_mode="constant",
+        exponent=1.0,
+        diag=False,
+        reg=1e-3,
+        rounds=3,
+        standardize=False,
+        random_state=0,
+    ):
+        self.compute = compute
+        self.bandwidth = bandwidth
+        self.bandwidth_mode = bandwidth_mode
+        self.exponent = exponent
+        self.diag = diag
+        self.reg = reg
+        self.rounds = rounds
+        self.standardize = standardize
+        self.random_state = random_state
+
+    def fit(self, X, y):
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        # The kernel for rows of many columns: no root of the metric is needed.
+        model = {
+            "kernel": "l2_high_dim",
+            "bandwidth": self.bandwidth,
+            "bandwidth_mode": self.bandwidth_mode,
+            "exponent": self.exponent,
+            "diag": self.diag,
+        }
+        rounds = self.compute(
+            {"X": X, "y": codes},
+            task="fit",
+            model=model,
+            fit={"reg": self.reg},
+            rounds=self.rounds,
+            standardize=self.standardize,
+            seed=self.random_state,
+        )
+        self.best_round_ = int(rounds)
+        return self
+
+    def predict(self, X):
+        return self.classes_[self.compute({"X": X}, task="predict")]
+
+
 class ConvNet(ClassifierMixin, BaseEstimator):
     """Three convolutions with batch norm and pooling, and a linear layer; with skorch.
 
@@ -272,7 +348,7 @@ def conv_layers(image_shape, n_classes, width, cells=None):
 
     Returns
     -------
-    HalfPrecision
+    Sequential
     """
     rows, columns, channels = image_shape
     layers = [ChannelsFirst(image_shape), nn.BatchNorm2d(channels)]
@@ -289,11 +365,17 @@ def conv_layers(image_shape, n_classes, width, cells=None):
         rows = columns = cells
     width = channels * rows * columns
     head = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(width, n_classes)]
-    return HalfPrecision(*layers, *head).to(memory_format=torch.channels_last)
+    whole = HalfPrecision if multiplies_halves() else nn.Sequential
+    return whole(*layers, *head).to(memory_format=torch.channels_last)
+
+
+def multiplies_halves():
+    """Whether the processor multiplies bfloat16; others emulate it, much slower."""
+    return bool({"avx512_bf16", "amx_bf16"} & processor_flags())
 
 
 class HalfPrecision(nn.Sequential):
-    """Layers whose convolutions and products take bfloat16, twice as fast here."""
+    """Layers whose convolutions and products take bfloat16, twice as fast there."""
 
     def forward(self, rows):
         with torch.autocast("cpu", torch.bfloat16):

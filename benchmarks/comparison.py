@@ -1,0 +1,414 @@
+"""``python -m benchmarks.comparison``: everybody on the same few images.
+
+Ours by both methods, fixed and learned, beside xRFM, an SVC, a random forest, gradient
+boosting, scattering with a linear model, and a small convolutional network trained with
+skorch. All learn from the same rows of four data sets. Each has as many candidates,
+`BUDGET`, searched with the same fifth of the training images of the first draw held
+out; other draws take what was chosen there. Then all training images are fitted, and
+the test images are predicted, once. Nobody augments.
+
+What is measured goes to a file line by line, and what is there already is not measured
+again: an interrupted run goes on, and several may share the work. Run it with
+``OMP_NUM_THREADS=1``, so that everybody has one thread.
+"""
+
+import argparse
+import json
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.model_selection import ParameterGrid
+from sklearn.preprocessing import StandardScaler
+
+from skconvrfm import ConvRFMClassifier
+
+from . import rivals
+from .harness import ROOT, describe_machine, format_table, report
+from .linear import SCATTERING, coefficients, fit_and_score, search_grid
+from .peers.client import PeerWorker, build_environment
+from .problems import DATA, DRAWN
+from .rivals import Rival
+
+RESULTS = ROOT / "benchmarks" / ".results" / "comparison.jsonl"
+XRFM = "xrfm"
+# Candidates of everybody, and rounds that ours and xRFM have at most.
+BUDGET = 4
+ROUNDS = 2
+FILTERS = 512
+# The parameters of the command that a result depends on.
+SETTINGS = ("n_train", "n_test")
+
+
+# -------------------------------------------------------------------- candidates
+
+
+def exact(n_rounds):
+    """Our exact kernel; GCV chooses ridge and round in every fit."""
+
+    def row(image_shape, *_):
+        model = ConvRFMClassifier(
+            method="exact", n_rounds=n_rounds, image_shape=image_shape
+        )
+        grid = [
+            {"patch_size": [3], "depth": [1, 3]},
+            {"patch_size": [5, 7], "depth": [1]},
+        ]
+        return Rival(f"ConvRFM, exact, {_kind(n_rounds)}", model, grid)
+
+    return row
+
+
+def features(n_rounds):
+    """Our features; GCV chooses ridge and round in every fit."""
+
+    def row(image_shape, *_):
+        model = ConvRFMClassifier(
+            method="features",
+            n_rounds=n_rounds,
+            n_filters=FILTERS,
+            image_shape=image_shape,
+        )
+        grid = [
+            {"patch_size": [5, 7], "pool_grid": [(3, 3)]},
+            {"patch_size": [9], "pool_grid": [(5, 5)]},
+            {"patch_size": [11], "pool_grid": [(2, 2)]},
+        ]
+        return Rival(f"ConvRFM, features, {_kind(n_rounds)}", model, grid)
+
+    return row
+
+
+def _kind(n_rounds):
+    return "learned" if n_rounds else "fixed"
+
+
+def xrfm(image_shape, extract, compute):
+    """xRFM on pixels, with a metric of a matrix or of a weight a pixel."""
+    model = rivals.RecursiveFeatureMachine(compute, rounds=ROUNDS)
+    adaptive = {"bandwidth_mode": ["adaptive"], "bandwidth": [3.0]}
+    grid = [
+        {"diag": [True, False]},
+        {"diag": [True], **adaptive},
+        {"diag": [False], "standardize": [True], **adaptive},
+    ]
+    return Rival("xRFM", model, grid)
+
+
+def svc(*_):
+    """As in `rivals`."""
+    grid = [
+        {"svc__C": [3, 10]},
+        {"svc__C": [10], "svc__gamma": [2e-2]},
+        {"svc__C": [10], "scale": [StandardScaler()]},
+    ]
+    return replace(rivals.kernel_svc(), grid=grid)
+
+
+def forest(*_):
+    """As in `rivals`, with one thread."""
+    row = rivals.forest()
+    grid = [
+        {"max_features": ["sqrt"], "min_samples_leaf": [1, 3]},
+        {"max_features": [0.05, 0.1]},
+    ]
+    return replace(row, model=row.model.set_params(n_jobs=None), grid=grid)
+
+
+def boosting(*_):
+    """As in `rivals`."""
+    grid = {"learning_rate": [0.1, 0.2], "max_leaf_nodes": [7, 15]}
+    return replace(rivals.boosting(), grid=grid)
+
+
+def scattering(image_shape, extract, compute):
+    """As in `rivals`: the scale, and one of the two linear models."""
+    row = rivals.scattering(image_shape, extract)
+    logistic, ridge = row.grid
+    scales = {"scattering__J": row.grid[0]["scattering__J"][-2:]}
+    grid = [
+        {**logistic, **scales, "linear__C": [1e-2]},
+        {**ridge, **scales, "linear__alpha": [1e3]},
+    ]
+    return replace(row, grid=grid)
+
+
+def network(image_shape, *_):
+    """As in `rivals`, for longer and in smaller steps, for there are few images."""
+    row = rivals.network(image_shape, None)
+    grid = [
+        {"cells": [None, 1, 2]},
+        {"cells": [1], "lr": [1e-2], "epochs": [40]},
+    ]
+    model = row.model.set_params(epochs=20, batch_size=32)
+    return replace(row, label="network, skorch", model=model, grid=grid)
+
+
+ROWS = {
+    "svc": svc,
+    "forest": forest,
+    "boosting": boosting,
+    "scattering": scattering,
+    "features-fixed": features(0),
+    "features-learned": features(ROUNDS),
+    "xrfm": xrfm,
+    "network": network,
+    "exact-fixed": exact(0),
+    "exact-learned": exact(ROUNDS),
+}
+
+
+def make_row(name, image_shape, extract, compute):
+    """A model with its candidates, which are judged by one part that is held out.
+
+    Parameters
+    ----------
+    name : str
+        A name in `ROWS`.
+    image_shape : tuple of int
+        Of an image.
+    extract : callable
+        ``extract(images, J)`` returns scattering coefficients.
+    compute : callable
+        What `rivals.RecursiveFeatureMachine` asks.
+
+    Returns
+    -------
+    Rival
+    """
+    return replace(ROWS[name](image_shape, extract, compute), n_jobs=None, n_parts=1)
+
+
+# --------------------------------------------------------------------- measuring
+
+
+@contextmanager
+def peers(names):
+    """The functions that let kymatio and xRFM compute, in workers of their own.
+
+    Environments are built and workers started before anything is measured.
+    """
+    with ExitStack() as stack:
+        extract = stack.enter_context(coefficients())
+        if "scattering" in names:
+            build_environment(SCATTERING)
+            extract(np.zeros((1, 16, 16, 1), np.float32), 1)
+        compute = None
+        if "xrfm" in names:
+            build_environment(XRFM)
+            worker = stack.enter_context(PeerWorker(XRFM))
+            worker.ask(task="info")
+
+            def compute(arrays, **request):
+                return worker.compute(arrays, **request)[1]
+
+        yield extract, compute
+
+
+class Results:
+    """What was measured, in a file of JSON lines that several processes may share.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; it need not exist.
+    settings : dict
+        The values of `SETTINGS`; records of others are left alone.
+    """
+
+    def __init__(self, path, settings):
+        self.path, self.settings = Path(path), settings
+
+    def read(self):
+        """The records, by problem, row and draw; a search has None for its draw."""
+        if not self.path.exists():
+            return {}
+        records = map(json.loads, self.path.read_text().splitlines())
+        return {
+            (record["problem"], record["row"], record["draw"]): record
+            for record in records
+            if all(record[key] == value for key, value in self.settings.items())
+        }
+
+    def once(self, problem, row, draw, measure):
+        """The record of this name, measured and written unless it is there."""
+        name = (problem, row, draw)
+        if name not in self.read():
+            record = dict(zip(("problem", "row", "draw"), name, strict=True))
+            record |= self.settings | measure()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(*name, record, flush=True)
+        return self.read()[name]
+
+
+def measure(options, results):
+    """Measure what the command line asks for: all rows of a draw, then the next."""
+    load = cache(
+        lambda problem, draw: _parts(
+            DRAWN[problem](options.data, draw, options.n_train, options.n_test)
+        )
+    )
+    with peers(options.only) as (extract, compute):
+        for draw, problem, name in product(
+            range(options.draws), options.problems, options.only
+        ):
+            shape, parts = load(problem, draw)
+            row = make_row(name, shape, extract, compute)
+            measure_row(results, problem, name, row, draw, parts, load(problem, 0)[1])
+
+
+def measure_row(results, problem, name, row, draw, parts, first_parts):
+    """Search on the first draw, once; fit and predict another."""
+    searched = results.once(
+        *(problem, name, None, lambda: search_grid(row, first_parts, 0)[1])
+    )
+    scores = [score for _, score in searched["tried"]]
+    chosen = ParameterGrid(row.grid)[int(np.argmax(scores))]
+    model = row.seeded(draw, **chosen)
+    results.once(problem, name, draw, lambda: fit_and_score(model, parts, draw))
+
+
+def _parts(data):
+    """The shape of an image; rows and labels of both parts."""
+    X_train, y_train, X_test, y_test = data
+    shape = np.atleast_3d(X_train[0]).shape
+    flat = [X.reshape(len(X), -1) for X in (X_train, X_test)]
+    return shape, (flat[0], y_train, flat[1], y_test)
+
+
+# ------------------------------------------------------------------------ tables
+
+
+def summarize(records, problem):
+    """Accuracies and mean seconds by row, the best first.
+
+    Returns
+    -------
+    list of dict
+        ``row``, ``label``, ``accuracies`` by draw, ``search``, ``fit`` and ``predict``
+        in CPU seconds, and ``wall``, the seconds of the fit.
+    """
+    rows = []
+    for name in ROWS:
+        fits = sorted(
+            (draw, record)
+            for (of, row, draw), record in records.items()
+            if (of, row) == (problem, name) and draw is not None
+        )
+        if not fits:
+            continue
+        runs = [record for _, record in fits]
+        rows.append(
+            {
+                "row": name,
+                "label": make_row(name, (16, 16, 1), None, None).label,
+                "accuracies": [run["accuracy"] for run in runs],
+                "search": records[problem, name, None]["search_cpu_seconds"],
+                "fit": float(np.mean([run["fit_cpu_seconds"] for run in runs])),
+                "predict": float(np.mean([run["predict_cpu_seconds"] for run in runs])),
+                "wall": float(np.mean([run["fit_seconds"] for run in runs])),
+            }
+        )
+    return sorted(rows, key=lambda row: -np.mean(row["accuracies"]))
+
+
+def make_table(records, problem):
+    """The table of a problem."""
+    rows = [
+        [
+            row["label"],
+            f"{100 * np.mean(row['accuracies']):.1f} %",
+            " ".join(f"{100 * accuracy:.1f}" for accuracy in row["accuracies"]),
+            *(f"{row[key]:.1f} s" for key in ("search", "fit", "predict", "wall")),
+        ]
+        for row in summarize(records, problem)
+    ]
+    headers = ["accuracy", "by draw", "search", "fit", "predict", "fit, wall"]
+    return format_table([problem, *headers], rows)
+
+
+def list_choices(records):
+    """What the searches chose, as a table."""
+    rows = [
+        [problem, name, ", ".join(f"{k}={v}" for k, v in record["chosen"].items())]
+        for (problem, name, draw), record in sorted(
+            records.items(), key=lambda item: item[0][:2]
+        )
+        if draw is None
+    ]
+    return format_table(["data", "row", "chosen"], rows)
+
+
+def write_page(path, tables):
+    """Write the tables as text that a page of the documentation includes."""
+    Path(path).write_text("\n\n".join(tables) + "\n")
+
+
+def draw_figure(path, records, problems):
+    """Draw accuracies over processor seconds of search and fit, a panel a problem."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained", facecolor="white")
+    panels = figure.subplots(2, 2, squeeze=False).ravel()
+    for panel, problem in zip(panels, problems, strict=False):
+        for row in summarize(records, problem):
+            ours = row["label"].startswith("ConvRFM")
+            at = row["search"] + row["fit"], 100 * np.mean(row["accuracies"])
+            panel.plot(*at, "o" if ours else "s", color="C3" if ours else "C7")
+            panel.annotate(
+                row["row"], at, textcoords="offset points", xytext=(4, 4), fontsize=8
+            )
+        panel.set(title=problem, xscale="log")
+        panel.margins(x=0.25, y=0.12)
+        panel.grid(alpha=0.3)
+    figure.supxlabel("processor seconds of search and fit")
+    figure.supylabel("test accuracy, %")
+    figure.savefig(path, dpi=110)
+
+
+def parse_options(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.comparison", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--problems", nargs="+", choices=DRAWN, default=list(DRAWN))
+    parser.add_argument("--n-train", type=int, default=1000, help="training images")
+    parser.add_argument("--n-test", type=int, default=2000, help="test images")
+    parser.add_argument("--draws", type=int, default=3, help="of both")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines")
+    parser.add_argument("--page", metavar="FILE", help="write the tables there")
+    parser.add_argument("--figure", metavar="FILE", help="draw the picture there")
+    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    options = parser.parse_args(argv)
+    if not options.data.is_dir():
+        parser.error(f"--data {options.data} is no folder; pass the one with the files")
+    return options
+
+
+def main(argv=None):
+    """Measure what is missing; print and write the tables."""
+    options = parse_options(argv)
+    settings = {key: getattr(options, key) for key in SETTINGS}
+    results = Results(options.results, settings)
+    print(f"threads: {torch.get_num_threads()}; {describe_machine()}", flush=True)
+    measure(options, results)
+    records = results.read()
+    tables = [make_table(records, problem) for problem in options.problems]
+    tables.append(list_choices(records))
+    if options.page:
+        write_page(options.page, tables)
+    if options.figure:
+        draw_figure(options.figure, records, options.problems)
+    report(tables, {"comparison": list(records.values())}, options.json)
+
+
+if __name__ == "__main__":
+    main()
