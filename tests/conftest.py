@@ -81,3 +81,18 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED}; set SKCONVRFM_SHARED to where it is")
     return SHARED
+
+
+@pytest.fixture
+def matplotlib_without_a_screen():
+    """Let examples draw, where they can, and close what they drew."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        yield
+        return
+    backend = plt.get_backend()
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(backend)
