@@ -90,3 +90,18 @@ def environment():
     folder = str(Path(skconvrfm.__file__).parents[1])
     path = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path}
+
+
+@pytest.fixture
+def matplotlib_without_a_screen():
+    """Let examples draw, where they can, and close what they drew."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        yield
+        return
+    backend = plt.get_backend()
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(backend)

@@ -21,7 +21,7 @@ from skconvrfm.datasets import load_digit_images
 
 X, y = load_digit_images(return_X_y=True)
 X = X.astype(np.float32)
-X_train, y_train, X_test, y_test = X[:1200], y[:1200], X[1200:], y[1200:]
+X_train, y_train, X_test, y_test = X[:900], y[:900], X[900:], y[900:]
 
 
 # %%
@@ -78,7 +78,7 @@ def accuracy(model, X, y):
 images, labels = torch.as_tensor(X_train)[:, None], torch.as_tensor(y_train)
 optimizer = torch.optim.Adam(network.parameters(), lr=3e-3, weight_decay=1e-3)
 network.train()
-for _ in range(15):
+for _ in range(10):
     for rows in torch.randperm(len(images)).split(60):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(network(images[rows]), labels[rows])

@@ -12,7 +12,7 @@ import time
 import joblib
 import matplotlib.pyplot as plt
 import numpy as np
-from dask.distributed import Client, LocalCluster
+from dask.distributed import Client, LocalCluster, get_task_stream
 
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.datasets import make_framed_digits
@@ -47,9 +47,10 @@ def run():
     ):
         with joblib.parallel_config(backend="dask"):
             timed_fit()  # workers import the package when their first task comes
-            start = time.time()
-            seconds, scores = timed_fit()
-        tasks = client.get_task_stream(start=start)
+            with get_task_stream(client) as stream:
+                start = time.time()
+                seconds, scores = timed_fit()
+    tasks = stream.data
     workers = {task["worker"] for task in tasks}
     print(f"on {len(workers)} workers: {seconds:.1f} s in {len(tasks)} tasks")
     print(f"largest difference of a score: {np.abs(scores - expected).max():.1e}")

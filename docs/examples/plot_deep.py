@@ -19,7 +19,7 @@ X = X.astype(np.float32)
 X_train, y_train, X_test, y_test = X[:200], y[:200], X[200:], y[200:]
 
 clf = ConvRFMClassifier(
-    depth=3, feature_layers=2, n_filters=16, n_rounds=2, agop_samples=50
+    depth=3, feature_layers=2, n_filters=16, n_rounds=2, agop_samples=20
 ).fit(X_train, y_train)
 for number, layer in enumerate(clf.layers_):
     best = layer.best_round_

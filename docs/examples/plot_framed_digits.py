@@ -21,7 +21,7 @@ from skconvrfm.display import PatchFiltersDisplay
 X, y = make_framed_digits(random_state=0)
 X = X.astype(np.float32)
 X_train, X_test, y_train, y_test = train_test_split(
-    X, y, train_size=400, test_size=400, stratify=y, random_state=0
+    X, y, train_size=400, test_size=300, stratify=y, random_state=0
 )
 
 figure, axes = plt.subplots(2, 6, figsize=(6.6, 2.5), layout="constrained")
@@ -40,7 +40,7 @@ for ax, image, label in zip(axes.flat, X_train, y_train, strict=False):
 
 models = {
     "fixed kernel": ConvRFMClassifier(n_rounds=0),
-    "ConvRFM": ConvRFMClassifier(n_rounds=3, agop_samples=50),
+    "ConvRFM": ConvRFMClassifier(n_rounds=3, agop_samples=20),
     "SVC on pixels": SVC(C=10),
     "random forest on pixels": RandomForestClassifier(random_state=0),
 }

@@ -29,7 +29,7 @@ X_train, X_test, y_train, y_test = train_test_split(
 # Three folds of 300 training images.
 
 model = make_pipeline(
-    PatchAGOPTransformer(pool=(3, 3), depth=1, agop_samples=50),
+    PatchAGOPTransformer(pool=(3, 3), depth=1, agop_samples=20),
     StandardScaler(),
     LogisticRegression(C=0.1, max_iter=500),
 )

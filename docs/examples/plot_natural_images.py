@@ -45,8 +45,8 @@ photographs = [
     for image in load_sample_images().images
 ]
 photographs = [photograph.astype(np.float32) for photograph in photographs]
-X_train, y_train = rotated_crops(photographs, (0, 0.75), n=400, seed=0)
-X_test, y_test = rotated_crops(photographs, (0.75, 1), n=400, seed=1)
+X_train, y_train = rotated_crops(photographs, (0, 0.75), n=300, seed=0)
+X_test, y_test = rotated_crops(photographs, (0.75, 1), n=300, seed=1)
 
 figure, axes = plt.subplots(2, 6, figsize=(6.6, 2.6), layout="constrained")
 figure.suptitle("Training crops, and their quarter turns", fontsize="medium")
@@ -59,7 +59,7 @@ for ax, crop, turn in zip(axes.flat, X_train, y_train, strict=False):
 # The machine
 # -----------
 
-clf = ConvRFMClassifier(depth=2, patch_size=PATCH, n_rounds=2, agop_samples=100)
+clf = ConvRFMClassifier(depth=2, patch_size=PATCH, n_rounds=2, agop_samples=40)
 clf.fit(X_train, y_train)
 for number, (gcv, score) in enumerate(
     zip(clf.history_["gcv"], clf.history_["loo_score"], strict=True)

@@ -28,7 +28,7 @@ X, y = make_framed_digits(random_state=0)
 X_train, X_test, y_train, y_test = train_test_split(
     X.astype(np.float32), y, train_size=300, test_size=300, random_state=0
 )
-clf = ConvRFMClassifier(depth=2, n_rounds=2, agop_samples=50).fit(X_train, y_train)
+clf = ConvRFMClassifier(depth=2, n_rounds=2, agop_samples=20).fit(X_train, y_train)
 
 
 def accuracy_of_svc(**settings):
@@ -99,7 +99,7 @@ turned = np.stack(
 ).reshape(500, -1)
 train, test = np.s_[:250], np.s_[250:]
 
-reg = ConvRFMRegressor(image_shape=(12, 12), depth=2, n_rounds=2, agop_samples=50)
+reg = ConvRFMRegressor(image_shape=(12, 12), depth=2, n_rounds=2, agop_samples=20)
 reg.fit(turned[train], angles[train])
 results = {}
 for name, T in (("fixed kernel", None), ("learned metric", reg.patch_transform_)):

@@ -52,7 +52,7 @@ print(f"the most salient patch has the whole star in {hits} of {len(stars)} imag
 
 X, y = make_framed_digits(random_state=0)
 X = X.astype(np.float32)
-features = PatchAGOPTransformer(depth=2, n_rounds=2, agop_samples=50)
+features = PatchAGOPTransformer(depth=2, n_rounds=2, agop_samples=20)
 features.fit(X[:300], y[:300])
 SaliencyDisplay.from_estimator(features, X[300:], n_images=3)
 
