@@ -27,6 +27,7 @@ extlinks = {"arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s")}
 
 autodoc_preserve_defaults = True
 autosummary_generate = True
+toc_object_entries_show_parents = "hide"
 # Methods are listed by the template of a class.
 numpydoc_show_class_members = False
 
@@ -60,6 +61,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_signature": False,
     "image_scrapers": ("matplotlib",),
+    "capture_repr": (),
 }
 
 html_theme = "pydata_sphinx_theme"
