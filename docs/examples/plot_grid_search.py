@@ -65,7 +65,8 @@ print(f"pixels:          {pixels.score(X_test.reshape(len(X_test), -1), y_test):
 
 figure, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 names = [
-    f"{row.patch_size}×{row.patch_size}, {row.n_filters} filters, pool {row.pool[0]}×{row.pool[1]}"
+    f"{row.patch_size}×{row.patch_size}, {row.n_filters} filters, "
+    f"pool {row.pool[0]}×{row.pool[1]}"
     for row in table.itertuples()
 ]
 ax.errorbar(
