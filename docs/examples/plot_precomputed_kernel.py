@@ -87,8 +87,8 @@ class ImageKernel(Kernel):
 # %%
 # A regression: by what angle was a digit turned? A Gaussian process answers with a
 # standard deviation, which can be held against its errors. Strokes matter to the angle
-# wherever they are, and there is no noise to leave out: the learned metric has little to
-# add here.
+# wherever they are, and there is no noise to leave out: the learned metric has little
+# to add here.
 
 digits, _ = load_digit_images(return_X_y=True)
 rng = np.random.default_rng(0)
