@@ -29,6 +29,7 @@ autodoc_preserve_defaults = True
 # The docstrings say them, in the words of numpydoc.
 autodoc_typehints = "none"
 autosummary_generate = True
+toc_object_entries_show_parents = "hide"
 # Methods are listed by the template of a class.
 numpydoc_show_class_members = False
 
@@ -62,6 +63,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_signature": False,
     "image_scrapers": ("matplotlib",),
+    "capture_repr": (),
 }
 
 html_theme = "pydata_sphinx_theme"

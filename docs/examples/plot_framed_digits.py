@@ -80,7 +80,8 @@ for ax in axes:
 # %%
 # The patterns that it looks for
 # ------------------------------
-# All nine eigenvectors of the patch AGOP: blue is negative, white zero, red positive.
+# The leading eigenvectors of the patch AGOP and their shares: blue is negative, white
+# zero, red positive.
 
-PatchFiltersDisplay.from_estimator(clf, n_components=9).plot(n_columns=5)
+PatchFiltersDisplay.from_estimator(clf, n_components=6)
 plt.show()

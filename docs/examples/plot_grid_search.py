@@ -4,7 +4,8 @@ A pipeline under GridSearchCV
 
 :class:`~skconvrfm.PatchAGOPTransformer` learns the patch metric, and gives features
 that any classifier takes. As a step of a pipeline it is searched like any other: here
-the size of the patch, the number of filters, and whether the metric was learned at all.
+the size of the patch, the number of filters, and the grid that their responses are
+averaged on.
 """
 
 import matplotlib.pyplot as plt
@@ -29,21 +30,21 @@ X_train, X_test, y_train, y_test = train_test_split(
 # Three folds of 300 training images.
 
 model = make_pipeline(
-    PatchAGOPTransformer(pool=(3, 3), depth=1, agop_samples=20),
+    PatchAGOPTransformer(depth=1, n_rounds=1, agop_samples=20),
     StandardScaler(),
     LogisticRegression(C=0.1, max_iter=500),
 )
 grid = {
     "patchagoptransformer__patch_size": [3, 5],
     "patchagoptransformer__n_filters": [16, 64],
-    "patchagoptransformer__n_rounds": [0, 1],
+    "patchagoptransformer__pool": [(2, 2), (3, 3)],
 }
 search = GridSearchCV(model, grid, cv=3).fit(X_train, y_train)
 
 table = pd.DataFrame(search.cv_results_).rename(
     columns=lambda name: name.replace("param_patchagoptransformer__", "")
 )
-columns = ["patch_size", "n_filters", "n_rounds", "mean_test_score", "std_test_score"]
+columns = ["patch_size", "n_filters", "pool", "mean_test_score", "std_test_score"]
 print(table[columns].round(3).to_string(index=False))
 
 # %%
@@ -64,7 +65,8 @@ print(f"pixels:          {pixels.score(X_test.reshape(len(X_test), -1), y_test):
 
 figure, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 names = [
-    f"{row.patch_size}×{row.patch_size}, {row.n_filters} filters, {row.n_rounds} rounds"
+    f"{row.patch_size}×{row.patch_size}, {row.n_filters} filters, "
+    f"pool {row.pool[0]}×{row.pool[1]}"
     for row in table.itertuples()
 ]
 ax.errorbar(

@@ -17,7 +17,7 @@ PATCH = 11
 SETTINGS = {"depth": 1, "patch_size": PATCH}
 RIDGE = 1e-2
 
-X, y = make_star(200, random_state=0)
+X, y = make_star(150, random_state=0)
 X, targets = X.astype(np.float32), np.where(y == 1, 1.0, -1.0)
 X_train, X_test = X[:50], X[50:]
 y_train, y_test = targets[:50], targets[50:]
@@ -57,7 +57,7 @@ def fit(T):
 
 def draw_scores(ax, scores, title):
     """Draw the predictions for new images, by class."""
-    bins = np.linspace(-1.5, 1.5, 31)
+    bins = np.linspace(-1, 1.5, 26)
     for label, name in ((-1, "noise"), (1, "star")):
         ax.hist(scores[y_test == label], bins, alpha=0.6, label=name)
     right = np.mean(np.sign(scores) == y_test)
@@ -82,26 +82,27 @@ draw_scores(ax, scores, "Fixed kernel")
 
 stars = y_test == 1
 image = X_test[stars][np.argmax(scores[stars])]
-side = len(image) - PATCH + 1
-gradients = np.empty((side, side, d))
-for row, column in np.ndindex(side, side):
+corners = np.arange(0, len(image) - PATCH + 1, 2)  # every other row and column
+gradients = np.empty((len(corners), len(corners), d))
+for at in np.ndindex(gradients.shape[:2]):
+    row, column = corners[at[0]], corners[at[1]]
     here = np.s_[:, row : row + PATCH, column : column + PATCH]
     outer = patch_agop(X_train[here], alpha[:, None], image[None][here], **SETTINGS)
     largest = outer.diagonal().argmax()
-    gradients[row, column] = outer[largest] / np.sqrt(outer[largest, largest])
+    gradients[at] = outer[largest] / np.sqrt(outer[largest, largest])
 lengths = np.linalg.norm(gradients, axis=-1)
 
 figure = plt.figure(figsize=(6.6, 4.8), layout="constrained")
 above, below = figure.subfigures(2, 1, height_ratios=(1.7, 1))
 left, right = above.subplots(1, 2)
 show(left, image, "An image z with a star")
-first, last = PATCH // 2 - 0.5, PATCH // 2 + side - 0.5
+first, last = PATCH // 2 - 1, PATCH // 2 + corners[-1] + 1
 drawn = right.imshow(lengths, cmap="inferno", extent=(first, last, last, first))
 right.set(xlim=(-0.5, 31.5), ylim=(31.5, -0.5), xticks=[], yticks=[], facecolor="0.85")
 right.set_title("Length of the gradient by location", fontsize="medium")
 above.colorbar(drawn, ax=right)
 below.suptitle("The gradients at four places where they are longest", fontsize="medium")
-longest = np.argsort(-lengths, axis=None)[:40:10]
+longest = np.argsort(-lengths, axis=None)[:20:5]
 for ax, place in zip(below.subplots(1, 4), longest, strict=True):
     gradient = gradients.reshape(-1, d)[place]
     show(ax, as_pixels(gradient / np.abs(gradient).max()))
@@ -155,7 +156,7 @@ def transform(G):
 
 T = transform(G)
 
-row, column = np.unravel_index(np.argmax(lengths), lengths.shape)
+row, column = corners[list(np.unravel_index(np.argmax(lengths), lengths.shape))]
 with_star = image[row : row + PATCH, column : column + PATCH]
 noise = X_test[y_test == -1][:2, :PATCH, :PATCH]
 figure, axes = plt.subplots(2, 3, figsize=(5, 3.9), layout="constrained")

@@ -22,7 +22,7 @@ from skconvrfm.display import SaliencyDisplay
 # matters here, so that saliency is the absolute value of the projection on it, up to a
 # factor.
 
-X, y = make_star(100, random_state=0)
+X, y = make_star(80, random_state=0)
 X = X.astype(np.float32)
 clf = ConvRFMClassifier(depth=1, patch_size=11, n_rounds=2).fit(X[:50], y[:50])
 stars = X[50:][y[50:] == 1]
@@ -33,7 +33,7 @@ SaliencyDisplay.from_estimator(clf, stars, n_images=3)
 # is a patch with the whole star in it. The star is where the first two channels are 1.
 
 saliency = SaliencyDisplay.from_estimator(clf, stars, n_images=len(stars)).saliency
-plt.close()  # the arrays are wanted, not the picture of 25 rows
+plt.close()  # the arrays are wanted, not a picture of so many rows
 hits = 0
 for image, lengths in zip(stars, saliency, strict=True):
     rows, columns = np.nonzero((image[..., 0] == 1) & (image[..., 1] == 1))
