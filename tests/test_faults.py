@@ -74,7 +74,7 @@ def model(request, data, fitted):
     return model.fit(X[::-1, 1:, 1:], y) if fitted else model
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_threads():
     """Torch has two threads, and has them after whatever goes wrong."""
     before = torch.get_num_threads()
@@ -88,10 +88,14 @@ def two_threads():
 @contextlib.contextmanager
 def unchanged(estimator):
     """Fail if the estimator, or the number of torch's threads, is not what it was."""
-    before = copy.deepcopy(vars(estimator))
-    yield
-    assert_same(vars(estimator), before)
-    assert torch.get_num_threads() == 2
+    before, n_threads = copy.deepcopy(vars(estimator)), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        yield
+        assert_same(vars(estimator), before)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def failing(error, function=None, at=0):
@@ -213,7 +217,9 @@ def interruption(seconds):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
 @pytest.mark.parametrize("n_jobs", [None, 2])
 @pytest.mark.parametrize("name", ["exact", "features"])
-def test_interruptions_at_any_moment_leave_all_as_it_was(data, name, n_jobs):
+def test_interruptions_at_any_moment_leave_all_as_it_was(
+    data, name, n_jobs, two_threads
+):
     X, y = data
     model = clone(MODELS[name]).set_params(n_jobs=n_jobs)
     n_interrupted = 0

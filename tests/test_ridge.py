@@ -212,7 +212,7 @@ def test_rounding_below_zero_in_a_singular_kernel_does_no_harm(rng):
     assert np.isfinite(solution.gcv) and solution.gcv > 0
     residual = targets - matrix @ solution.coef - solution.intercept
     design = np.column_stack([root, np.ones(12)])
-    fitted = design @ np.linalg.lstsq(design, targets)[0]
+    fitted = design @ np.linalg.lstsq(design, targets, rcond=None)[0]
     np.testing.assert_allclose(residual, targets - fitted, atol=1e-4)
 
 
