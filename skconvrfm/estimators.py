@@ -73,6 +73,9 @@ NOT_OF_THE_RESULT = {
 # selection="holdout": part of the rows that chooses.
 HOLDOUT_FRACTION = 0.2
 
+# Weights are at least this part of the largest: what is less is rounding beside it.
+LEAST_WEIGHT = 1e-24
+
 # Temperatures of the probabilities; scores of well separated classes are ±1.
 TEMPERATURE_RANGE = (1e-2, 1e3)
 
@@ -187,7 +190,7 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
         # ratios can be meant, and they are read as having mean one.
         counts = weights / min(1.0, weights.mean())
         encoding, targets, weights = self._encode(y_fit, counts)
-        weights = weights * (counts.sum() / weights.sum())
+        weights = _none_vanishing(weights) * (counts.sum() / weights.sum())
         method, reason = resolve_method(self, image_shape, len(X_fit))
         if self.verbose and reason:
             print(f"[{type(self).__name__}] {reason}")
@@ -408,9 +411,15 @@ def _weighted_rows(X, y, sample_weight):
     """The rows of positive weight with their targets and weights."""
     weights = check_weights(sample_weight, X)
     kept = np.flatnonzero(weights)
-    if len(kept) == len(weights):  # where nothing is left out, nothing is copied
+    weights = _none_vanishing(weights[kept])
+    if len(kept) == len(X):  # where nothing is left out, nothing is copied
         return X, y, weights
-    return X[kept], y[kept], weights[kept]
+    return X[kept], y[kept], weights
+
+
+def _none_vanishing(weights):
+    """Positive weights, none of them so small beside others that its root is lost."""
+    return np.maximum(weights, LEAST_WEIGHT * weights.max())
 
 
 class _Fitting:

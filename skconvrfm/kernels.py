@@ -17,7 +17,11 @@ from sklearn.utils.validation import _check_sample_weight
 
 from ._typing import Device, Dtype, Floats, Kernel, Padding, Pair, validated
 from .core import agop, sampling, tiles
-from .core.blocks import parallel_resources, working_memory
+from .core.blocks import (
+    parallel_resources,
+    squares_fit_float32,
+    working_memory,
+)
 from .core.convolutional import KINDS, ConvolutionalKernel
 from .core.devices import TORCH_DTYPES, resolve_device, resolve_dtype
 from .core.images import convolution_layers
@@ -452,15 +456,18 @@ def check_pair(value, name, single="a positive int"):
     return int(pair[0]), int(pair[1])
 
 
-def make_resources(device, dtype, n_jobs, *arrays):
+def make_resources(device, dtype, n_jobs, *arrays, learned=()):
     """The place where parameters and scikit-learn's configuration become resources.
 
     Parameters
     ----------
     device, dtype, n_jobs
         As the user gave them.
-    *arrays : ndarray or None
-        The images, whose dtypes decide ``dtype="auto"``.
+    *arrays : ndarray, StoredRows, StoredImages or None
+        The images, whose dtypes decide ``dtype="auto"``, and values that float32 could
+        not square.
+    learned : iterable of ndarray
+        What was learned, which decides by its values alone.
 
     Returns
     -------
@@ -468,13 +475,12 @@ def make_resources(device, dtype, n_jobs, *arrays):
     """
     name = str(device)
     resolve_device(name)
-    dtypes = (array.dtype for array in arrays if array is not None)
-    return parallel_resources(
-        name,
-        resolve_dtype(dtype, *dtypes),
-        working_memory(),
-        n_jobs,
-    )
+    arrays = [array for array in arrays if array is not None]
+    precision = resolve_dtype(dtype, *(array.dtype for array in arrays))
+    if dtype == "auto" and precision == torch.float32:
+        fit = all(map(squares_fit_float32, (*arrays, *learned)))
+        precision = torch.float32 if fit else torch.float64
+    return parallel_resources(name, precision, working_memory(), n_jobs)
 
 
 def _check_images(X, Y):
@@ -521,9 +527,17 @@ def check_weights(sample_weight, X):
             "sample_weight is all zero, so that no row is left: give some rows a "
             "positive weight."
         )
-    return _check_sample_weight(
+    weights = _check_sample_weight(
         sample_weight, X, dtype=np.float64, ensure_non_negative=True
     )
+    with np.errstate(over="ignore"):  # refused in better words
+        total = weights.sum()
+    if not np.isfinite(total):
+        raise ValueError(
+            f"sample_weight has values up to {weights.max():.3g}, whose sum overflows: "
+            "scale the weights."
+        )
+    return weights
 
 
 def as_numpy(values, name):

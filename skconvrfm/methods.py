@@ -213,7 +213,11 @@ class ExactMethod(Method):
     def predict(estimator, images):
         """f(x) of a fitted estimator without the intercept."""
         resources = make_resources(
-            estimator.device, estimator.dtype, estimator.n_jobs, estimator.X_fit_
+            estimator.device,
+            estimator.dtype,
+            estimator.n_jobs,
+            estimator.X_fit_,
+            images,
         )
         filters = _fitted_layers(estimator, estimator.best_layer_)
         kernel = make_exact_kernel(
@@ -338,7 +342,11 @@ class FeatureMethod(Method):
     def predict(estimator, images):
         """f(x) of a fitted estimator without the intercept."""
         resources = make_resources(
-            estimator.device, estimator.dtype, estimator.n_jobs, images
+            estimator.device,
+            estimator.dtype,
+            estimator.n_jobs,
+            images,
+            learned=(estimator.filters_, estimator.biases_),
         )
         below = _fitted_layers(estimator, estimator.best_layer_)
         shape = below[-1].shape if below else estimator.image_shape_

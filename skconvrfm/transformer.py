@@ -379,7 +379,13 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             `set_output` asks for a data frame.
         """
         images = self._check_images(X)
-        resources = make_resources(self.device, self.dtype, self.n_jobs, images)
+        resources = make_resources(
+            self.device,
+            self.dtype,
+            self.n_jobs,
+            images,
+            learned=(self.patch_transform_, self.filters_, self.biases_),
+        )
         features = compute_features(self._features(), images, resources)
         if self.output == "image":
             return self._like_input(features, X)

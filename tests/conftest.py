@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import threadpoolctl
@@ -19,6 +20,21 @@ SHARED = Path(os.environ.get("SKCONVRFM_SHARED", ROOT.parent / "shared"))
 
 # For the benchmarks, which are not installed; last, so that the package is.
 sys.path.append(str(ROOT))
+
+# The same examples in every run. Nothing is kept: what was found is written down as an
+# example of its test.
+hypothesis.settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=set(hypothesis.Phase) - {hypothesis.Phase.explain},
+)
+# Others, by --hypothesis-seed, and as many as the environment variable says.
+hypothesis.settings.register_profile(
+    "long", hypothesis.settings.get_profile("ci"), derandomize=False
+)
+hypothesis.settings.load_profile("long" if "SKCONVRFM_EXAMPLES" in os.environ else "ci")
 
 
 def pytest_configure(config):

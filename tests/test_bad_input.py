@@ -7,6 +7,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
+from skconvrfm.kernels import patch_agop
 
 BOTH = pytest.mark.parametrize("Estimator", [ConvRFMClassifier, ConvRFMRegressor])
 SMALL = {"depth": 1, "n_rounds": 1}
@@ -175,6 +176,12 @@ def test_negative_weights(Estimator, images, labels):
 
 
 @BOTH
+def test_weights_whose_sum_is_not_finite(Estimator, images, labels):
+    with pytest.raises(ValueError, match=r"sample_weight .* up to 1e\+308.*scale the"):
+        Estimator(**SMALL).fit(images, labels, sample_weight=np.full(12, 1e308))
+
+
+@BOTH
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_not_finite(Estimator, images, labels, bad):
     weights = np.where(np.arange(12) == 4, bad, 1)
@@ -306,8 +313,8 @@ def test_values_too_large_to_square(Estimator, images, labels, dtype, factor):
     images = images.astype(dtype)
     large = images * np.asarray(factor, dtype)
     with pytest.raises(ValueError, match=rf"kernel overflows {dtype}: X .*scale"):
-        Estimator(**SMALL).fit(large, labels)
-    model = Estimator(**SMALL).fit(images, labels)
+        Estimator(dtype=dtype, **SMALL).fit(large, labels)
+    model = Estimator(dtype=dtype, **SMALL).fit(images, labels)
     with pytest.raises(ValueError, match=rf"kernel overflows {dtype}: X .*scale"):
         model.predict(large)
 
@@ -319,25 +326,26 @@ def test_a_depth_at_which_values_grow_too_large(images, labels):
     model.fit(images, labels)
 
 
-def test_values_too_small_for_their_gradients(images, labels):
-    tiny = (1e-15 * images).astype(np.float32)
-    with pytest.raises(ValueError, match="patch AGOP overflows float32: X .*scale"):
-        ConvRFMRegressor(bias=0, **SMALL).fit(tiny, labels)
+def test_values_too_large_for_the_dtype_that_was_asked_for(images, labels):
+    with pytest.raises(ValueError, match=r"dtype='float32' has no .* X, up to .*scale"):
+        ConvRFMRegressor(dtype="float32", **SMALL).fit(1e200 * images, labels)
+
+
+def test_patches_whose_covariance_is_too_large(images, labels):
+    model = ConvRFMRegressor(method="features", dtype="float32", **SMALL)
+    with pytest.raises(ValueError, match="covariance of patches overflows float32: X"):
+        model.fit(1e30 * images, labels)
+
+
+def test_coefficients_too_large_for_an_agop(images):
+    with pytest.raises(ValueError, match="patch AGOP overflows float64: X .*scale"):
+        patch_agop(images, np.full(12, 1e200))
 
 
 @pytest.mark.parametrize("n_rounds", [0, 1])
 def test_targets_too_large_to_square(images, labels, n_rounds):
     with pytest.raises(ValueError, match="error of the fit.*scale the targets y"):
         ConvRFMRegressor(n_rounds=n_rounds).fit(images, labels * 1e200)
-
-
-@BOTH
-def test_a_ridge_too_small_to_divide_by(Estimator, images, labels):
-    with pytest.raises(ValueError, match="alpha=1e-300: take larger"):
-        Estimator(alpha=1e-300, **SMALL).fit(images, labels)
-    images[6:] = images[:6]
-    with pytest.raises(ValueError, match="alpha=1e-300: take|overflows .* dual_coef"):
-        Estimator(alpha=[1e-300, 1e-299], **SMALL).fit(images, labels)
 
 
 @BOTH
@@ -365,6 +373,25 @@ def test_sparse_rows(Estimator, images, labels):
 
 
 # Not errors, though close
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_values_too_small_to_square_in_float32(images, labels, dtype):
+    options = {"bias": 0, "dtype": dtype, **SMALL}
+    small = (1e-15 * images).astype(np.float32)
+    plain = ConvRFMRegressor(**options).fit(images, labels).predict(images)
+    model = ConvRFMRegressor(**options).fit(small, labels)
+    np.testing.assert_allclose(model.predict(small), plain, rtol=0, atol=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("alpha", [1e-300, [1e-300, 1e-299]])
+@pytest.mark.parametrize("method", ["exact", "features"])
+def test_a_ridge_that_is_rounding(Estimator, images, labels, alpha, method):
+    images[6:] = images[:6]  # whose eigenvalues are zero
+    model = Estimator(alpha=alpha, method=method, **SMALL).fit(images, labels)
+    assert np.isfinite(model.predict(images)).all()
+    assert np.isfinite(model.history_["gcv"]).all()
 
 
 @BOTH

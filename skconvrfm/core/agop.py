@@ -26,6 +26,7 @@ from .blocks import (
     balanced_blocks,
     halving_memory,
     image_blocks,
+    largest_value,
     spans,
     sum_tasks,
 )
@@ -36,7 +37,6 @@ from .tiles import (
     block_side,
     find_library,
     image_bytes,
-    largest_value,
     load_blocks,
     open_tiles,
     tile_pairs,
@@ -75,16 +75,20 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
     -------
     ndarray of shape (d, d), float64
     """
-    dual_coef = compress_outputs(dual_coef)
+    # To about 1, by a power of two: their squares neither overflow nor vanish.
+    exponent = _exponent(dual_coef)
+    scaled_coef = np.ldexp(dual_coef, -exponent)
+    scaled_coef = compress_outputs(scaled_coef)
+    weights = np.ldexp(weights, -_exponent(weights))
     worker = resources.one_worker()
-    route, largest = _choose_route(kernel, centres, dual_coef, images, worker)
+    route, largest = _choose_route(kernel, centres, scaled_coef, images, worker)
     pairs = len(centres) * len(images)
     tasks = (
         (
             route,
             kernel,
             centres,
-            dual_coef,
+            scaled_coef,
             images[p],
             weights[p],
             transform,
@@ -94,17 +98,24 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
         for p in spans(len(images), resources, SUM_TASKS, largest)
     )
     total = sum_tasks(_sum_of_products, tasks, resources)
-    if not np.isfinite(total).all():
+    agop = total * (kernel.patch_scale**2 / weights.sum())
+    if transform is not None:
+        agop = transform.T @ agop @ transform
+    with np.errstate(over="ignore"):  # refused in better words
+        agop = np.ldexp((agop + agop.T) / 2, 2 * exponent)
+    if not np.isfinite(agop).all():
         raise ValueError(
             f"the patch AGOP overflows {resources.numpy_dtype}: X has values up to "
             f"{largest_value(centres, images):.3g} and dual_coef up to "
             f"{largest_value(dual_coef):.3g}; scale the images, for instance to "
             "[0, 1], and the targets, or take dtype='float64'."
         )
-    agop = total * (kernel.patch_scale**2 / weights.sum())
-    if transform is not None:
-        agop = transform.T @ agop @ transform
-    return (agop + agop.T) / 2
+    return agop
+
+
+def _exponent(values):
+    """The exponent of the power of two that scales values to a size of about 1."""
+    return int(np.frexp(np.abs(values).max())[1])
 
 
 def compress_outputs(dual_coef):

@@ -27,6 +27,11 @@ from .images import to_tensor
 
 # A task that runs out of memory is tried again with half, down to this.
 _LEAST_MEMORY = 2**20
+# In float32, values up to this have squares that can be added up over the patches of
+# ten layers, and values from its inverse on have squares that keep all digits.
+_LARGEST_SQUARED = 1e12
+# Bytes of stored images that are read at once to be looked at.
+_SCANNED_BYTES = 2**24
 # Tasks a worker whose results are rows: enough to share the work out evenly.
 ROW_TASKS = 4
 # The same where every result is as large as the sum: no more to send than needed.
@@ -53,6 +58,31 @@ def byte_blocks(rows, n_bytes):
     """Slices of all rows of an array, of at most so many bytes each, or of one row."""
     row_bytes = rows.dtype.itemsize * math.prod(rows.shape[1:])
     return image_blocks(rows, n_bytes // max(1, row_bytes))
+
+
+def squares_fit_float32(images):
+    """Whether float32 can compute with the squares of some images.
+
+    Parameters
+    ----------
+    images : ndarray, StoredRows or StoredImages
+        The images, finite; stored ones are read block by block.
+    """
+    if images.dtype.kind != "f" or images.dtype.itemsize < 4:
+        return True  # there are no such values
+    size = largest_value(images)
+    return size == 0 or 1 / _LARGEST_SQUARED <= size <= _LARGEST_SQUARED
+
+
+def largest_value(*arrays):
+    """The largest absolute value in some arrays; of feature maps, in their pixels."""
+    largest = 0.0
+    for array in arrays:
+        array = getattr(array, "pixels", array)
+        for part in byte_blocks(array, _SCANNED_BYTES):
+            block = np.asarray(array[part])
+            largest = max(largest, float(block.max()), -float(block.min()))
+    return largest
 
 
 def working_memory():

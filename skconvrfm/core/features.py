@@ -339,13 +339,10 @@ class FeatureMaps:
         """The images ``index``, a slice or an array of integers."""
         return FeatureMaps(self.images[index], self.layers, self.n_whole)
 
-    def min(self):
-        """The smallest pixel."""
-        return self.images.min()
-
-    def max(self):
-        """The largest pixel."""
-        return self.images.max()
+    @property
+    def pixels(self):
+        """The images themselves."""
+        return self.images
 
 
 @to_tensor.register

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .blocks import image_blocks
+from .blocks import image_blocks, largest_value
 from .features import FilterLayer
 from .images import extract_patches
 
@@ -121,6 +121,12 @@ def patch_moments(images, layer, sample, resources):
         total += float(weights.sum()) * patches.shape[1]
     offset = sums / total
     covariance = products / total - torch.outer(offset, offset)
+    if not torch.isfinite(covariance).all():
+        raise ValueError(
+            f"the covariance of patches overflows {resources.numpy_dtype}: X has "
+            f"values up to {largest_value(images):.3g}; scale the images, for instance "
+            "to [0, 1], or take dtype='float64'."
+        )
     mean = centre + offset
     return PatchMoments(mean.cpu().numpy(), covariance.cpu().numpy())
 

@@ -223,7 +223,15 @@ def to_tensor(images, dtype, device):
     What stands for images registers itself here. A copy of just this block makes
     read-only, strided, byte-swapped and integer images alike.
     """
-    block = np.array(images, dtype=_NUMPY_DTYPES[dtype], order="C")
+    dtype = np.dtype(_NUMPY_DTYPES[dtype])
+    try:
+        with np.errstate(over="raise"):
+            block = np.array(images, dtype=dtype, order="C")
+    except FloatingPointError as error:
+        raise ValueError(
+            f"dtype={dtype.name!r} has no numbers as large as those of X, up to "
+            f"{np.abs(images).max():.3g}; scale the images, or take dtype='float64'."
+        ) from error
     return torch.from_numpy(block).to(device)
 
 

@@ -60,7 +60,8 @@ class PatchKernel(ImageKernel):
 
         Distances are those of equal locations of two images, each weighted by the
         product of the images' weights. Equal patches are left out, so that an image
-        of weight 2 gives what it gives twice; if all are equal, the bandwidth is 1.
+        of weight 2 gives what it gives twice. If all are equal, lengths of patches
+        are taken in place of distances; if all of them are 0, the bandwidth is 1.
 
         Parameters
         ----------
@@ -79,6 +80,9 @@ class PatchKernel(ImageKernel):
         first, second = torch.triu_indices(len(images), len(images), 1)
         squares = _squared_distances(block, block)[:, :, first, second].flatten(0, 1)
         pair_weights = (weights[first] * weights[second]).expand_as(squares)
+        if not (squares > 0).any():
+            squares = block.squares.flatten(0, 1)
+            pair_weights = weights.expand_as(squares)
         positive = squares > 0
         if not positive.any():
             return replace(self, bandwidth=1.0)
@@ -121,12 +125,22 @@ class PatchKernel(ImageKernel):
         Tensor of shape (len(left), len(right))
         """
         left, right = self.readout.meet(left, right)
-        squares = _squared_distances(left, right).div_(self.bandwidth**2)
+        distances = self._distances(left, right)
         if self.kind == "laplace":
-            profile = squares.sqrt_().neg_().exp_()
+            profile = distances.neg_().exp_()
         else:
-            profile = squares.div_(-2).exp_()
+            profile = distances.square_().div_(-2).exp_()
         return self.readout.sum(profile)
+
+    def _distances(self, left, right):
+        """r of every pair and location."""
+        squares = _squared_distances(left, right)
+        return squares.sqrt_().div_(self._divisor(squares))
+
+    def _divisor(self, like):
+        """The bandwidth, as far as the dtype has a number for it."""
+        limits = torch.finfo(like.dtype)
+        return min(max(self.bandwidth, limits.tiny), limits.max)
 
     def pullback(self, left, right, dual_coef):
         """Gradients of f_o = Σ_j dual_coef[j, o] k(·, x_j) at the left images.
@@ -146,15 +160,16 @@ class PatchKernel(ImageKernel):
             β, summed over the centres with the coefficients, everywhere.
         """
         left, right = self.readout.meet(left, right)
-        squares = _squared_distances(left, right).div_(self.bandwidth**2)
+        distances = self._distances(left, right)
         if self.kind == "laplace":
-            distances = squares.sqrt_()
             # At a patch's kink with itself, the symmetric gradient 0.
             inverse = torch.where(distances > 0, 1 / distances, 0)
             weights = distances.neg_().exp_().mul_(inverse)
         else:
-            weights = squares.div_(-2).exp_()
-        weights *= self.readout.derivative(weights) / self.bandwidth**2
+            weights = distances.square_().div_(-2).exp_()
+        weights *= self.readout.derivative(weights)
+        # One after the other: their square may be more than there are numbers for.
+        weights.div_(self._divisor(weights)).div_(self._divisor(weights))
         self_weights = weights.new_zeros(
             (*self.layers[0].locations, len(left), dual_coef.shape[1])
         )

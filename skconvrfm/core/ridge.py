@@ -115,6 +115,7 @@ class RidgePath:
         scaled *= root[:, None] * root / self.scale
         eigenvalues, self._vectors = eigh(scaled)
         self._eigenvalues = eigenvalues.clamp_(min=0)
+        self._rounding = _rounding(self._eigenvalues)
         self._ones = self._vectors.T @ root
         self._rotated = self._vectors.T @ (root[:, None] * self._targets)
 
@@ -146,10 +147,10 @@ class RidgePath:
 
     def solve(self, alpha):
         """The machine at the ridge ``alpha``, a `RidgeSolution`."""
-        ridge = self._at(alpha)
-        residual = alpha * ridge.coef / self._weights[:, None]
+        ridge, effective = self._at(alpha), max(alpha, self._rounding)
+        residual = effective * ridge.coef / self._weights[:, None]
         # Taking a share of the weight w_i away divides the residual by 1 - share H_ii.
-        kept = alpha * ridge.diagonal / self._weights  # 1 - H_ii
+        kept = effective * ridge.diagonal / self._weights  # 1 - H_ii
         share = 1 / self._counts.clamp_min(1)
         held_out_residual = residual / (1 - share * (1 - kept))[:, None]
         return RidgeSolution(
@@ -182,7 +183,7 @@ class RidgePath:
 
     def _reduce(self, alpha):
         """(Λ + λ)⁻¹, the intercept, and the rotated targets less the intercept."""
-        inverse = 1 / (self._eigenvalues + alpha)
+        inverse = 1 / (self._eigenvalues + max(alpha, self._rounding))
         weighted = self._ones * inverse
         intercept = (weighted @ self._rotated) / (weighted @ self._ones)
         return inverse, intercept, self._rotated - self._ones[:, None] * intercept
@@ -195,9 +196,14 @@ class RidgePath:
 
     def _gcv(self, alpha):
         inverse, _, remainder = self._reduce(alpha)
-        loss = (alpha * inverse[:, None] * remainder).square().sum()
-        total = self._weights.sum()
-        return float(total * loss / self._residual_freedom(alpha, inverse) ** 2)
+        alpha, total = max(alpha, self._rounding), self._weights.sum()
+        loss = (alpha * inverse[:, None] * remainder).square().sum() / total
+        return float(loss / (self._residual_freedom(alpha, inverse) / total) ** 2)
+
+
+def _rounding(eigenvalues):
+    """What is rounding beside eigenvalues; a ridge below it counts as that much."""
+    return float(eigenvalues.max()) * torch.finfo(eigenvalues.dtype).eps
 
 
 def eigh(matrix):
@@ -305,6 +311,7 @@ class PrimalRidgePath:
         gram = torch.tensor(moments.gram, device=device)
         eigenvalues, self._vectors = eigh(gram.div_(self.scale))
         self._eigenvalues = eigenvalues.clamp_(min=0)
+        self._rounding = _rounding(self._eigenvalues)
         cross = torch.tensor(moments.cross, device=device) / math.sqrt(self.scale)
         self._projections = self._vectors.T @ cross
 
@@ -348,15 +355,18 @@ class PrimalRidgePath:
         )
 
     def _gcv(self, alpha):
-        eigenvalues, inverse = self._eigenvalues, 1 / (self._eigenvalues + alpha)
-        explained = (eigenvalues + 2 * alpha) * inverse.square()
-        loss = self._spread - float(explained @ self._projections.square().sum(1))
-        left = self._total - 1 - float(eigenvalues @ inverse)
-        return float(self._total * max(loss, 0.0) / left**2)
+        alpha, total = max(alpha, self._rounding), self._total
+        inverse = 1 / (self._eigenvalues + alpha)
+        explained = (1 + alpha * inverse) * inverse / total
+        loss = self._spread / total - float(
+            explained @ self._projections.square().sum(1)
+        )
+        left = 1 - (1 + float(self._eigenvalues @ inverse)) / total
+        return max(loss, 0.0) / left**2
 
     def _coefficients(self, alpha):
         """Coefficients for the features as they are given, and the intercept."""
-        inverse = 1 / (self._eigenvalues + alpha)
+        inverse = 1 / (self._eigenvalues + max(alpha, self._rounding))
         coef = self._vectors @ (inverse[:, None] * self._projections)
         coef = (coef / math.sqrt(self.scale)).cpu().numpy()
         return coef, self._target_mean - self._mean @ coef
@@ -364,7 +374,10 @@ class PrimalRidgePath:
     def _pass(self, alphas):
         """Pairs (slice of rows, their predictions and H_ii / w_i), see `RowPass`."""
         coefs, intercepts = zip(*map(self._coefficients, alphas), strict=True)
-        inverses = [1 / (self._eigenvalues + alpha) / self.scale for alpha in alphas]
+        inverses = [
+            1 / (self._eigenvalues + max(alpha, self._rounding)) / self.scale
+            for alpha in alphas
+        ]
         return self._map_rows(
             RowPass(
                 mean=self._mean,

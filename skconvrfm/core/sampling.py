@@ -12,6 +12,8 @@ _PROJECTION_BATCH = 256
 # Distances of patches that settle a median, and the images that it takes at least.
 _MEDIAN_DISTANCES = 2_000_000
 _MEDIAN_IMAGES = 20
+# Draws that are made one by one; more would give every row what its weight gives it.
+_MOST_DRAWS = 2**24
 
 
 def content_positions(rows, rng):
@@ -142,8 +144,8 @@ def systematic_sample(strata, positions, weights, n_draws, offset):
     weights : ndarray of shape (n,)
         The sample weights, all positive.
     n_draws : int
-        Number of draws; where it reaches the sum of the weights, all rows are
-        taken with their weights.
+        Number of draws; where it reaches the sum of the weights, or more than can be
+        made, all rows are taken with their weights.
     offset : float
         Where in its first step the draw begins, in [0, 1).
 
@@ -155,7 +157,7 @@ def systematic_sample(strata, positions, weights, n_draws, offset):
         How often each was drawn.
     """
     total = weights.sum()
-    if n_draws >= total:
+    if n_draws >= min(total, _MOST_DRAWS):
         return np.arange(len(weights)), weights
     drawn = _systematic_rows(strata, positions, weights, n_draws, offset)
     rows, counts = np.unique(drawn, return_counts=True)

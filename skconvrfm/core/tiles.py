@@ -14,6 +14,7 @@ from .blocks import (
     balanced_blocks,
     halving_memory,
     image_blocks,
+    largest_value,
     spans,
 )
 from .convolutional import ConvolutionalKernel
@@ -315,11 +316,6 @@ def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
             "or take a smaller depth, or dtype='float64'."
         )
     return strip
-
-
-def largest_value(*arrays):
-    """The largest absolute value in some arrays."""
-    return max(abs(float(end)) for a in arrays for end in (a.min(), a.max()))
 
 
 def _right_blocks(kernel, left, images, transform, symmetric, largest, resources):

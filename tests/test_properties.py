@@ -1,0 +1,737 @@
+"""What holds for all images, targets, weights and options that can be thought of.
+
+Every example ends in a correct and finite result, or in one of `DOCUMENTED_ERRORS`; no
+warning but `DOCUMENTED_WARNINGS` is heard, and no input is written to.
+"""
+
+import math
+import os
+import re
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import sklearn
+import strategies as some
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Images
+
+from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm.core import compiled
+from skconvrfm.core.convolutional import KINDS
+from skconvrfm.kernels import convolutional_kernel, patch_agop, patch_kernel
+
+# The sum of what the properties ask for. SKCONVRFM_EXAMPLES, a number, asks for more:
+#   SKCONVRFM_EXAMPLES=50000 pytest -n0 --hypothesis-seed=0 tests/test_properties.py
+CI_EXAMPLES = 2345
+
+# What may be refused, each with what it names: the parameter, its value, the remedy.
+DOCUMENTED_ERRORS = (
+    r"y has only one class, .*; a classifier needs at least two classes",
+    r"X has 1 sample with a positive weight; a fit needs at least 2",
+    r"selection='holdout' leaves \d+ rows to fit on and \d+ to choose by, of \d+; take",
+    r"the kernel overflows float(32|64): X has values up to .*scale the images",
+    r"dtype='float32' has no numbers as large as those of X, up to .*scale the images",
+    r"the covariance of patches overflows float32: X has values up to .*scale the ima",
+    r"the patch AGOP overflows float(32|64): X has values up to .*scale the images",
+    r"the error of the fit is not finite for alpha=.*: take larger ridges, or scale",
+)
+# What may be heard, and from whom.
+DOCUMENTED_WARNINGS = (
+    # scikit-learn, of y of shape (n, 1) for a classifier.
+    r"A column-vector y was passed when a 1d array was expected",
+    # scikit-learn, of nearly as many classes as rows.
+    r"The number of unique classes is greater than 50% of the number of samples",
+)
+
+
+def examples(count):
+    """A share of all examples, for one property."""
+    wanted = int(os.environ.get("SKCONVRFM_EXAMPLES", CI_EXAMPLES))
+    return settings(max_examples=math.ceil(count * wanted / CI_EXAMPLES))
+
+
+@contextmanager
+def place(tiles="array", memory=1024):
+    """Array operations or compiled tiles, and so many MiB of memory."""
+    before = os.environ.get(compiled.SWITCH)
+    os.environ[compiled.SWITCH] = "1" if tiles == "compiled" else "0"
+    try:
+        with sklearn.config_context(working_memory=memory):
+            yield
+    finally:
+        if before is None:
+            del os.environ[compiled.SWITCH]
+        else:
+            os.environ[compiled.SWITCH] = before
+
+
+@contextmanager
+def only_documented_warnings():
+    """Fail at a warning that is not documented."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for words in DOCUMENTED_WARNINGS:
+            warnings.filterwarnings("ignore", words)
+        yield
+
+
+@contextmanager
+def unchanged(*arrays):
+    """Fail where an input was written to."""
+    arrays = [array for array in arrays if array is not None]
+    before = [np.array(array).tobytes() for array in arrays]
+    yield
+    for array, bytes_before in zip(arrays, before, strict=True):
+        assert np.array(array).tobytes() == bytes_before
+
+
+def result_or_documented_error(function, *arguments):
+    """What a function returns, or None where it refuses with documented words."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        if not any(re.search(words, str(error)) for words in DOCUMENTED_ERRORS):
+            raise
+        return None
+
+
+@pytest.fixture(autouse=True)
+def no_file_stays():
+    yield
+    some.Deleting.all()
+
+
+def kernel_of(X, Y=None, **options):
+    """The kernel of a kind that is named in the options."""
+    function = convolutional_kernel if options["kind"] in KINDS else patch_kernel
+    return function(X, Y, **options)
+
+
+def eps(K):
+    return float(np.finfo(K.dtype).eps)
+
+
+# Kernels
+
+
+def kernel_error(dtype, options, images, transform=None):
+    """How far rounding moves an entry of K, beside the root of its two diagonal ones.
+
+    arccos, and the distance of two patches, turn rounding into its root. The rounding
+    of a distance counts beside the squared lengths of the patches.
+    """
+    rounding = 64 * float(np.finfo(dtype).eps)
+    if options["kind"] == "nngp":
+        return rounding * options["depth"]
+    if options["kind"] == "ntk":
+        return 2 * np.sqrt(rounding) * options["depth"]
+    if options["bandwidth"] == "auto":
+        return 1.0  # it may be as small as the least distance that is not rounding
+    rows, columns = np.broadcast_to(options["patch_size"], 2)
+    squares = 4 * float(np.abs(images.astype(float)).max()) ** 2
+    squares *= images.shape[3] * rows * columns
+    squares *= 1 if transform is None else np.linalg.norm(transform, 2) ** 2
+    exponent = rounding * squares / options["bandwidth"] ** 2
+    exponent = np.sqrt(exponent) if options["kind"] == "laplace" else exponent
+    return rounding + min(1.0, exponent)
+
+
+def correlation(K, roots=None):
+    """K beside the roots of its diagonal, 0 where these are."""
+    K = K.astype(float)
+    roots = np.sqrt(np.diagonal(K)) if roots is None else roots
+    inverse = np.divide(1, roots, out=np.zeros_like(roots), where=roots > 0)
+    return K * inverse[:, None] * inverse
+
+
+@examples(400)
+@given(
+    images=some.images(),
+    options=some.kernels,
+    dtype=some.precisions,
+    where=some.places,
+    transform=some.transforms,
+    pool_grid=some.pool_grids,
+)
+def test_kernel_matrices_are_finite_symmetric_and_positive_semidefinite(
+    images, options, dtype, where, transform, pool_grid
+):
+    X = images.array()
+    T = some.transform_of(transform, X, options["patch_size"])
+    options = options | {"dtype": dtype, "patch_transform": T, "pool_grid": pool_grid}
+    options = some.affordable(options, images)
+    with unchanged(X, T), only_documented_warnings(), place(*where):
+        K = result_or_documented_error(lambda: kernel_of(X, **options))
+    if K is None:
+        return
+    assert K.shape == (len(X), len(X))
+    assert np.isfinite(K).all()
+    np.testing.assert_array_equal(K, K.T)
+    error = kernel_error(K.dtype, options, X, T)
+    assert np.linalg.eigvalsh(correlation(K))[0] >= -len(X) * error
+
+
+@examples(300)
+@given(
+    images=some.images(sizes=(2, 8)),
+    options=some.kernels,
+    dtype=some.precisions,
+    where=some.places,
+    data=st.data(),
+)
+def test_an_entry_of_a_kernel_matrix_depends_on_its_two_images_alone(
+    images, options, dtype, where, data
+):
+    X = images.array()
+    order = np.array(data.draw(st.permutations(range(len(X)))))
+    some_rows = order[: data.draw(st.integers(1, len(X)))]
+    options = options | {"dtype": dtype}
+    with only_documented_warnings(), place(*where):
+        K = result_or_documented_error(lambda: kernel_of(X, **options))
+        if K is None:
+            return
+        if options.get("bandwidth") == "auto":
+            options["bandwidth"] = float(1 + np.abs(X.astype(float)).max())
+            K = kernel_of(X, **options)
+        moved = kernel_of(X[order], X[some_rows], **options)
+    error = kernel_error(K.dtype, options, X)
+    roots = np.sqrt(np.diagonal(K).astype(float))
+    floor = float(np.finfo(K.dtype).tiny)
+    difference = np.abs(moved.astype(float) - K[order][:, some_rows])
+    assert (
+        difference <= error * roots[order][:, None] * roots[some_rows] + floor
+    ).all()
+
+
+@examples(250)
+@given(
+    images=some.images(dtypes=["f8", ">f8"]),
+    options=some.convolutional,
+    exponents=st.lists(st.integers(-100, 100), min_size=8, max_size=8),
+    where=some.places,
+    pool_grid=some.pool_grids,
+)
+def test_convolutional_kernels_without_bias_are_homogeneous_in_each_image(
+    images, options, exponents, where, pool_grid
+):
+    X = images.array()
+    factors = 2.0 ** np.array(exponents[: len(X)])
+    options = options | {"bias": 0.0, "pool_grid": pool_grid}
+    options = some.affordable(options, images)
+    with only_documented_warnings(), place(*where):
+        K = kernel_of(X, **options)
+        scaled = kernel_of(X * factors[:, None, None, None], **options)
+    np.testing.assert_array_equal(scaled, K * factors[:, None] * factors)
+
+
+@examples(250)
+@given(
+    images=some.images(dtypes=["f8", ">f8"]),
+    options=some.kernels,
+    exponent=st.integers(-100, 100),
+    where=some.places,
+    pool_grid=some.pool_grids,
+    transform=some.transforms,
+)
+def test_kernels_keep_step_with_images_bias_and_bandwidth(
+    images, options, exponent, where, pool_grid, transform
+):
+    X, factor = images.array(), 2.0**exponent
+    T = some.transform_of(transform, X, options["patch_size"])
+    options = options | {"pool_grid": pool_grid, "patch_transform": T}
+    options = some.affordable(options, images)
+    scaled, power = options.copy(), 0
+    if "bias" in options:
+        scaled["bias"], power = options["bias"] * factor, 2
+    elif options["bandwidth"] != "auto":
+        scaled["bandwidth"] = options["bandwidth"] * factor
+    with only_documented_warnings(), place(*where):
+        K = kernel_of(X, **options)
+        np.testing.assert_array_equal(
+            kernel_of(X * factor, **scaled), K * factor**power
+        )
+
+
+@examples(200)
+@given(
+    images=some.images(),
+    options=some.kernels,
+    dtype=some.precisions,
+    where=some.places,
+    layout=st.sampled_from(some.LAYOUTS),
+    swapped=st.booleans(),
+)
+def test_kernels_do_not_depend_on_how_images_lie_in_memory(
+    images, options, dtype, where, layout, swapped
+):
+    X = images.array()
+    other = some.laid_out(X, layout)
+    other = other.astype(X.dtype.newbyteorder()) if swapped else other
+    options = options | {"dtype": dtype}
+    with unchanged(X, other), only_documented_warnings(), place(*where):
+        K = result_or_documented_error(lambda: kernel_of(X, **options))
+        if K is None:
+            return
+        np.testing.assert_array_equal(kernel_of(other, **options), K)
+        np.testing.assert_array_equal(
+            kernel_of(X.astype(float), **options | {"dtype": K.dtype.name}), K
+        )
+
+
+# The patch AGOP
+
+
+def agop_terms(X, dual_coef, options, transform):
+    """The square of what is added up in gradients, and may cancel."""
+    area = np.prod(np.minimum(np.broadcast_to(options["patch_size"], 2), X.shape[1:3]))
+    norm = 1 if transform is None else np.linalg.norm(transform, 2)
+    length = norm * np.sqrt(area * X.shape[3]) * np.abs(X.astype(float)).max()
+    if options["kind"] in KINDS:
+        slope = norm * length * 3 * options["depth"] * area ** (options["depth"] - 1)
+    else:
+        h = options["bandwidth"]
+        slope = norm / h * (1 + length / h)
+    coef = np.abs(dual_coef.reshape(len(X), -1)).sum(0)
+    return (coef**2).sum() * slope**2
+
+
+def agop_error(X, kind, dtype):
+    """How far rounding moves an AGOP, beside `agop_terms`."""
+    double = dtype == "float64" or (dtype == "auto" and X.dtype == np.float64)
+    if kind == "laplace":  # whose slope divides by distances, down to their rounding
+        return 1e-2
+    return 1e-11 if double else 1e-3
+
+
+@examples(150)
+@given(
+    images=some.images(),
+    options=some.kernels,
+    dtype=some.precisions,
+    where=some.places,
+    transform=some.transforms,
+    pool_grid=some.pool_grids,
+    outputs=st.sampled_from([(), (1,), (3,), (40,)]),
+    coef_scale=some.scales,
+    weights=some.weightings,
+    data=st.data(),
+)
+def test_patch_agops_are_finite_symmetric_positive_and_free_of_order(
+    images,
+    options,
+    dtype,
+    where,
+    transform,
+    pool_grid,
+    outputs,
+    coef_scale,
+    weights,
+    data,
+):
+    X = images.array()
+    n = len(X)
+    order = np.array(data.draw(st.permutations(range(n))))
+    rng = np.random.default_rng(images.seed)
+    dual_coef = coef_scale * rng.normal(size=(n, *outputs))
+    w = some.weights_of(weights, n, images.seed)
+    T = some.transform_of(transform, X, options["patch_size"])
+    options = options | {"pool_grid": pool_grid, "patch_transform": T}
+    options = some.affordable(options, images)
+    if options.get("bandwidth") == "auto":
+        options["bandwidth"] = float(1 + np.abs(X.astype(float)).max())
+
+    def agop(rows):
+        return patch_agop(
+            X[rows],
+            dual_coef[rows],
+            **options,
+            dtype=dtype,
+            sample_weight=None if w is None else w[rows],
+        )
+
+    with unchanged(X, dual_coef, w, T), only_documented_warnings(), place(*where):
+        G = result_or_documented_error(agop, np.arange(n))
+        if G is None:
+            return
+        moved = agop(order)
+    assert np.isfinite(G).all()
+    np.testing.assert_array_equal(G, G.T)
+    error = agop_error(X, options["kind"], dtype)
+    error *= agop_terms(X, dual_coef, options, T)
+    assert np.linalg.eigvalsh(G)[0] >= -error
+    assert np.abs(moved - G).max() <= error
+
+
+@examples(150)
+@given(
+    images=some.images(dtypes=["f8"]),
+    options=some.kernels,
+    exponents=st.tuples(st.integers(-60, 60), st.integers(-60, 60)),
+    where=some.places,
+)
+def test_patch_agops_keep_step_with_images_and_coefficients(
+    images, options, exponents, where
+):
+    X = images.array()
+    factor, coef_factor = 2.0 ** np.array(exponents)
+    dual_coef = np.random.default_rng(images.seed).normal(size=(len(X), 2))
+    scaled, power = options.copy(), -2
+    if "bias" in options:
+        scaled["bias"], power = options["bias"] * factor, 2
+    elif options["bandwidth"] != "auto":
+        scaled["bandwidth"] = options["bandwidth"] * factor
+    with only_documented_warnings(), place(*where):
+        G = result_or_documented_error(lambda: patch_agop(X, dual_coef, **options))
+        if G is None:
+            return
+        moved = patch_agop(X * factor, dual_coef * coef_factor, **scaled)
+    np.testing.assert_allclose(
+        moved, G * (factor**power * coef_factor**2), rtol=1e-12, atol=0
+    )
+
+
+# Classifiers
+
+
+def check_classifier(model, X, y):
+    """What holds for the predictions of every fitted classifier."""
+    scores = model.decision_function(X)
+    probabilities = model.predict_proba(X)
+    predicted = model.predict(X)
+    n_classes = len(model.classes_)
+    assert scores.shape == ((len(X),) if n_classes == 2 else (len(X), n_classes))
+    assert probabilities.shape == (len(X), n_classes)
+    assert np.isfinite(scores).all()
+    assert np.isfinite(probabilities).all()
+    assert (probabilities >= 0).all()
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-9)
+    assert np.isin(predicted, model.classes_).all()
+    assert predicted.dtype == np.asarray(y).dtype
+    check_fitted(model)
+
+
+def check_fitted(model):
+    """What every fitted estimator has."""
+    for name, value in vars(model).items():
+        if name.endswith("_") and isinstance(value, np.ndarray | float):
+            if np.asarray(value).dtype.kind == "f":
+                assert np.isfinite(value).all(), name
+    for name, values in model.history_.items():
+        assert np.isfinite(values).all(), name
+    for matrix in (model.patch_transform_, model.patch_agop_):
+        np.testing.assert_allclose(
+            matrix, matrix.T, rtol=0, atol=1e-9 * np.abs(matrix).max()
+        )
+    values = np.linalg.eigvalsh(model.patch_transform_)
+    assert values[0] >= -1e-12 * values[-1]
+
+
+def as_input(X, dimensions, channels):
+    """Images as an estimator takes them, and the image_shape that it needs."""
+    shape = X.shape[1:]
+    if dimensions == 3 and shape[2] == 1:
+        return X[..., 0], None
+    if channels == "first":
+        X = X.transpose(0, 3, 1, 2)
+    return (X, None) if dimensions == 4 else (X.reshape(len(X), -1), shape)
+
+
+inputs = st.tuples(st.sampled_from([2, 3, 4]), st.sampled_from(["first", "last"]))
+fit_sizes = {"sizes": (2, 14)}
+
+
+@examples(150)
+@given(
+    images=some.images(**fit_sizes),
+    options=some.estimators,
+    labels=st.sampled_from(sorted(some.LABELS)),
+    weights=some.weightings,
+    where=some.places,
+    form=inputs,
+    layout=st.sampled_from(some.LAYOUTS),
+    class_weight=st.sampled_from([None, None, "balanced"]),
+)
+def test_classifiers_predict_classes_and_probabilities(
+    images, options, labels, weights, where, form, layout, class_weight
+):
+    X, image_shape = as_input(images.array(), *form)
+    X = some.laid_out(X, layout)
+    y = some.labels_of(labels, len(X), images.seed)
+    w = some.weights_of(weights, len(X), images.seed)
+    model = ConvRFMClassifier(
+        **some.affordable(options, images),
+        image_shape=image_shape,
+        channels=form[1],
+        class_weight=class_weight,
+    )
+    with unchanged(X, y, w), only_documented_warnings(), place(*where):
+        if result_or_documented_error(model.fit, X, y, w) is None:
+            assert not hasattr(model, "classes_")
+            return
+        check_classifier(model, X, y)
+
+
+@examples(150)
+@given(
+    images=some.images(**fit_sizes),
+    options=some.estimators,
+    targets=st.sampled_from(sorted(some.TARGETS)),
+    target_scale=some.scales,
+    weights=some.weightings,
+    where=some.places,
+    form=inputs,
+    layout=st.sampled_from(some.LAYOUTS),
+)
+def test_regressors_predict_finite_targets(
+    images, options, targets, target_scale, weights, where, form, layout
+):
+    X, image_shape = as_input(images.array(), *form)
+    X = some.laid_out(X, layout)
+    y = some.targets_of(targets, len(X), target_scale, images.seed)
+    w = some.weights_of(weights, len(X), images.seed)
+    model = ConvRFMRegressor(
+        **some.affordable(options, images), image_shape=image_shape, channels=form[1]
+    )
+    with unchanged(X, y, w), only_documented_warnings(), place(*where):
+        if result_or_documented_error(model.fit, X, y, w) is None:
+            assert not hasattr(model, "alpha_")
+            return
+        predicted = model.predict(X)
+    assert predicted.shape == np.shape(y)
+    assert np.isfinite(predicted).all()
+    check_fitted(model)
+
+
+@examples(60)
+@given(
+    images=some.images(sizes=(4, 14), dtypes=["f4", "f8", "u1"]),
+    options=some.estimators,
+    other=some.images(sizes=(1, 4)),
+    where=some.places,
+)
+def test_images_that_were_not_seen_are_predicted(images, options, other, where):
+    X = images.array()
+    Z = Images(other.n, images.shape, other.content, other.dtype, other.scale).array()
+    y = np.arange(len(X)) % 2
+    model = ConvRFMClassifier(**some.affordable(options, images))
+    with unchanged(X, Z), only_documented_warnings(), place(*where):
+        if result_or_documented_error(model.fit, X, y) is None:
+            return
+        if result_or_documented_error(model.predict, Z) is not None:
+            check_classifier(model, Z, y)
+
+
+# Estimators under other images, targets and orders
+
+
+def fixed(options):
+    """Options with nothing to choose, so that rounding cannot choose."""
+    rounds = min(options["n_rounds"], 1)
+    alpha = 0.1
+    return options | {"alpha": alpha, "selection": "last", "n_rounds": rounds}
+
+
+@examples(40)
+@given(
+    images=some.images(sizes=(3, 10), dtypes=["u1", "f8", "i2", "bool"]),
+    options=some.estimators,
+    where=some.places,
+    weights=st.sampled_from(["none", "counts", "uniform"]),
+    data=st.data(),
+)
+def test_fits_do_not_depend_on_the_order_of_images(
+    images, options, where, weights, data
+):
+    X = images.array()
+    order = np.array(data.draw(st.permutations(range(len(X)))))
+    rng = np.random.default_rng(images.seed)
+    y = rng.normal(size=(len(X), 2))
+    w = some.weights_of(weights, len(X), images.seed)
+    options = fixed(some.affordable(options, images)) | {"dtype": "float64"}
+    options["n_rounds"] = 0  # an AGOP of flat images has no direction but rounding
+    model = ConvRFMRegressor(**options)
+    with only_documented_warnings(), place(*where):
+        predicted = model.fit(X, y, w).predict(X)
+        moved = model.fit(X[order], y[order], None if w is None else w[order])
+        np.testing.assert_allclose(moved.predict(X), predicted, rtol=0, atol=1e-4)
+
+
+@examples(40)
+@given(
+    images=some.images(sizes=(3, 8), dtypes=["f4", "f8"]),
+    options=some.estimators,
+    exponent=st.integers(-95, 95),
+    where=some.places,
+)
+def test_fits_keep_step_with_images_and_bias(images, options, exponent, where):
+    X = Images(images.n, images.shape, images.content, images.dtype, 1.0, images.seed)
+    X, factor = X.array(), 2.0**exponent
+    y = np.random.default_rng(images.seed).normal(size=len(X))
+    options = fixed(some.affordable(options, images)) | {"dtype": "float64"}
+    scaled = options.copy()
+    if options.get("initial_metric") != "whiten":
+        scaled["bias"] = options["bias"] * factor
+    with only_documented_warnings(), place(*where):
+        plain = ConvRFMRegressor(**options).fit(X, y).predict(X)
+        model = ConvRFMRegressor(**scaled).fit(X.astype(float) * factor, y)
+        np.testing.assert_allclose(
+            model.predict(X.astype(float) * factor), plain, rtol=0, atol=1e-5
+        )
+
+
+@examples(40)
+@given(
+    images=some.images(sizes=(3, 8)),
+    options=some.estimators,
+    exponent=st.integers(-95, 95),
+    targets=st.sampled_from(["normal", "outputs", "column"]),
+    where=some.places,
+)
+def test_predictions_keep_step_with_targets(images, options, exponent, targets, where):
+    X, factor = images.array(), 2.0**exponent
+    y = some.targets_of(targets, len(X), 1, images.seed)
+    options = some.affordable(options, images)
+    with only_documented_warnings(), place(*where):
+        model = result_or_documented_error(ConvRFMRegressor(**options).fit, X, y)
+        if model is None:
+            return
+        plain = model.predict(X)
+        scaled = ConvRFMRegressor(**options).fit(X, y * factor).predict(X)
+    np.testing.assert_allclose(scaled, plain * factor, rtol=0, atol=1e-9 * factor)
+
+
+@examples(40)
+@given(
+    images=some.images(sizes=(3, 8)),
+    options=some.estimators,
+    layout=st.sampled_from(some.LAYOUTS),
+    swapped=st.booleans(),
+    form=inputs,
+    where=some.places,
+)
+def test_fits_do_not_depend_on_how_images_lie_in_memory(
+    images, options, layout, swapped, form, where
+):
+    X, image_shape = as_input(images.array(), *form)
+    X = np.ascontiguousarray(X)
+    other = some.laid_out(X, layout)
+    other = other.astype(X.dtype.newbyteorder()) if swapped else other
+    y = np.arange(len(X)) % 3 == 0
+    model = ConvRFMClassifier(
+        **some.affordable(options, images), image_shape=image_shape, channels=form[1]
+    )
+    with unchanged(X, other), only_documented_warnings(), place(*where):
+        if result_or_documented_error(model.fit, X, y) is None:
+            return
+        expected = model.decision_function(X)
+        np.testing.assert_array_equal(model.decision_function(other), expected)
+        np.testing.assert_array_equal(
+            model.fit(other, y).decision_function(X), expected
+        )
+
+
+@examples(40)
+@given(
+    images=some.images(sizes=(6, 20)),
+    options=some.feature_options,
+    learning=some.learning_options,
+    labels=st.sampled_from(["two ints", "texts", "one rare", "all different"]),
+    weights=some.weightings,
+    where=some.places,
+    cut=st.integers(2, 4),
+)
+def test_sums_of_parts_predict_classes_and_probabilities(
+    images, options, learning, labels, weights, where, cut
+):
+    X = images.array()
+    y = some.labels_of(labels, len(X), images.seed)
+    w = some.weights_of(weights, len(X), images.seed)
+    model = ConvRFMClassifier(**options, **learning, n_filters=6)
+    parts = [slice(0, cut), slice(cut, None)]
+    with unchanged(X, y, w), only_documented_warnings(), place(*where):
+        for part in parts:
+            w_part = None if w is None else w[part]
+            if w_part is not None and not w_part.any():
+                continue
+            if (
+                result_or_documented_error(
+                    model.partial_fit, X[part], y[part], np.unique(y), w_part
+                )
+                is None
+            ):
+                return
+        check_classifier(model, X, y)
+
+
+@examples(5)
+@given(
+    images=some.images(
+        sizes=(300, 330),
+        shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2)),
+    ),
+    options=some.estimators,
+)
+def test_three_hundred_classes(images, options):
+    X = images.array()
+    y = np.arange(len(X)) % 300
+    options = some.affordable(options, images) | {"n_rounds": 1, "feature_layers": 1}
+    model = ConvRFMClassifier(**options)
+    with unchanged(X, y), only_documented_warnings(), place():
+        if result_or_documented_error(model.fit, X, y) is None:
+            return
+        assert len(model.classes_) == 300
+        check_classifier(model, X, y)
+
+
+# The transformer
+
+
+@examples(80)
+@given(
+    images=some.images(**fit_sizes),
+    options=some.estimators,
+    output=st.sampled_from(["filters", "eigen", "saliency", "image"]),
+    rectification=st.sampled_from(["absolute", "halves"]),
+    labels=st.sampled_from(sorted(some.LABELS)),
+    where=some.places,
+    form=inputs,
+    layout=st.sampled_from(some.LAYOUTS),
+    exponent=st.integers(-20, 20),
+)
+def test_features_are_finite_and_keep_step_with_images(
+    images, options, output, rectification, labels, where, form, layout, exponent
+):
+    X, image_shape = as_input(images.array(), *form)
+    X = some.laid_out(X, layout)
+    y = some.labels_of(labels, len(X), images.seed)
+    options = {
+        name: value
+        for name, value in options.items()
+        if name not in ("pool_grid", "feature_layers")
+    }
+    model = PatchAGOPTransformer(
+        **options,
+        output=output,
+        rectification=rectification,
+        image_shape=image_shape,
+        channels=form[1],
+    )
+    with unchanged(X, y), only_documented_warnings(), place(*where):
+        if result_or_documented_error(model.fit, X, y) is None:
+            return
+        features = model.transform(X)
+        assert np.isfinite(features).all()
+        if output == "image":
+            assert features.shape == X.shape
+        else:
+            assert features.shape == (len(X), len(model.get_feature_names_out()))
+        biased = output == "filters" and options["method"] == "features"
+        if biased or X.dtype != np.float64 or options["dtype"] == "float32":
+            return
+        factor = 2.0**exponent
+        np.testing.assert_allclose(
+            model.transform(X * factor), features * factor, rtol=1e-12, atol=0
+        )
