@@ -265,7 +265,8 @@ def draw_figure(path, kinks, results, alphas):
     for colour, (name, draws) in enumerate(results.items()):
         first = draws[0]["rounds"][0]
         right.loglog(alphas, first["f by ridge"], f"C{colour}.-", label=name)
-        right.loglog(alphas, first["bound"], f"C{colour}:")
+        bound = "bound of coefficients" if colour == 0 else None
+        right.loglog(alphas, first["bound"], f"C{colour}:", label=bound)
         index = int(np.argmin(np.abs(np.array(alphas) - first["alpha"])))
         right.loglog(first["alpha"], first["f by ridge"][index], f"C{colour}o")
     right.set(

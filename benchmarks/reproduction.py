@@ -296,7 +296,7 @@ def parse_options(argv=None):
     add("--rounds", type=int, default=2, help="AGOP rounds")
     add("--n-star", type=int, default=500, help="test images of the star")
     add("--n-planted", type=int, default=200, help="images to learn from, and to test")
-    add("--n-framed", type=int, default=300, help="images to learn from, and to test")
+    add("--n-framed", type=int, default=200, help="images to learn from, and to test")
     add("--n-train", type=int, default=1000, help="images of the data sets")
     add("--json", metavar="FILE", help="write the results there")
     options = parser.parse_args(argv)
