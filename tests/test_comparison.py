@@ -160,6 +160,8 @@ def test_tables_say_what_was_measured_the_best_first(run, tmp_path, capsys):
     assert lines[3].split()[1:5] == ["100.0", "%", "100.0", "100.0"]
     assert lines[4].split()[1:5] == ["50.0", "%", "50.0", "50.0"]
     assert "n_neighbors=" in tables
+    assert "xrfm==" in printed
+    assert "threads: " in printed
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
