@@ -30,12 +30,13 @@ from skconvrfm import ConvRFMClassifier
 from . import rivals
 from .harness import ROOT, describe_machine, format_table, report
 from .linear import SCATTERING, coefficients, fit_and_score, search_grid
-from .peers.client import PeerWorker, build_environment
+from .peers.client import PeerWorker, build_environment, requirements
 from .problems import DATA, DRAWN
 from .rivals import Rival
 
 RESULTS = ROOT / "benchmarks" / ".results" / "comparison.jsonl"
 XRFM = "xrfm"
+PEERS = (XRFM, SCATTERING)
 # Candidates of everybody, and rounds that ours and xRFM have at most.
 BUDGET = 4
 ROUNDS = 2
@@ -350,6 +351,14 @@ def write_page(path, tables):
     Path(path).write_text("\n\n".join(tables) + "\n")
 
 
+def describe_versions():
+    """The versions of everybody, in a line."""
+    versions = describe_machine()["versions"]
+    pinned = (requirements(peer).read_text().splitlines()[0] for peer in PEERS)
+    ours = (f"{name}=={number}" for name, number in versions.items())
+    return f"threads: {torch.get_num_threads()}; " + " ".join([*ours, *pinned])
+
+
 def draw_figure(path, records, problems):
     """Draw accuracies over processor seconds of search and fit, a panel a problem."""
     from matplotlib.figure import Figure
@@ -398,7 +407,6 @@ def main(argv=None):
     options = parse_options(argv)
     settings = {key: getattr(options, key) for key in SETTINGS}
     results = Results(options.results, settings)
-    print(f"threads: {torch.get_num_threads()}; {describe_machine()}", flush=True)
     measure(options, results)
     records = results.read()
     tables = [make_table(records, problem) for problem in options.problems]
@@ -407,7 +415,11 @@ def main(argv=None):
         write_page(options.page, tables)
     if options.figure:
         draw_figure(options.figure, records, options.problems)
-    report(tables, {"comparison": list(records.values())}, options.json)
+    report(
+        [describe_versions(), *tables],
+        {"comparison": list(records.values())},
+        options.json,
+    )
 
 
 if __name__ == "__main__":

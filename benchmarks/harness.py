@@ -16,6 +16,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 MEBIBYTE = 2**20
+# Whose versions a measurement tells; None for what is not installed.
+VERSIONS = ("skconvrfm", "torch", "scikit-learn", "numpy", "scipy", "skorch")
 
 
 # ------------------------------------------------------------------------- data
@@ -325,10 +327,7 @@ def describe_machine():
         "system": platform.platform(),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
-        "versions": {
-            name: _version(name)
-            for name in ("skconvrfm", "torch", "scikit-learn", "numpy", "scipy")
-        },
+        "versions": {name: _version(name) for name in VERSIONS},
         "revision": _revision(),
     }
 

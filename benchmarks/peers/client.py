@@ -26,7 +26,7 @@ def python_of(peer):
     Path or None
     """
     installed = ENVIRONMENTS / peer / "installed.txt"
-    if installed.exists() and installed.read_text() == _requirements(peer).read_text():
+    if installed.exists() and installed.read_text() == requirements(peer).read_text():
         return ENVIRONMENTS / peer / "bin" / "python"
     return None
 
@@ -40,16 +40,17 @@ def build_environment(peer):
         subprocess.run(
             [
                 *(folder / "bin" / "python", "-m", "pip", "install", "--quiet"),
-                *("--requirement", _requirements(peer)),
+                *("--requirement", requirements(peer)),
             ],
             check=True,
         )
         # Written last: an interrupted build is built again.
-        (folder / "installed.txt").write_text(_requirements(peer).read_text())
+        (folder / "installed.txt").write_text(requirements(peer).read_text())
     return python_of(peer)
 
 
-def _requirements(peer):
+def requirements(peer):
+    """The file that pins a peer and what it needs; the peer comes first."""
     return HERE / f"{peer}_requirements.txt"
 
 
