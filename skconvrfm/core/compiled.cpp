@@ -16,6 +16,16 @@
 
 #define INLINE inline __attribute__((always_inline))
 
+// A product that is rounded before it is added: whether the compiler makes one operation of
+// the two depends on what surrounds them, and would differ from copy to copy of a loop.
+#if defined(__x86_64__)
+#define ROUNDED(vector) asm("" : "+v"(vector))
+#elif defined(__aarch64__)
+#define ROUNDED(vector) asm("" : "+w"(vector))
+#else
+#define ROUNDED(vector) asm("" : "+m"(vector))
+#endif
+
 namespace {
 
 // Vectors of the size of a register: GCC takes wider ones apart badly.
@@ -712,7 +722,10 @@ template <class Real> class FilterMaps {
                     mean[v] = Register{};
                 else if (moves)
                     mean[v] = at(targets[t] + v * lanes);
-                mean[v] += here.weight * (sum[t][v] < least ? Register{} + least : sum[t][v]);
+                Register part =
+                    here.weight * (sum[t][v] < least ? Register{} + least : sum[t][v]);
+                ROUNDED(part);
+                mean[v] += part;
                 if (leaves)
                     std::memcpy(targets[t] + v * lanes, &mean[v], sizeof mean[v]);
             }
