@@ -393,6 +393,9 @@ def parse_options(argv=None):
     parser.add_argument("--n-test", type=int, default=2000, help="test images")
     parser.add_argument("--draws", type=int, default=3, help="of both")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines")
+    parser.add_argument(
+        "--tables", action="store_true", help="of what is measured; measure nothing"
+    )
     parser.add_argument("--page", metavar="FILE", help="write the tables there")
     parser.add_argument("--figure", metavar="FILE", help="draw the picture there")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
@@ -407,7 +410,8 @@ def main(argv=None):
     options = parse_options(argv)
     settings = {key: getattr(options, key) for key in SETTINGS}
     results = Results(options.results, settings)
-    measure(options, results)
+    if not options.tables:
+        measure(options, results)
     records = results.read()
     tables = [make_table(records, problem) for problem in options.problems]
     tables.append(list_choices(records))

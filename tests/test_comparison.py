@@ -139,6 +139,7 @@ def test_what_was_measured_is_not_measured_again(run, monkeypatch):
     monkeypatch.setattr(comparison, "fit_and_score", fail)
     monkeypatch.setattr(comparison, "search_grid", fail)
     assert run() == both
+    assert run("--draws", 3, "--tables") == both
 
 
 def test_results_of_other_settings_are_left_alone(run, capsys):
