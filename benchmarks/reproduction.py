@@ -129,7 +129,7 @@ def measure_star(options):
         data = star(50, options.n_star, 0.3, seed)
         one = by_round(data, 1, alpha=1e-3, agop_samples=20, **STAR)
         results["published"].append(one)
-    for noise in STAR_NOISE:
+    for noise in options.star_noise:
         results["by noise"][noise] = [
             by_round(star(50, options.n_star, noise, seed), 3, **STAR)
             for seed in range(options.star_draws)
@@ -293,6 +293,7 @@ def parse_options(argv=None):
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     add("--draws", type=int, default=2, help="of planted signals and framed digits")
     add("--star-draws", type=int, default=5)
+    add("--star-noise", type=float, nargs="+", default=list(STAR_NOISE))
     add("--rounds", type=int, default=2, help="AGOP rounds")
     add("--n-star", type=int, default=500, help="test images of the star")
     add("--n-planted", type=int, default=200, help="images to learn from, and to test")

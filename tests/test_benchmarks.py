@@ -848,11 +848,11 @@ def test_planted_rows_carry_the_sign_of_their_label():
 
 def test_reproduction_of_stars_and_planted_rows(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn.callback")
-    monkeypatch.setattr(reproduction, "STAR_NOISE", (0.3,))
     monkeypatch.setattr(reproduction, "PLANTED_SIGMA", (1.0,))
     path = tmp_path / "results.json"
     sizes = ["--draws", "1", "--star-draws", "1", "--n-star", "20", "--n-planted", "20"]
     parts = ["--parts", "star", "planted", "--rounds", "1", "--data", str(tmp_path)]
+    parts += ["--star-noise", "0.3"]
     assert reproduction.main([*parts, *sizes, "--json", str(path)]) == 0
     results = json.loads(path.read_text())["reproduction"]
     [published] = results["star"]["published"]
