@@ -147,9 +147,10 @@ def test_huge_weights_are_averaged_in_float32(images, labels):
     np.testing.assert_allclose(huge, plain, rtol=0, atol=1e-3)
 
 
-def test_weights_that_sums_would_lose_are_refused(images, labels):
+@pytest.mark.parametrize("weight", [5e-324, 1e-200, 1e300])
+def test_weights_that_sums_would_lose_are_refused(images, labels, weight):
     model = ConvRFMRegressor(method="features", **SMALL)
     with pytest.raises(
         ValueError, match="sample_weight adds up to .*scale the weights"
     ):
-        model.partial_fit(images, labels, np.full(10, 5e-324))
+        model.partial_fit(images, labels, np.full(10, weight))
