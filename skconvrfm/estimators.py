@@ -76,6 +76,9 @@ HOLDOUT_FRACTION = 0.2
 # Weights are at least this part of the largest: what is less is rounding beside it.
 LEAST_WEIGHT = 1e-24
 
+# What the weights of a partial_fit add up to, so that sums over rows keep them.
+SUM_RANGE = (1e-100, 1e100)
+
 # Temperatures of the probabilities; scores of well separated classes are ±1.
 TEMPERATURE_RANGE = (1e-2, 1e3)
 
@@ -246,6 +249,12 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
                 f"fitted on images of shape {self.image_shape_}."
             )
         rows, y, counts = _weighted_rows(X, y, sample_weight)
+        least, most = SUM_RANGE
+        if not least <= counts.sum() <= most:
+            raise ValueError(
+                f"sample_weight adds up to {counts.sum():.3g}, which sums of squares "
+                f"would lose; scale the weights, to a sum from {least} to {most}."
+            )
         encoding, targets, weights = self._encode(y, counts, classes)
         n_seen = len(self.stream_.moments.spread) if hasattr(self, "stream_") else None
         if n_seen not in (None, targets.shape[1]):

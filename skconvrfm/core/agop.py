@@ -32,6 +32,7 @@ from .blocks import (
 )
 from .images import extract_patches
 from .pooling import PooledKernel
+from .sampling import binary_exponent
 from .threads import own_threads, share_out
 from .tiles import (
     block_side,
@@ -76,10 +77,9 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
     ndarray of shape (d, d), float64
     """
     # To about 1, by a power of two: their squares neither overflow nor vanish.
-    exponent = _exponent(dual_coef)
-    scaled_coef = np.ldexp(dual_coef, -exponent)
-    scaled_coef = compress_outputs(scaled_coef)
-    weights = np.ldexp(weights, -_exponent(weights))
+    exponent = binary_exponent(dual_coef)
+    scaled_coef = compress_outputs(np.ldexp(dual_coef, -exponent))
+    weights = np.ldexp(weights, -binary_exponent(weights))
     worker = resources.one_worker()
     route, largest = _choose_route(kernel, centres, scaled_coef, images, worker)
     pairs = len(centres) * len(images)
@@ -111,11 +111,6 @@ def patch_agop(kernel, centres, dual_coef, images, transform, weights, resources
             "[0, 1], and the targets, or take dtype='float64'."
         )
     return agop
-
-
-def _exponent(values):
-    """The exponent of the power of two that scales values to a size of about 1."""
-    return int(np.frexp(np.abs(values).max())[1])
 
 
 def compress_outputs(dual_coef):

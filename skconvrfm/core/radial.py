@@ -161,12 +161,15 @@ class PatchKernel(ImageKernel):
         """
         left, right = self.readout.meet(left, right)
         distances = self._distances(left, right)
+        equal = distances == 0
         if self.kind == "laplace":
-            # At a patch's kink with itself, the symmetric gradient 0.
-            inverse = torch.where(distances > 0, 1 / distances, 0)
+            inverse = 1 / distances.masked_fill(equal, 1)
             weights = distances.neg_().exp_().mul_(inverse)
         else:
             weights = distances.square_().div_(-2).exp_()
+        # The gradient is 0 where patches are equal, whatever it is divided by; at the
+        # kink of the Laplace kernel that is the symmetric value.
+        weights.masked_fill_(equal, 0)
         weights *= self.readout.derivative(weights)
         # One after the other: their square may be more than there are numbers for.
         weights.div_(self._divisor(weights)).div_(self._divisor(weights))

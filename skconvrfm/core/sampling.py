@@ -38,6 +38,11 @@ def content_positions(rows, rng):
     )
 
 
+def binary_exponent(values):
+    """The exponent of the power of two that scales values to a size of about 1."""
+    return int(np.frexp(np.abs(values).max())[1])
+
+
 @dataclass(frozen=True)
 class Sample:
     """Some rows, each with a weight.
@@ -70,12 +75,11 @@ class Lineup:
     offset: float
 
     def draw(self, n_draws):
-        """Draw so many rows, a `Sample`."""
-        return Sample(
-            *systematic_sample(
-                self.strata, self.positions, self.weights, n_draws, self.offset
-            )
+        """Draw so many rows, a `Sample`; weights are scaled to a size of about 1."""
+        rows, weights = systematic_sample(
+            self.strata, self.positions, self.weights, n_draws, self.offset
         )
+        return Sample(rows, np.ldexp(weights, -binary_exponent(weights)))
 
     def sequence(self, n_draws):
         """So many rows, one a draw, some of them several times; an array of int."""
