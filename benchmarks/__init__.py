@@ -1,9 +1,15 @@
 """Benchmarks of skconvrfm.
 
+``python -m benchmarks.accuracy``
+    Accuracy of fixed, learned and deep machines, and of features for others.
 ``python -m benchmarks.ansatz``
     The neural feature ansatz before and after training, and on a network of full size.
+``python -m benchmarks.cluster``
+    One fit on the backends of joblib: processes, Dask, Ray.
 ``python -m benchmarks.compare``
     Kernel and AGOP, alternating with a peer in an environment of its own.
+``python -m benchmarks.comparison``
+    Ours beside xRFM and other machines: the same images, the same budget for all.
 ``python -m benchmarks.growth``
     How time and memory grow: with images, with the budget, with workers.
 ``python -m benchmarks.precision``
