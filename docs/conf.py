@@ -21,7 +21,7 @@ extensions = [
 ]
 templates_path = ["_templates"]
 # The gallery's sources become pages of docs/gallery, and are none themselves.
-exclude_patterns = ["_build", "examples"]
+exclude_patterns = ["_build", "changes", "examples"]
 default_role = "literal"
 extlinks = {"arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s")}
 

@@ -190,8 +190,10 @@ class _ConvRFM(CallbackSupportMixin, BaseConvRFM):
                 "X has 1 sample with a positive weight; a fit needs at least 2."
             )
         # Weights count rows; where they do not even add up to the rows, only their
-        # ratios can be meant, and they are read as having mean one.
-        counts = weights / min(1.0, weights.mean())
+        # ratios can be meant, and they are read as having mean one. Beside what is as
+        # large as the other end a ridge is rounding anyway, and squares overflow.
+        mean = weights.mean()
+        counts = weights / (mean / np.clip(mean, 1.0, SUM_RANGE[1]))
         encoding, targets, weights = self._encode(y_fit, counts)
         weights = _none_vanishing(weights) * (counts.sum() / weights.sum())
         method, reason = resolve_method(self, image_shape, len(X_fit))

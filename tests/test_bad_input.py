@@ -332,9 +332,9 @@ def test_values_too_large_for_the_dtype_that_was_asked_for(images, labels):
 
 
 def test_patches_whose_covariance_is_too_large(images, labels):
-    model = ConvRFMRegressor(method="features", dtype="float32", **SMALL)
-    with pytest.raises(ValueError, match="covariance of patches overflows float32: X"):
-        model.fit(1e30 * images, labels)
+    model = ConvRFMRegressor(method="features", **SMALL)
+    with pytest.raises(ValueError, match="covariance of patches overflows float64: X"):
+        model.fit(1e200 * images, labels)
 
 
 def test_coefficients_too_large_for_an_agop(images):

@@ -284,11 +284,11 @@ def test_tensors_elsewhere_are_refused():
 def test_values_too_large_to_square_are_refused(images, coef, dtype, factor):
     large = images.astype(dtype) * np.asarray(factor, dtype)
     with pytest.raises(ValueError, match=f"kernel overflows {dtype}: X has values up"):
-        convolutional_kernel(large)
+        convolutional_kernel(large, dtype=dtype)
     with pytest.raises(ValueError, match=f"kernel overflows {dtype}: X has values up"):
-        convolutional_kernel(images.astype(dtype), large)
+        convolutional_kernel(images.astype(dtype), large, dtype=dtype)
     with pytest.raises(ValueError, match=f"AGOP overflows {dtype}: X has values up"):
-        patch_agop(large, coef)
+        patch_agop(large, coef, dtype=dtype)
 
 
 @pytest.mark.parametrize("shape", [(3, 0, 4), (3, 4, 0), (3, 4, 4, 0)])

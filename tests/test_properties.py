@@ -34,7 +34,7 @@ DOCUMENTED_ERRORS = (
     r"selection='holdout' leaves \d+ rows to fit on and \d+ to choose by, of \d+; take",
     r"the kernel overflows float(32|64): X has values up to .*scale the images",
     r"dtype='float32' has no numbers as large as those of X, up to .*scale the images",
-    r"the covariance of patches overflows float32: X has values up to .*scale the ima",
+    r"the covariance of patches overflows float64: X has values up to .*scale the ima",
     r"the patch AGOP overflows float(32|64): X has values up to .*scale the images",
     r"sample_weight adds up to .*; scale the weights",
     r"the error of the fit is not finite for alpha=.*: take larger ridges, or scale",

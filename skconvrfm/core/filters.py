@@ -123,9 +123,8 @@ def patch_moments(images, layer, sample, resources):
     covariance = products / total - torch.outer(offset, offset)
     if not torch.isfinite(covariance).all():
         raise ValueError(
-            f"the covariance of patches overflows {resources.numpy_dtype}: X has "
-            f"values up to {largest_value(images):.3g}; scale the images, for instance "
-            "to [0, 1], or take dtype='float64'."
+            "the covariance of patches overflows float64: X has values up to "
+            f"{largest_value(images):.3g}; scale the images, for instance to [0, 1]."
         )
     mean = centre + offset
     return PatchMoments(mean.cpu().numpy(), covariance.cpu().numpy())
