@@ -81,7 +81,13 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"changelog": [], "glossary": [], "benchmarks": []}
+html_sidebars = dict.fromkeys(
+    [
+        *("benchmarks", "changelog", "comparison", "contributing", "design"),
+        *("glossary", "install", "method", "reproduction", "start"),
+    ],
+    [],
+)
 
 # Links into the documentation of others need the network, the rest does not.
 if "READTHEDOCS" in os.environ:
