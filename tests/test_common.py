@@ -50,21 +50,28 @@ def test_checks_of_names_and_output_pass_in_every_mode(name, output):
     getattr(estimator_checks, name)("PatchAGOPTransformer", transformer)
 
 
+# One round: four, as by default, would test nothing else.
 @parametrize_with_checks(
     [
-        PatchAGOPTransformer(output="eigen", rectification="halves"),
-        PatchAGOPTransformer(output="saliency", kernel="laplace"),
-        PatchAGOPTransformer(output="image", kernel="gaussian"),
-        ConvRFMClassifier(kernel="laplace"),
-        ConvRFMRegressor(kernel="gaussian"),
-        ConvRFMClassifier(feature_layers=2, n_filters=8),
-        ConvRFMRegressor(feature_layers=3, n_filters=4, activation="identity"),
-        ConvRFMClassifier(method="features", n_filters=32),
-        ConvRFMRegressor(method="features", n_filters=32),
-        PatchAGOPTransformer(method="features", n_filters=32),
-        ConvRFMClassifier(pool_grid=(1, 1), depth=2),
+        PatchAGOPTransformer(output="eigen", rectification="halves", n_rounds=1),
+        PatchAGOPTransformer(output="saliency", kernel="laplace", n_rounds=1),
+        PatchAGOPTransformer(output="image", kernel="gaussian", n_rounds=1),
+        ConvRFMClassifier(kernel="laplace", n_rounds=1),
+        ConvRFMRegressor(kernel="gaussian", n_rounds=1),
+        ConvRFMClassifier(feature_layers=2, n_filters=8, n_rounds=1),
         ConvRFMRegressor(
-            method="features", n_filters=16, filters="gaussian", feature_layers=2
+            feature_layers=3, n_filters=4, activation="identity", n_rounds=1
+        ),
+        ConvRFMClassifier(method="features", n_filters=32, n_rounds=1),
+        ConvRFMRegressor(method="features", n_filters=32, n_rounds=1),
+        PatchAGOPTransformer(method="features", n_filters=32, n_rounds=1),
+        ConvRFMClassifier(pool_grid=(1, 1), depth=2, n_rounds=1),
+        ConvRFMRegressor(
+            method="features",
+            n_filters=16,
+            filters="gaussian",
+            feature_layers=2,
+            n_rounds=1,
         ),
     ]
 )
