@@ -47,7 +47,7 @@ from .core.radial import RADIAL_KINDS
 from .core.rounds import SELECTIONS
 from .core.stored import StoredRows, is_stored
 from .core.stream import Stream
-from .kernels import KERNEL_CONSTRAINTS, as_numpy
+from .kernels import KERNEL_CONSTRAINTS, as_numpy, summed_quietly
 
 # Ridges in units of the largest diagonal entry of the kernel: half decades from
 # nearly interpolating to the mean of a thousand rows.
@@ -164,6 +164,7 @@ class BaseConvRFM(BaseEstimator):
         self.checkpoint = checkpoint
         self.checkpoint_on_error = checkpoint_on_error
 
+    @summed_quietly
     def _validate_fit(self, X, y, reset=True):
         """X flat, y, and the shape of an image; ``reset`` begins anew."""
         X, shape = self._flatten(X)
@@ -178,6 +179,7 @@ class BaseConvRFM(BaseEstimator):
             X, y = validate_data(self, X, y, dtype="numeric", **checks, **options)
         return X, self._check_y(y), self._resolve_image_shape(X.shape[1], shape)
 
+    @summed_quietly
     def _check_stored(self, X, reset, **options):
         """Have scikit-learn check stored rows block by block; nothing is kept."""
         if X.dtype.kind not in "biuf":
@@ -254,6 +256,7 @@ class BaseConvRFM(BaseEstimator):
             )
         return (1, width, 1)
 
+    @summed_quietly
     def _check_images(self, X):
         """X for a fitted estimator, as images of shape (n, h, w, c)."""
         check_is_fitted(self)

@@ -497,6 +497,11 @@ def _check_images(X, Y):
     return X, Y
 
 
+# scikit-learn adds up all values first, and large ones may be infinity less infinity.
+summed_quietly = np.errstate(invalid="ignore")
+
+
+@summed_quietly
 def check_image_array(images, name):
     """Images as a finite real array of shape (n, h, w, c).
 

@@ -154,3 +154,12 @@ def test_weights_that_sums_would_lose_are_refused(images, labels, weight):
         ValueError, match="sample_weight adds up to .*scale the weights"
     ):
         model.partial_fit(images, labels, np.full(10, weight))
+
+
+@pytest.mark.parametrize("check", [convolutional_kernel, patch_kernel])
+def test_images_whose_sum_is_infinity_less_infinity_are_checked_quietly(check):
+    X = np.resize(np.array([3e38, -3e38], "f4"), (2, 300, 2)).repeat(16, 1)
+    X.sort(axis=1)
+    assert np.isfinite(X).all()
+    with pytest.raises(ValueError, match="kernel overflows float32"):
+        check(X, dtype="float32")
