@@ -36,7 +36,7 @@ from ._typing import (
     RandomState,
     Selection,
 )
-from .core.blocks import byte_blocks, is_out_of_memory
+from .core.blocks import SCANNED_BYTES, byte_blocks, is_out_of_memory
 from .core.checkpoint import ON_ERROR
 from .core.convolutional import KINDS
 from .core.features import ACTIVATIONS
@@ -62,8 +62,6 @@ DEFAULT_DEPTH = 3
 _SMALLEST_COLOUR_SIDE = 8
 # Widths from which a flat row of k² columns is taken for a square image.
 _SMALLEST_SQUARE_SIDE = 4
-# Bytes of stored images that are read at once to be checked.
-_CHECKED_BYTES = 2**24
 
 # Of the layout of saved estimators; a later one is refused.
 STATE_FORMAT = 1
@@ -187,7 +185,7 @@ class BaseConvRFM(BaseEstimator):
                 f"X is stored as {X.dtype}, but images are made of real numbers: store "
                 "them in a dtype such as uint8 or float32."
             )
-        blocks = byte_blocks(X, _CHECKED_BYTES)
+        blocks = byte_blocks(X, SCANNED_BYTES)
         # What is not floating is finite: the first block tells all.
         for block in blocks if X.dtype.kind == "f" else blocks[:1]:
             block = np.asarray(X[block])

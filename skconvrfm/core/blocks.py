@@ -31,7 +31,7 @@ _LEAST_MEMORY = 2**20
 # ten layers, and values from its inverse on have squares that keep all digits.
 _LARGEST_SQUARED = 1e12
 # Bytes of stored images that are read at once to be looked at.
-_SCANNED_BYTES = 2**24
+SCANNED_BYTES = 2**24
 # Tasks a worker whose results are rows: enough to share the work out evenly.
 ROW_TASKS = 4
 # The same where every result is as large as the sum: no more to send than needed.
@@ -79,7 +79,7 @@ def largest_value(*arrays):
     largest = 0.0
     for array in arrays:
         array = getattr(array, "pixels", array)
-        for part in byte_blocks(array, _SCANNED_BYTES):
+        for part in byte_blocks(array, SCANNED_BYTES):
             block = np.asarray(array[part])
             largest = max(largest, float(block.max()), -float(block.min()))
     return largest
