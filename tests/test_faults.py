@@ -39,6 +39,7 @@ from skconvrfm import (
 from skconvrfm.base import fitted_attributes
 from skconvrfm.core import feature_machine, filters, machine, ridge, rounds, tiles
 from skconvrfm.core.convolutional import ConvolutionalKernel
+from skconvrfm.kernels import convolutional_kernel
 
 job = importlib.import_module("skconvrfm.__main__")
 
@@ -352,6 +353,21 @@ def test_where_nothing_helps_the_error_says_so(data, fitted, name, error, monkey
             with pytest.raises(MemoryError, match="working_memory") as caught:
                 model.fit(X, y)
     assert str(ERRORS[error]) in str(caught.value)
+
+
+@pytest.mark.gpu
+def test_a_gpu_with_little_room_takes_smaller_tiles(rng):
+    X = rng.normal(size=(200, 16, 16, 3))
+    expected = convolutional_kernel(X, device="cpu")
+    torch.cuda.empty_cache()
+    room = 2**27 / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(room)
+    try:
+        with pytest.warns(RuntimeWarning, match="out of memory: going on with tiles"):
+            actual = convolutional_kernel(X, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("error", ["torch", "cuda"])

@@ -48,6 +48,27 @@ def test_a_convolution_is_the_product_with_every_patch(padding, rng):
     assert_close(maps.numpy(), np.array(expected), 1e-13)
 
 
+@pytest.mark.parametrize("name", ["enabled", "benchmark", "deterministic"])
+@pytest.mark.parametrize("value", [False, True])
+def test_a_convolution_leaves_all_of_cudnn_but_its_rounding(
+    name, value, rng, monkeypatch
+):
+    cudnn, seen = torch.backends.cudnn, []
+
+    def conv2d(*arguments):
+        seen.append((getattr(cudnn, name), cudnn.allow_tf32))
+        return torch.nn.functional.conv2d(*arguments)
+
+    monkeypatch.setattr("skconvrfm.core.features.conv2d", conv2d)
+    monkeypatch.setattr(cudnn, name, value)
+    images, filters = (
+        torch.from_numpy(rng.normal(size=shape)) for shape in ((3, 7, 6, 2), (5, 18))
+    )
+    convolve(images, layer_of((7, 6)), filters)
+    assert seen == [(value, False)]
+    assert getattr(cudnn, name) == value
+
+
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_wide_patches_are_transformed_like_narrow_ones(padding, rng):
     images = torch.from_numpy(rng.normal(size=(3, 7, 6, 8)))

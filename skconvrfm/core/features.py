@@ -55,8 +55,14 @@ def convolve(images, layer, filters, biases=None):
     top, bottom, left, right = layer.padding
     maps = pad(images.permute(0, 3, 1, 2), (left, right, top, bottom))
     weight = filters.reshape(len(filters), images.shape[-1], *layer.patch)
-    # Unasked, cuDNN would round to ten bits.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    # Unasked, cuDNN would round to ten bits. What is not said here is switched off.
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    ):
         return conv2d(maps, weight, biases).permute(0, 2, 3, 1)
 
 
