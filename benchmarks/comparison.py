@@ -365,20 +365,72 @@ def draw_figure(path, records, problems):
 
     figure = Figure(figsize=(9, 7), layout="constrained", facecolor="white")
     panels = figure.subplots(2, 2, squeeze=False).ravel()
+    named = []
     for panel, problem in zip(panels, problems, strict=False):
+        points = {}
         for row in summarize(records, problem):
             ours = row["label"].startswith("ConvRFM")
             at = row["search"] + row["fit"], 100 * np.mean(row["accuracies"])
             panel.plot(*at, "o" if ours else "s", color="C3" if ours else "C7")
-            panel.annotate(
-                row["row"], at, textcoords="offset points", xytext=(4, 4), fontsize=8
-            )
+            points[row["row"]] = at
         panel.set(title=problem, xscale="log")
-        panel.margins(x=0.25, y=0.12)
+        panel.margins(x=0.2, y=0.12)
         panel.grid(alpha=0.3)
+        named.append((panel, points))
     figure.supxlabel("processor seconds of search and fit")
     figure.supylabel("test accuracy, %")
-    figure.savefig(path, dpi=110)
+    figure.draw_without_rendering()  # which settles where the panels are
+    for panel, points in named:
+        name_points(panel, points)
+    figure.savefig(path, dpi=figure.dpi)
+
+
+# Where a name may stand beside its point: offset, and alignment.
+_PLACES = (
+    ((6, 0), "left", "center"),
+    ((-6, 0), "right", "center"),
+    ((0, 5), "center", "bottom"),
+    ((0, -6), "center", "top"),
+)
+
+
+def name_points(panel, points):
+    """Write the names of points where they meet no other name or point, if they can.
+
+    Parameters
+    ----------
+    panel : matplotlib.axes.Axes
+        Where the points are, with its limits and its place in the figure settled.
+    points : dict of str to (float, float)
+        The points by name.
+    """
+    from matplotlib.transforms import Bbox
+
+    centres = panel.transData.transform(list(points.values()))
+    taken = [Bbox.from_extents(*(centre - 4), *(centre + 4)) for centre in centres]
+    for own, (name, point) in enumerate(points.items()):
+        others = taken[:own] + taken[own + 1 :]
+        best = None
+        for offset, horizontal, vertical in _PLACES:
+            text = panel.annotate(
+                name,
+                point,
+                xytext=offset,
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+                fontsize=8,
+            )
+            box = text.get_window_extent()
+            met = sum(box.overlaps(other) for other in others)
+            met += not panel.bbox.containsx(box.x0) or not panel.bbox.containsx(box.x1)
+            if best is None or met < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = met, text, box
+            else:
+                text.remove()
+        taken.append(best[2])
 
 
 def parse_options(argv=None):

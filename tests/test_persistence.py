@@ -185,7 +185,7 @@ def test_a_model_for_cuda_loads_without_it_and_says_how_to_go_on(
     models, images, monkeypatch
 ):
     model = copy.deepcopy(models["exact-classifier"])
-    expected = said(model, images)
+    expected = said(model.set_params(device="cpu"), images)
     loaded = through_skops(model.set_params(device="cuda"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="device='cuda'.*use device='auto' or 'cpu'"):
