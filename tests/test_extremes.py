@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm.core.ridge import RidgePath
 from skconvrfm.kernels import convolutional_kernel, patch_agop, patch_kernel
 
+CPU = torch.device("cpu")
 SMALL = {"depth": 1, "n_rounds": 1}
 
 
@@ -163,3 +166,59 @@ def test_images_whose_sum_is_infinity_less_infinity_are_checked_quietly(check):
     assert np.isfinite(X).all()
     with pytest.raises(ValueError, match="kernel overflows float32"):
         check(X, dtype="float32")
+
+
+def test_left_out_residuals_of_vanishing_weights_are_finite(images):
+    flat = images.reshape(len(images), -1)
+    weights = np.ones(len(images))
+    weights[0] = 1e-24
+    for K in (np.ones((10, 10)), np.zeros((10, 10)), np.eye(10), flat @ flat.T):
+        for n in (2, 10):
+            path = RidgePath(
+                K[:n, :n], flat[:n], weights[:n], np.logspace(-6, 2, 5), CPU
+            )
+            assert np.isfinite(path.loo_loss()).all()
+            for alpha in path.alphas:
+                assert np.isfinite(path.solve(alpha).loo_prediction).all()
+
+
+def test_the_agop_of_steep_powers_is_that_of_float64():
+    X = np.array([1e-41, 0, 1e-20, 2e-20, -1e-20, 3e-20], dtype="f4")[:, None, None]
+    y = np.arange(6) % 2
+
+    def agop(dtype):
+        model = ConvRFMClassifier(
+            method="features",
+            filters="patches",
+            initial_metric="identity",
+            n_filters=6,
+            patch_size=1,
+            pool_power=0.1,
+            n_rounds=0,
+            dtype=dtype,
+        )
+        for part in (slice(0, 2), slice(2, None)):
+            model.partial_fit(X[part], y[part], classes=[0, 1])
+        return model.patch_agop_
+
+    np.testing.assert_allclose(agop("float32"), agop("float64"), rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_features_that_overflow_are_refused(images, labels, dtype):
+    images = images * 1e-30
+    model = ConvRFMClassifier(method="features", dtype=dtype, **SMALL)
+    model.fit(images, labels)
+    limit = float(np.finfo(dtype).max)
+    words = rf"the features overflow {dtype}: X has values up to .*scale the images"
+    with pytest.raises(ValueError, match=words):
+        model.predict(images / np.abs(images).max() * (limit / 2))
+
+
+@pytest.mark.parametrize("kind", ["laplace", "gaussian"])
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 1e27), ("float64", 1e200)])
+def test_distances_that_overflow_are_not_infinitely_far(images, kind, dtype, size):
+    images[0] *= size
+    words = rf"the kernel overflows {dtype}: X has values up to .*scale the images"
+    with pytest.raises(ValueError, match=words):
+        patch_kernel(images, kind=kind, dtype=dtype, bandwidth=size)

@@ -33,6 +33,7 @@ DOCUMENTED_ERRORS = (
     r"X has 1 sample with a positive weight; a fit needs at least 2",
     r"selection='holdout' leaves \d+ rows to fit on and \d+ to choose by, of \d+; take",
     r"the kernel overflows float(32|64): X has values up to .*scale the images",
+    r"the features overflow float(32|64): X has values up to .*scale the images",
     r"dtype='float32' has no numbers as large as those of X, up to .*scale the images",
     r"the covariance of patches overflows float64: X has values up to .*scale the ima",
     r"the patch AGOP overflows float(32|64): X has values up to .*scale the images",
@@ -304,7 +305,7 @@ def agop_error(X, kind, dtype):
     double = dtype == "float64" or (dtype == "auto" and X.dtype == np.float64)
     if kind == "laplace":  # whose slope divides by distances, down to their rounding
         return 1e-2
-    return 1e-11 if double else 1e-3
+    return 1e-9 if double else 1e-3
 
 
 @examples(150)
@@ -389,8 +390,9 @@ def test_patch_agops_keep_step_with_images_and_coefficients(
         if G is None:
             return
         moved = patch_agop(X * factor, dual_coef * coef_factor, **scaled)
+    least = np.finfo(float).tiny  # below it, numbers have fewer digits
     np.testing.assert_allclose(
-        moved, G * (factor**power * coef_factor**2), rtol=1e-12, atol=0
+        moved, G * (factor**power * coef_factor**2), rtol=1e-12, atol=least
     )
 
 
@@ -728,7 +730,9 @@ def test_features_are_finite_and_keep_step_with_images(
     with unchanged(X, y), only_documented_warnings(), place(*where):
         if result_or_documented_error(model.fit, X, y) is None:
             return
-        features = model.transform(X)
+        features = result_or_documented_error(model.transform, X)
+        if features is None:
+            return
         assert np.isfinite(features).all()
         if output == "image":
             assert features.shape == X.shape

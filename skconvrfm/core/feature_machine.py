@@ -29,6 +29,7 @@ from .blocks import (
     balanced_blocks,
     halving_memory,
     image_blocks,
+    largest_value,
     spans,
     sum_tasks,
 )
@@ -451,6 +452,11 @@ def feature_agop(features, coef, images, weights, resources):
     Returns
     -------
     ndarray of shape (d, d), float64
+
+    Raises
+    ------
+    ValueError
+        If it overflows.
     """
     worker = resources.one_worker()
     tasks = (
@@ -461,6 +467,13 @@ def feature_agop(features, coef, images, weights, resources):
     filters, _ = features.affine(images.shape[3])
     second_moment = torch.from_numpy(total)[None] / weights.sum()
     agop = agop_from_outputs(torch.from_numpy(filters), second_moment)[0].numpy()
+    if not np.isfinite(agop).all():
+        raise ValueError(
+            f"the patch AGOP overflows float64: X has values up to "
+            f"{largest_value(images):.3g} and the coefficients up to "
+            f"{largest_value(coef):.3g}; scale the images, for instance to [0, 1], "
+            "and the targets."
+        )
     return (agop + agop.T) / 2
 
 
@@ -478,12 +491,15 @@ def _activity(features, coef, images, weights, resources):
         maps = convolve(resources.tensor(images[part]), features.layer, filters, biases)
         active = _active(maps, features.activation)
         roots = resources.tensor(np.sqrt(weights[part]))[:, None]
-        slopes = features.slopes(_means(maps, features)) * roots[:, None, None]
+        # Near a mean of 0 a power is so steep that float32 would lose the squares.
+        slopes = features.slopes(_means(maps, features).double())
+        steepest = float(slopes.max()) or 1.0
+        slopes = (slopes / steepest).to(maps) * roots[:, None, None]
         for row, height in enumerate(rows):
             for column, width in enumerate(columns):
                 cell = active[:, height, width] * slopes[:, row, column, None, None]
                 cell = cell.flatten(0, 2)
-                beta = coef[row, column] / _area(height, width)
+                beta = coef[row, column] * (steepest / _area(height, width))
                 total += (cell.T @ cell) * (beta @ beta.T)
     return total.cpu().numpy()
 

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-_NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -223,16 +221,20 @@ def to_tensor(images, dtype, device):
     What stands for images registers itself here. A copy of just this block makes
     read-only, strided, byte-swapped and integer images alike.
     """
-    dtype = np.dtype(_NUMPY_DTYPES[dtype])
+    images = np.asarray(images)
+    # Memory from torch begins where vectors do. Products of matrices are rounded in an
+    # order that depends on it, and would not always come out the same.
+    block = torch.empty(images.shape, dtype=dtype)
     try:
         with np.errstate(over="raise"):
-            block = np.array(images, dtype=dtype, order="C")
+            np.copyto(block.numpy(), images, casting="unsafe")
     except FloatingPointError as error:
+        name = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"dtype={dtype.name!r} has no numbers as large as those of X, up to "
+            f"dtype={name!r} has no numbers as large as those of X, up to "
             f"{np.abs(images).max():.3g}; scale the images, or take dtype='float64'."
         ) from error
-    return torch.from_numpy(block).to(device)
+    return block.to(device)
 
 
 def extract_patches(images, layer, rows=None):

@@ -104,9 +104,24 @@ class PatchKernel(ImageKernel):
         Returns
         -------
         PatchBlock
+
+        Raises
+        ------
+        ValueError
+            If squared distances may overflow, which would pass for far apart.
         """
         patches = transformed_patches(images, self.layers[0], transform)
-        return PatchBlock(patches, patches.square().sum(2))
+        squares = patches.square().sum(2)
+        limit = torch.finfo(squares.dtype).max / 4
+        if len(images) and not squares.max() <= limit:
+            dtype = str(squares.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the kernel overflows {dtype}: X has values up to "
+                f"{images.abs().max():.3g}, which are squared and added up over a "
+                "patch; scale the images, for instance to [0, 1], or take "
+                "dtype='float64'."
+            )
+        return PatchBlock(patches, squares)
 
     def diagonal(self, block):
         """k(x, x) of every image of a block, which is κ(0) = 1."""

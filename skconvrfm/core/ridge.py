@@ -36,6 +36,8 @@ from .blocks import image_blocks
 
 # Rows of a matrix that are corrected at once.
 _SHIFT_ROWS = 512
+# What is left of 1 - H_ii at least, where it is rounding.
+_EPS = np.finfo(float).eps
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,9 @@ class RidgePath:
         projected_ones = root[:, 0] * (self._vectors @ (inverse * self._ones))
         diagonal = self._weights * (self._vectors.square() @ inverse)
         diagonal -= projected_ones.square() / (self._ones.square() @ inverse)
+        # 1 - H_ii = λ P_ii / w_i, which rounding must not make zero.
+        least = _EPS * self._weights / max(alpha, self._rounding)
+        diagonal = torch.maximum(diagonal, least)
         return _DualRidge(coef, intercept, diagonal, coef / diagonal[:, None])
 
     def _given(self, coef):
@@ -452,4 +457,4 @@ class RowPass:
 
 def _kept(hat):
     """1 - H_ii, which rounding must not make zero."""
-    return np.maximum(1 - hat, np.finfo(float).eps)
+    return np.maximum(1 - hat, _EPS)

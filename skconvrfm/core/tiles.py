@@ -371,7 +371,14 @@ def feature_rows(features, images, n_images, resources):
     out = np.empty((len(images), *features.shape), dtype=resources.numpy_dtype)
     for part in image_blocks(images, largest):
         block = resources.tensor(images[part])
-        out[part] = compute_maps(features, block, library).cpu().numpy()
+        maps = compute_maps(features, block, library)
+        if not all(math.isfinite(value) for value in maps.aminmax()):
+            raise ValueError(
+                f"the features overflow {out.dtype}: X has values up to "
+                f"{largest_value(images):.3g}; scale the images, as those of the fit "
+                "and for instance to [0, 1], or take dtype='float64'."
+            )
+        out[part] = maps.cpu().numpy()
     return out
 
 
