@@ -1558,6 +1558,8 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, _ConvRFM):
         return targets @ rng.standard_normal(targets.shape[1])
 
     def _score_targets(self, targets, prediction, weights):
+        if len(targets) == 1:  # of which R² is as of two copies; it is not defined
+            return float(np.array_equal(targets, prediction))
         return r2_score(targets, prediction, sample_weight=weights)
 
     def _shape_coef(self, coef, output_shape):

@@ -672,6 +672,7 @@ def read_resnet20(shared):
         return trained, untrained, data["X_train"][:200] / np.float32(255)
 
 
+@pytest.mark.thorough
 def test_resnet20_satisfies_the_ansatz_more_after_training_than_before(shared):
     trained, untrained, X = read_resnet20(shared)
     start = time.perf_counter()
@@ -751,6 +752,7 @@ def test_the_report_does_not_depend_on_the_number_of_threads(
     assert_same_report(actual, expected)
 
 
+@pytest.mark.thorough
 def test_the_report_does_not_depend_on_the_number_of_processes(pair, images):
     network, baseline = pair
     scorer = AnsatzScorer(outputs=2)
@@ -801,6 +803,7 @@ class Failing(nn.Sequential):
         return super().forward(x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["threading", "loky"])
 def test_errors_of_workers_are_theirs_and_the_network_is_put_back(backend, images):
     network = Failing(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten()).train()
@@ -867,6 +870,7 @@ def run_main(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
+@pytest.mark.thorough
 def test_command_runs_without_a_warning(archive):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "skconvrfm.ansatz", NETWORK]

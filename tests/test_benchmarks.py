@@ -273,6 +273,7 @@ def test_environment_is_current_only_with_these_requirements(monkeypatch, tmp_pa
 # --------------------------------------------------- growth and the publication
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
@@ -341,6 +342,7 @@ def test_published_refuses_more_images_than_there_are(digits):
 # --------------------------------------------------------------------- the ansatz
 
 
+@pytest.mark.thorough
 def test_ansatz_trains_measures_and_draws(tmp_path, rng, capsys):
     pytest.importorskip("matplotlib")
     data, figure, results = (tmp_path / name for name in ("a.npz", "b.png", "c.json"))
@@ -359,6 +361,7 @@ def test_ansatz_trains_measures_and_draws(tmp_path, rng, capsys):
     assert figure.stat().st_size > 0
 
 
+@pytest.mark.thorough
 def test_ansatz_measures_a_network_of_full_size(monkeypatch):
     monkeypatch.setitem(ansatz.LARGE, "one", (1, 1))
     assert ansatz.measure_large("one").keys() == {"seconds", "cpu_seconds", "peak mib"}
@@ -529,6 +532,7 @@ def test_learning_scores_every_round(cifar, monkeypatch, capsys):
     assert len(rows) == 2 and all(row.count(" → ") == 4 for row in rows)
 
 
+@pytest.mark.thorough
 def test_growth_of_the_linear_path_has_time_and_memory_by_images():
     result = growth.linear_by_images((60, 120), rounds=1)
     assert result["images"] == [60, 120]
@@ -574,6 +578,7 @@ def test_scale_copies_are_shifted_mirrored_and_noisy(flips, tmp_path, monkeypatc
     assert 0 < np.abs(noisy - rows).max() <= 6
 
 
+@pytest.mark.thorough
 def test_scale_runs_size_after_size(tmp_path, cifar, capsys):
     output = tmp_path / "results.json"
     command = ["--sizes", "60", "120", "--filters", "4", "--patch-size", "3"]
@@ -733,6 +738,7 @@ def test_scale_knows_from_how_many_workers_on_more_are_slower(fit):
     assert spent(best) < min(spent(best // 2), spent(2 * best))
 
 
+@pytest.mark.thorough
 def test_scale_measures_unit_costs_and_extrapolates_from_a_file(
     tmp_path, monkeypatch, capsys
 ):
@@ -854,6 +860,7 @@ def test_planted_rows_carry_the_sign_of_their_label():
     assert (noisy**2).sum(2).mean() == pytest.approx((2 * 15 + 1) / 16, rel=0.05)
 
 
+@pytest.mark.thorough
 def test_reproduction_of_stars_and_planted_rows(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn.callback")
     monkeypatch.setattr(reproduction, "PLANTED_SIGMA", (1.0,))

@@ -601,6 +601,7 @@ def end_of(process, pipe):
     return result
 
 
+@pytest.mark.thorough
 @KILLS
 def test_a_process_can_be_killed_at_every_step_of_a_write(folder):
     children = Children()
@@ -637,6 +638,7 @@ def kill_at_random(name, folder, n_kills, draw):
     return kills, finished
 
 
+@pytest.mark.thorough
 @KILLS
 def test_twenty_kills_at_random_moments_do_not_change_the_result(folder):
     kills, _ = kill_at_random("holdout", folder, 20, random.Random(0))

@@ -337,6 +337,7 @@ class Stream:
         return self._client.get_task_stream(start=self._start)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n_before", [1, 6])
 @pytest.mark.parametrize(
     "model",

@@ -687,6 +687,7 @@ def test_standard_error_is_the_jackknife_over_batches():
     assert layers["2"].standard_error("pearson", 1.0) == pytest.approx(expected)
 
 
+@pytest.mark.thorough
 def test_standard_error_predicts_the_spread_of_draws():
     torch.manual_seed(0)
     network = networks.alexnet(width=2)

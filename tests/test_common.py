@@ -51,6 +51,7 @@ def test_checks_of_names_and_output_pass_in_every_mode(name, output):
 
 
 # One round: four, as by default, would test nothing else.
+@pytest.mark.thorough
 @parametrize_with_checks(
     [
         PatchAGOPTransformer(output="eigen", rectification="halves", n_rounds=1),
@@ -94,6 +95,7 @@ EXCEPTIONS_IN_FLOAT32 = {
 }
 
 
+@pytest.mark.thorough
 @parametrize_with_checks(IN_FLOAT32)
 def test_scikit_learn_checks_pass_in_float32(estimator, check):
     try:
@@ -116,6 +118,7 @@ for result in check_estimator(getattr(skconvrfm, sys.argv[1])(), on_fail=None):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [type(estimator).__name__ for estimator in ESTIMATORS])
 def test_all_checks_pass_with_array_api_and_compiled_tiles(name):
     folder = str(Path(skconvrfm.__file__).parents[1])

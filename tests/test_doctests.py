@@ -56,7 +56,7 @@ def test_what_is_public_has_an_example(value):
     assert ">>> " in inspect.getdoc(value)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not README.exists(), reason="tests run without the repository")
 def test_the_example_of_the_readme_prints_what_it_says(capsys):
     blocks = re.findall(

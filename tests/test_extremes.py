@@ -222,3 +222,13 @@ def test_distances_that_overflow_are_not_infinitely_far(images, kind, dtype, siz
     words = rf"the kernel overflows {dtype}: X has values up to .*scale the images"
     with pytest.raises(ValueError, match=words):
         patch_kernel(images, kind=kind, dtype=dtype, bandwidth=size)
+
+
+@pytest.mark.parametrize("model", [ConvRFMClassifier, ConvRFMRegressor])
+def test_sums_can_begin_with_a_single_row(model):
+    model = model(method="features", n_filters=4, patch_size=1, n_rounds=0)
+    known = {"classes": [0, 1]} if hasattr(model, "predict_proba") else {}
+    for X in (np.zeros((2, 1, 1)), np.ones((2, 1, 1))):
+        model.partial_fit(X, [0, 1], sample_weight=[1, 0], **known)
+        for name in ("gcv", "loo_loss", "loo_score"):
+            assert np.isfinite(model.history_[name]).all()

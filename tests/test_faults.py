@@ -215,6 +215,7 @@ def interruption(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
 @pytest.mark.parametrize("n_jobs", [None, 2])
 @pytest.mark.parametrize("name", ["exact", "features"])
@@ -540,6 +541,7 @@ def test_a_table_that_can_be_nowhere_is_refused_before_all(
         assert_one_line(code, capsys.readouterr().err, f"--csv {place}: ")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
 def test_a_device_that_is_full_is_one_line_and_stays_a_device(
     measurement, environment, capsys

@@ -120,6 +120,7 @@ def test_uint8_images_are_scaled_and_floats_taken_as_they_are(arrays, tmp_path):
     np.testing.assert_array_equal(split.X_test, arrays["X_test"])
 
 
+@pytest.mark.thorough
 def test_colour_images_and_text_labels_work(run, arrays):
     for part in ("train", "test"):
         X = arrays[f"X_{part}"][:, :6, :5]
@@ -129,6 +130,7 @@ def test_colour_images_and_text_labels_work(run, arrays):
     assert code == 0 and "images of 6 x 5 x 3, 3 classes" in out
 
 
+@pytest.mark.thorough
 def test_class_with_one_image_leaves_the_svc_untuned(run, arrays):
     arrays["y_train"][0] = 9
     code, out, _ = run(arrays, "--rounds", "0", "--depth", "1")
@@ -165,6 +167,7 @@ def test_module_can_be_run():
 # ---------------------------------------------------------------- extras missing
 
 
+@pytest.mark.thorough
 def test_without_rich_the_table_is_plain_and_aligned(run, arrays, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     code, out, _ = run(arrays, "--rounds", "1", "--depth", "1")

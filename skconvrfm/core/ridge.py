@@ -36,7 +36,7 @@ from .blocks import image_blocks
 
 # Rows of a matrix that are corrected at once.
 _SHIFT_ROWS = 512
-# What is left of 1 - H_ii at least, where it is rounding.
+# What is left of 1 - H_ii, or of the mean of these, where it is rounding.
 _EPS = np.finfo(float).eps
 
 
@@ -203,7 +203,8 @@ class RidgePath:
         inverse, _, remainder = self._reduce(alpha)
         alpha, total = max(alpha, self._rounding), self._weights.sum()
         loss = (alpha * inverse[:, None] * remainder).square().sum() / total
-        return float(loss / (self._residual_freedom(alpha, inverse) / total) ** 2)
+        left = self._residual_freedom(alpha, inverse) / total
+        return float(loss / left.clamp_min(_EPS) ** 2)
 
 
 def _rounding(eigenvalues):
@@ -367,7 +368,7 @@ class PrimalRidgePath:
             explained @ self._projections.square().sum(1)
         )
         left = 1 - (1 + float(self._eigenvalues @ inverse)) / total
-        return max(loss, 0.0) / left**2
+        return max(loss, 0.0) / max(left, _EPS) ** 2
 
     def _coefficients(self, alpha):
         """Coefficients for the features as they are given, and the intercept."""
