@@ -82,7 +82,26 @@ class _DualRidge:
     loo_residual: torch.Tensor
 
 
-class RidgePath:
+class _Path:
+    """What the paths of both sides share: the criterion, and the least ridge.
+
+    They have ``alphas``, the eigenvalues, and ``_gcv`` of a ridge.
+    """
+
+    def gcv(self):
+        """The criterion GCV at every ridge, an ndarray of shape (n_alphas,).
+
+        ``Σw Σ w_i r_i² / (Σw - tr H)²``, without forming anything of size n².
+        """
+        return np.array([self._gcv(alpha) for alpha in self.alphas])
+
+    def _at_least_rounding(self, alpha):
+        """A ridge; where it is rounding beside the eigenvalues, as much as that."""
+        eps = torch.finfo(self._eigenvalues.dtype).eps
+        return max(alpha, eps * float(self._eigenvalues.max()))
+
+
+class RidgePath(_Path):
     """The ridge regressions of one kernel matrix, for every ridge at once.
 
     Parameters
@@ -117,16 +136,8 @@ class RidgePath:
         scaled *= root[:, None] * root / self.scale
         eigenvalues, self._vectors = eigh(scaled)
         self._eigenvalues = eigenvalues.clamp_(min=0)
-        self._rounding = _rounding(self._eigenvalues)
         self._ones = self._vectors.T @ root
         self._rotated = self._vectors.T @ (root[:, None] * self._targets)
-
-    def gcv(self):
-        """The criterion GCV at every ridge, an ndarray of shape (n_alphas,).
-
-        ``Σw Σ w_i r_i² / (Σw - tr H)²``, without forming anything of size n².
-        """
-        return np.array([self._gcv(alpha) for alpha in self.alphas])
 
     def loo_loss(self):
         """The mean squared leave-one-out residual at every ridge."""
@@ -149,7 +160,7 @@ class RidgePath:
 
     def solve(self, alpha):
         """The machine at the ridge ``alpha``, a `RidgeSolution`."""
-        ridge, effective = self._at(alpha), max(alpha, self._rounding)
+        ridge, effective = self._at(alpha), self._at_least_rounding(alpha)
         residual = effective * ridge.coef / self._weights[:, None]
         # Taking a share of the weight w_i away divides the residual by 1 - share H_ii.
         kept = effective * ridge.diagonal / self._weights  # 1 - H_ii
@@ -174,7 +185,7 @@ class RidgePath:
         diagonal = self._weights * (self._vectors.square() @ inverse)
         diagonal -= projected_ones.square() / (self._ones.square() @ inverse)
         # 1 - H_ii = λ P_ii / w_i, which rounding must not make zero.
-        least = _EPS * self._weights / max(alpha, self._rounding)
+        least = _EPS * self._weights / self._at_least_rounding(alpha)
         diagonal = torch.maximum(diagonal, least)
         return _DualRidge(coef, intercept, diagonal, coef / diagonal[:, None])
 
@@ -188,7 +199,7 @@ class RidgePath:
 
     def _reduce(self, alpha):
         """(Λ + λ)⁻¹, the intercept, and the rotated targets less the intercept."""
-        inverse = 1 / (self._eigenvalues + max(alpha, self._rounding))
+        inverse = 1 / (self._eigenvalues + self._at_least_rounding(alpha))
         weighted = self._ones * inverse
         intercept = (weighted @ self._rotated) / (weighted @ self._ones)
         return inverse, intercept, self._rotated - self._ones[:, None] * intercept
@@ -201,15 +212,10 @@ class RidgePath:
 
     def _gcv(self, alpha):
         inverse, _, remainder = self._reduce(alpha)
-        alpha, total = max(alpha, self._rounding), self._weights.sum()
+        alpha, total = self._at_least_rounding(alpha), self._weights.sum()
         loss = (alpha * inverse[:, None] * remainder).square().sum() / total
         left = self._residual_freedom(alpha, inverse) / total
         return float(loss / left.clamp_min(_EPS) ** 2)
-
-
-def _rounding(eigenvalues):
-    """What is rounding beside eigenvalues; a ridge below it counts as that much."""
-    return float(eigenvalues.max()) * torch.finfo(eigenvalues.dtype).eps
 
 
 def eigh(matrix):
@@ -288,7 +294,7 @@ class Moments:
         return replace(self, **sums)
 
 
-class PrimalRidgePath:
+class PrimalRidgePath(_Path):
     """The same regressions from D features, where they are fewer than the rows.
 
     Parameters
@@ -317,13 +323,8 @@ class PrimalRidgePath:
         gram = torch.tensor(moments.gram, device=device)
         eigenvalues, self._vectors = eigh(gram.div_(self.scale))
         self._eigenvalues = eigenvalues.clamp_(min=0)
-        self._rounding = _rounding(self._eigenvalues)
         cross = torch.tensor(moments.cross, device=device) / math.sqrt(self.scale)
         self._projections = self._vectors.T @ cross
-
-    def gcv(self):
-        """As `RidgePath.gcv`, from the sums alone."""
-        return np.array([self._gcv(alpha) for alpha in self.alphas])
 
     def loo_loss(self):
         """As `RidgePath.loo_loss`, in one pass over the features."""
@@ -361,7 +362,7 @@ class PrimalRidgePath:
         )
 
     def _gcv(self, alpha):
-        alpha, total = max(alpha, self._rounding), self._total
+        alpha, total = self._at_least_rounding(alpha), self._total
         inverse = 1 / (self._eigenvalues + alpha)
         explained = (1 + alpha * inverse) * inverse / total
         loss = self._spread / total - float(
@@ -372,7 +373,7 @@ class PrimalRidgePath:
 
     def _coefficients(self, alpha):
         """Coefficients for the features as they are given, and the intercept."""
-        inverse = 1 / (self._eigenvalues + max(alpha, self._rounding))
+        inverse = 1 / (self._eigenvalues + self._at_least_rounding(alpha))
         coef = self._vectors @ (inverse[:, None] * self._projections)
         coef = (coef / math.sqrt(self.scale)).cpu().numpy()
         return coef, self._target_mean - self._mean @ coef
@@ -381,7 +382,7 @@ class PrimalRidgePath:
         """Pairs (slice of rows, their predictions and H_ii / w_i), see `RowPass`."""
         coefs, intercepts = zip(*map(self._coefficients, alphas), strict=True)
         inverses = [
-            1 / (self._eigenvalues + max(alpha, self._rounding)) / self.scale
+            1 / (self._eigenvalues + self._at_least_rounding(alpha)) / self.scale
             for alpha in alphas
         ]
         return self._map_rows(
