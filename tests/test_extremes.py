@@ -74,6 +74,21 @@ def test_an_agop_is_squared_as_its_coefficients_are_scaled(images, rng, scale, d
     np.testing.assert_array_equal(scaled, plain * scale**2)
 
 
+@pytest.mark.parametrize("kind", ["laplace", "gaussian"])
+@pytest.mark.parametrize("n_outputs", [1, 40])
+@pytest.mark.parametrize("exponent", [-40, 40])
+def test_an_agop_in_float32_keeps_step_with_the_bandwidth(
+    images, rng, kind, n_outputs, exponent
+):
+    images, factor = images.astype("f4"), 2.0**exponent
+    dual_coef = rng.normal(size=(len(images), n_outputs))
+    options = {"kind": kind, "dtype": "float32"}
+    G = patch_agop(images, dual_coef, bandwidth=2.0, **options)
+    scaled = images * np.float32(factor)
+    moved = patch_agop(scaled, dual_coef, bandwidth=2.0 * factor, **options)
+    np.testing.assert_allclose(moved, G / factor**2, rtol=1e-6)
+
+
 @pytest.mark.parametrize("weight", [5e-324, 1e-300, 1e300])
 def test_equal_weights_of_an_agop_do_not_matter(images, rng, weight):
     dual_coef = rng.normal(size=10)

@@ -270,9 +270,15 @@ def _sum_without_outputs(
         self_weights = self_weights + tile_self_weights
     del left
 
+    # Under a wide bandwidth they are small: to about 1, so that squares do not vanish.
+    ends = (*pair_weights.aminmax(), *self_weights.aminmax())
+    largest = max(abs(float(end)) for end in ends)
+    least = torch.finfo(resources.dtype).tiny
+    exponent = binary_exponent(np.float64(max(largest, least)))
+    roots = roots[:, None] * 2.0**-exponent
     # With h = h₁ + 2 β v(z): the products of h₁, of both, and of v(z).
-    pair_weights *= roots[:, None]
-    self_weights *= 2 * roots[:, None]
+    pair_weights *= roots
+    self_weights *= 2 * roots
     coef_product = dual_coef @ dual_coef.T
     total = 0
     for band in _bands(kernel, len(centres), m, resources):
@@ -289,7 +295,7 @@ def _sum_without_outputs(
     if transform is not None:
         transform = transform.double()
         total = transform @ total @ transform.T
-    return total.cpu().numpy()
+    return np.ldexp(total.cpu().numpy(), 2 * exponent)
 
 
 def _bands(kernel, n, m, resources):
