@@ -386,12 +386,12 @@ def draw_figure(path, records, problems):
 
 
 # Where a name may stand beside its point: offset, and alignment.
-_PLACES = (
-    ((6, 0), "left", "center"),
-    ((-6, 0), "right", "center"),
-    ((0, 5), "center", "bottom"),
-    ((0, -6), "center", "top"),
-)
+_PLACES = [
+    {"xytext": (6, 0), "ha": "left", "va": "center"},
+    {"xytext": (-6, 0), "ha": "right", "va": "center"},
+    {"xytext": (0, 5), "ha": "center", "va": "bottom"},
+    {"xytext": (0, -6), "ha": "center", "va": "top"},
+]
 
 
 def name_points(panel, points):
@@ -403,34 +403,36 @@ def name_points(panel, points):
         Where the points are, with its limits and its place in the figure settled.
     points : dict of str to (float, float)
         The points by name.
+
+    Returns
+    -------
+    list of matplotlib.text.Annotation
+        The names.
     """
     from matplotlib.transforms import Bbox
 
     centres = panel.transData.transform(list(points.values()))
     taken = [Bbox.from_extents(*(centre - 4), *(centre + 4)) for centre in centres]
+    kept = []
     for own, (name, point) in enumerate(points.items()):
         others = taken[:own] + taken[own + 1 :]
-        best = None
-        for offset, horizontal, vertical in _PLACES:
-            text = panel.annotate(
-                name,
-                point,
-                xytext=offset,
-                textcoords="offset points",
-                ha=horizontal,
-                va=vertical,
-                fontsize=8,
-            )
+
+        def crossings(text, others=others):
             box = text.get_window_extent()
-            met = sum(box.overlaps(other) for other in others)
-            met += not panel.bbox.containsx(box.x0) or not panel.bbox.containsx(box.x1)
-            if best is None or met < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = met, text, box
-            else:
+            outside = sum(not panel.bbox.containsx(x) for x in (box.x0, box.x1))
+            return box.count_overlaps(others) + outside
+
+        texts = [
+            panel.annotate(name, point, textcoords="offset points", fontsize=8, **place)
+            for place in _PLACES
+        ]
+        best = min(texts, key=crossings)
+        for text in texts:
+            if text is not best:
                 text.remove()
-        taken.append(best[2])
+        taken.append(best.get_window_extent())
+        kept.append(best)
+    return kept
 
 
 def parse_options(argv=None):

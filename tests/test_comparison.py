@@ -166,6 +166,20 @@ def test_tables_say_what_was_measured_the_best_first(run, tmp_path, capsys):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_names_in_the_picture_meet_neither_each_other_nor_points():
+    figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(5, 4))
+    panel = figure.subplots()
+    points = {"a long name": (1, 1), "another name": (1.2, 1), "a third": (1.1, 1.02)}
+    panel.plot(*zip(*points.values(), strict=True), "o")
+    panel.set(xlim=(0, 2), ylim=(0.8, 1.2))
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in comparison.name_points(panel, points)]
+    for index, box in enumerate(boxes):
+        assert box.count_overlaps(boxes[:index]) == 0
+        places = panel.transData.transform(list(points.values()))
+        assert not any(box.contains(*place) for place in places)
+
+
 def test_seconds_are_means_over_draws_and_the_search_is_counted_once():
     def record(draw, **values):
         return ("digits", "svc", draw), values
