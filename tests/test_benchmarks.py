@@ -396,6 +396,7 @@ def quick_rivals(monkeypatch):
         monkeypatch.setitem(rivals.RIVALS, name, quick(make))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", rivals.RIVALS)
 def test_rivals_are_searched_and_fitted_again(name, small_problem, quick_rivals):
     if name == "network":
@@ -778,6 +779,7 @@ def little_file(tmp_path):
     return tmp_path
 
 
+@pytest.mark.thorough
 @watched
 def test_backends_are_compared_with_the_fit_of_one_process(little_file, capsys):
     sizes = ["--images", "40", "--filters", "4", "--workers", "2", "--dtype", "float64"]

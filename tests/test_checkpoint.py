@@ -152,6 +152,7 @@ def test_a_fit_resumed_after_every_round_equals_the_uninterrupted_one(
     assert n_rounds == rounds._record.calls
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("step", ["design", "ridge_path", "patch_agop"])
 def test_a_fit_can_be_interrupted_at_every_step(folder, step, monkeypatch):
     model = MODELS["two layers"]

@@ -119,6 +119,7 @@ def joblib_tasks(stream):
 # ------------------------------------------------------------------ equal results
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_fit_on_a_cluster_is_the_fit_of_one_process(model, client):
     X, y = make_problem()
@@ -130,6 +131,7 @@ def test_a_fit_on_a_cluster_is_the_fit_of_one_process(model, client):
     assert_same_model(shared, alone)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
 @pytest.mark.parametrize("method", ["features", "exact"])
 def test_features_made_on_a_cluster_are_those_of_one_process(method, output, client):
@@ -338,12 +340,11 @@ class Stream:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("n_before", [1, 6])
 @pytest.mark.parametrize(
-    "model",
+    ("model", "n_before"),
     [
-        ConvRFMClassifier(**{**FEATURES, "n_rounds": 2}),
-        ConvRFMClassifier(**{**EXACT, "n_rounds": 2}),
+        (ConvRFMClassifier(**{**FEATURES, "n_rounds": 2}), 6),
+        (ConvRFMClassifier(**{**EXACT, "n_rounds": 2}), 1),
     ],
     ids=["features", "exact"],
 )

@@ -257,6 +257,7 @@ def assert_equal_agops(layer, measurement, expected):
 # --------------------------------------------------------------------- exactness
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", VARIANTS)
 def test_agops_equal_those_of_patches(name):
     network, x = make(name)
@@ -345,6 +346,7 @@ def test_lower_precision_stays_near(dtype):
 # ------------------------------------------------------------- random directions
 
 
+@pytest.mark.thorough
 def test_random_directions_are_unbiased():
     network, x = make("alexnet")
     network = nn.Sequential(network.features, nn.Flatten())  # many outputs

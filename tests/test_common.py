@@ -32,6 +32,7 @@ def test_checks_that_check_estimator_leaves_out_pass(estimator, name):
 
 
 # The checks themselves pass arrays where data frames were fitted.
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 @pytest.mark.filterwarnings("ignore:X has feature names")
 @pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
@@ -54,19 +55,20 @@ def test_checks_of_names_and_output_pass_in_every_mode(name, output):
 @pytest.mark.thorough
 @parametrize_with_checks(
     [
-        PatchAGOPTransformer(output="eigen", rectification="halves", n_rounds=1),
         PatchAGOPTransformer(output="saliency", kernel="laplace", n_rounds=1),
-        PatchAGOPTransformer(output="image", kernel="gaussian", n_rounds=1),
-        ConvRFMClassifier(kernel="laplace", n_rounds=1),
-        ConvRFMRegressor(kernel="gaussian", n_rounds=1),
-        ConvRFMClassifier(feature_layers=2, n_filters=8, n_rounds=1),
+        PatchAGOPTransformer(
+            method="features",
+            n_filters=32,
+            output="eigen",
+            rectification="halves",
+            n_rounds=1,
+        ),
+        ConvRFMClassifier(kernel="gaussian", n_rounds=1),
+        ConvRFMClassifier(pool_grid=(1, 1), depth=2, n_rounds=1),
+        ConvRFMClassifier(method="features", n_filters=32, n_rounds=1),
         ConvRFMRegressor(
             feature_layers=3, n_filters=4, activation="identity", n_rounds=1
         ),
-        ConvRFMClassifier(method="features", n_filters=32, n_rounds=1),
-        ConvRFMRegressor(method="features", n_filters=32, n_rounds=1),
-        PatchAGOPTransformer(method="features", n_filters=32, n_rounds=1),
-        ConvRFMClassifier(pool_grid=(1, 1), depth=2, n_rounds=1),
         ConvRFMRegressor(
             method="features",
             n_filters=16,

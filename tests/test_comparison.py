@@ -249,6 +249,7 @@ def compute():
         yield compute
 
 
+@pytest.mark.thorough
 @needs_xrfm
 @pytest.mark.parametrize("standardize", [False, True])
 def test_xrfm_learns(compute, blobs, standardize):

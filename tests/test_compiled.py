@@ -228,6 +228,7 @@ def test_a_budget_too_small_for_its_maps_does_without(compiled_tiles, rng):
     assert_close(small, convolutional_kernel(X, depth=2), 1e-12)
 
 
+@pytest.mark.thorough
 def test_import_builds_nothing_and_touches_no_gpu(tmp_path):
     code = (
         "import skconvrfm, skconvrfm.kernels, torch;"

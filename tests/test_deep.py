@@ -97,6 +97,7 @@ def test_the_seed_decides_the_filters(problem):
     assert not np.allclose(first.layers_[0].filters, other.layers_[0].filters)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{"n_jobs": 2}, {"working_memory": 0.3}])
 def test_neither_workers_nor_memory_change_the_result(problem, options):
     model, X, y = problem

@@ -130,6 +130,7 @@ def rank_one(patch):
 # ------------------------------------------------------------------- rounds
 
 
+@pytest.mark.thorough
 def test_rounds_chosen_on_held_out_rows_are_drawn_with_their_loss(figure):
     X, y = make_star(24, random_state=0)
     model = ConvRFMClassifier(n_rounds=1, depth=1, selection="holdout").fit(X, y)

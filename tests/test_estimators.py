@@ -324,6 +324,7 @@ def test_the_seed_draws_the_images_of_the_agop():
     assert not np.array_equal(models[0].patch_agop_, models[1].patch_agop_)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["threading", "loky"])
 def test_the_result_does_not_depend_on_the_number_of_tasks(backend):
     X, y = make_strokes(24)
@@ -343,6 +344,7 @@ def test_the_result_does_not_depend_on_n_jobs():
         assert_same_fit(alone, shared, X, 1e-10)
 
 
+@pytest.mark.thorough
 def test_the_result_does_not_depend_on_working_memory(problem):
     estimator, X, y = problem
     roomy = clone(estimator).fit(X, y)

@@ -135,6 +135,7 @@ OF_MODELS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("model", "step"),
     [(name, step) for name, steps in OF_MODELS.items() for step in steps],
@@ -250,6 +251,7 @@ def test_interruptions_at_any_moment_leave_all_as_it_was(
     assert_allclose(result, expected, atol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
 def test_an_interruption_while_processes_work_leaves_all_as_it_was(data):
     X, y = data
@@ -267,6 +269,7 @@ def test_an_interruption_while_processes_work_leaves_all_as_it_was(data):
 # ------------------------------------------------------------------- callbacks
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("moment", ["setup", "begin", "end", "teardown"])
 def test_the_error_of_a_callback_arrives_and_changes_nothing(
     model, fitted, data, moment
@@ -483,6 +486,7 @@ def comparison(tmp_path, data, monkeypatch):
     return ["--data", str(tmp_path / "images.npz"), "--out"]
 
 
+@pytest.mark.thorough
 def test_pictures_that_do_not_fit_leave_nothing_half_written(
     comparison, tmp_path, full_disk, capsys
 ):

@@ -188,6 +188,7 @@ def features_of(layer, X, n_jobs=None):
     return compute_features(layer, X, make_resources("cpu", "float64", n_jobs, X))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("memory", [1, 64])
 @pytest.mark.parametrize("n_jobs", [None, 2])
 def test_features_do_not_depend_on_blocks_or_workers(

@@ -76,6 +76,7 @@ def test_two_fits_are_equal_bit_by_bit_and_seeds_differ(problem, options):
     assert not np.allclose(raw_scores(first, X), raw_scores(other, X))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{"n_jobs": 2}, {"working_memory": 0.1}], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS[3:5], ids=str)
 def test_neither_workers_nor_memory_change_the_result(problem, options, variant):

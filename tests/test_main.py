@@ -82,6 +82,7 @@ def test_embedded_data_give_a_table_and_two_pictures(run, tmp_path):
         assert picture.startswith(b"\x89PNG") and str(tmp_path / "out" / name) in out
 
 
+@pytest.mark.thorough
 def test_own_images_give_the_same(run, arrays):
     code, out, _ = run(arrays, "--rounds", "1", "--depth", "2", "--n-train", "30")
     assert code == 0
@@ -156,6 +157,7 @@ def test_embedded_split_keeps_training_and_test_apart():
     assert len(np.unique(both, axis=0)) == 1797
 
 
+@pytest.mark.thorough
 def test_module_can_be_run():
     command = [sys.executable, "-m", "skconvrfm", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -180,6 +182,7 @@ def test_without_rich_the_table_is_plain_and_aligned(run, arrays, monkeypatch):
         assert line.startswith(model)
 
 
+@pytest.mark.thorough
 def test_without_matplotlib_one_line_says_what_pictures_need(
     run, arrays, monkeypatch, tmp_path
 ):

@@ -162,6 +162,7 @@ np.save("joblib.npy", said(joblib.load("model.joblib"), images))
 """
 
 
+@pytest.mark.thorough
 def test_a_model_says_the_same_in_a_process_without_cuda(
     models, images, environment, tmp_path
 ):

@@ -372,6 +372,7 @@ def everything(rng):
 TWO_KINDS = pytest.mark.parametrize(("kind", "depth"), [("ntk", 2), ("laplace", 1)])
 
 
+@pytest.mark.thorough
 @TWO_KINDS
 @pytest.mark.parametrize("budget", [1e-5, 0.05, 1])
 def test_results_do_not_depend_on_working_memory(kind, depth, budget, everything):

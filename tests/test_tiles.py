@@ -63,6 +63,7 @@ def assert_same(results, expected, tolerance=1e-10):
 # ------------------------------------------------------------------- memory
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_results_do_not_depend_on_working_memory(budget, images, tiles):
     expected = everything(*images)

@@ -165,6 +165,7 @@ def test_small_integers_give_float32(rng, output):
     assert model.transform(X.astype(np.float64)).dtype == np.float64
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_neither_blocks_nor_workers_change_the_features(data, output):
     X, y = data
