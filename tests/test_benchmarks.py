@@ -154,6 +154,7 @@ def entries():
                     yield pytest.param(cls, name, values, id=label)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("cls", "name", "values"), list(entries()))
 def test_entries_run(cls, name, values):
     entry = cls()
@@ -321,6 +322,7 @@ def published_options(path, *more):
     return published.parse_options(["--data", str(path), *sizes, *more])
 
 
+@pytest.mark.thorough
 def test_published_passes_run(digits):
     pytest.importorskip("sklearn.callback")
     options = published_options(digits)
@@ -429,6 +431,7 @@ def test_few_images_are_held_out_three_times():
     assert rival.search(5000, 0).cv.get_n_splits() == 1
 
 
+@pytest.mark.thorough
 def test_linear_table_runs_writes_and_merges(small_problem, tmp_path, capsys):
     first, second, both = (tmp_path / f"{name}.json" for name in "abc")
     problem = ["--problems", "MNIST, 5000", "--seeds", "2", "--data", small_problem]

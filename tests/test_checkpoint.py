@@ -131,6 +131,7 @@ def test_a_checkpoint_does_not_change_the_fit(model, folder):
     assert_identical(fit(model, checkpoint=folder), fit(model))
 
 
+@pytest.mark.thorough
 def test_a_fit_resumed_after_every_round_equals_the_uninterrupted_one(
     model, folder, monkeypatch
 ):
@@ -302,6 +303,7 @@ def refused_then_restarted(model, folder, match):
     assert_identical(fit(model, checkpoint=folder), restarted)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
 def test_a_truncated_checkpoint_is_refused_or_restarted(classifier, folder, share):
     fit(classifier, checkpoint=folder)

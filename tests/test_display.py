@@ -501,6 +501,7 @@ def test_saliency_refuses_what_it_cannot_draw(options, message, classifier):
 # ---------------------------------------------------------------------- all
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["classifier", "deep", "transformer"])
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_all_displays_draw_all_estimators(display, name, framed, figure, request):

@@ -34,6 +34,7 @@ def test_the_kernel_in_float32_is_within_the_error_of_the_kink(digits, depth, ti
     assert np.linalg.norm(error) < 32 * EPS * np.linalg.norm(high)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["exact", "features"])
 def test_both_precisions_choose_the_same_round_and_labels(digits, method):
     X, y, X_test, _ = digits

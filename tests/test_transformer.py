@@ -138,6 +138,7 @@ def test_features_are_named_by_map_row_and_column(data):
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("task", "y", "Learner"),
     [
