@@ -7,11 +7,13 @@ photographs; the first call of each kind, which compiles or loads, is not counte
 
 import argparse
 import os
+from functools import partial
 
 import numpy as np
 import torch
 
 from skconvrfm import ConvRFMClassifier
+from skconvrfm.core import compiled
 from skconvrfm.core.ridge import RidgePath
 from skconvrfm.kernels import convolutional_kernel, patch_agop
 
@@ -43,6 +45,9 @@ class Problem:
         order = np.argsort(self.X.mean((1, 2, 3)))
         self.y = np.empty(n_images, dtype=int)
         self.y[order] = np.arange(n_images) * N_CLASSES // n_images
+        # A matrix with a spectrum as kernels have it.
+        flat = self.X.reshape(n_images, -1).astype(np.float64)
+        self.matrix = 1 + flat @ flat.T / flat.shape[1]
 
     def kernel(self, depth, **where):
         """The training kernel."""
@@ -54,12 +59,10 @@ class Problem:
         return patch_agop(self.X, self.dual_coef, points, depth=depth, **where)
 
     def decomposition(self, device, dtype):
-        """GCV of all ridges, of a matrix with a spectrum as kernels have it."""
-        flat = self.X.reshape(len(self.X), -1).astype(np.float64)
-        matrix = 1 + flat @ flat.T / flat.shape[1]
-        ones = np.ones(len(flat))
+        """GCV of all ridges."""
+        ones = np.ones(len(self.matrix))
         device = torch.device(device)
-        return RidgePath(matrix, self.dual_coef, ones, ALPHAS, device).gcv()
+        return RidgePath(self.matrix, self.dual_coef, ones, ALPHAS, device).gcv()
 
     def fit(self, method, **where):
         """Scores of new images after a fit with two rounds."""
@@ -69,14 +72,12 @@ class Problem:
 
 
 CASES = {
-    "kernel, depth 1": lambda problem, **where: problem.kernel(1, **where),
-    "kernel, depth 3": lambda problem, **where: problem.kernel(3, **where),
-    "AGOP, depth 3": lambda problem, **where: problem.agop(3, **where),
-    "decomposition": lambda problem, **where: problem.decomposition(**where),
-    "fit and predict, exact": lambda problem, **where: problem.fit("exact", **where),
-    "fit and predict, features": lambda problem, **where: problem.fit(
-        "features", **where
-    ),
+    "kernel, depth 1": partial(Problem.kernel, depth=1),
+    "kernel, depth 3": partial(Problem.kernel, depth=3),
+    "AGOP, depth 3": partial(Problem.agop, depth=3),
+    "decomposition": Problem.decomposition,
+    "fit and predict, exact": partial(Problem.fit, method="exact"),
+    "fit and predict, features": partial(Problem.fit, method="features"),
 }
 
 
@@ -114,10 +115,8 @@ def measure_case(case, problem, warm_up, device, dtype, repeats):
     return {"seconds": median(seconds), "gpu_mib": peak}, result
 
 
-def measure(name, options):
+def measure(name, problem, warm_up, repeats):
     """One case everywhere: a row of the table, as a dict."""
-    problem = Problem(options.n_images)
-    warm_up = Problem(min(options.n_images, 100), seed=1)
     row, results = {"case": name}, {}
     for device, dtype in (
         ("cuda", "float32"),
@@ -125,7 +124,7 @@ def measure(name, options):
         ("cpu", "float32"),
     ):
         measured, result = measure_case(
-            CASES[name], problem, warm_up, device, dtype, options.repeats
+            CASES[name], problem, warm_up, device, dtype, repeats
         )
         results[device, dtype] = result
         row[f"{device}_{dtype}"] = measured
@@ -190,10 +189,11 @@ def main(argv=None):
     """Run the command line."""
     options = parse_options(argv)
     # However small the images that go first: what is compiled is compiled by them.
-    os.environ["SKCONVRFM_COMPILE"] = "1"
+    os.environ[compiled.SWITCH] = "1"
+    problem, warm_up = Problem(options.n_images), Problem(100, seed=1)
     rows = []
     for name in options.cases:
-        rows.append(measure(name, options))
+        rows.append(measure(name, problem, warm_up, options.repeats))
         print(tabulate(rows[-1:]), flush=True)
     gpu = torch.cuda.get_device_name()
     heading = f"{gpu}, {options.n_images} images of 32x32x3"

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from joblib.parallel import ParallelBackendBase
 
 from benchmarks import (
@@ -20,6 +21,7 @@ from benchmarks import (
     bench_engine,
     cluster,
     compare,
+    devices,
     extrapolation,
     features,
     growth,
@@ -894,3 +896,35 @@ def test_reproduction_of_data_sets(digits, monkeypatch):
     X, y, X_test, y_test = reproduction.framed(digits.parent, 20, 5, 1.0, 0)
     assert X.shape == (20, 9, 9) and X_test.shape == (5, 9, 9)
     assert len(y) == 20 and len(y_test) == 5
+
+
+# ---------------------------------------------------------------------- devices
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", devices.CASES)
+def test_a_case_of_devices_runs_on_the_processor(name):
+    problem = devices.Problem(20)
+    measured, result = devices.measure_case(
+        devices.CASES[name], problem, problem, "cpu", "float32", 2
+    )
+    assert measured["seconds"] > 0
+    assert measured["gpu_mib"] is None
+    assert np.isfinite(result).all()
+
+
+def test_the_table_of_devices_has_the_ratio():
+    sides = {"cuda_float32": 0.5, "cuda_float64": 1.0, "cpu_float32": 4.0}
+    row = {
+        side: {"seconds": seconds, "gpu_mib": 7.0, "difference": 0.0}
+        for side, seconds in sides.items()
+    }
+    cells = devices.tabulate([{"case": "kernel", **row}]).splitlines()[3].split()
+    assert cells[:6] == ["kernel", "0.5", "4", "8", "1", "7"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_devices_without_a_gpu_end_with_a_line(capsys):
+    with pytest.raises(SystemExit):
+        devices.main([])
+    assert "torch finds no CUDA device here" in capsys.readouterr().err

@@ -271,10 +271,8 @@ def _sum_without_outputs(
     del left
 
     # Under a wide bandwidth they are small: to about 1, so that squares do not vanish.
-    ends = (*pair_weights.aminmax(), *self_weights.aminmax())
-    largest = max(abs(float(end)) for end in ends)
-    least = torch.finfo(resources.dtype).tiny
-    exponent = binary_exponent(np.float64(max(largest, least)))
+    ends = map(float, (*pair_weights.aminmax(), *self_weights.aminmax()))
+    exponent = binary_exponent([*ends, torch.finfo(resources.dtype).tiny])
     roots = roots[:, None] * 2.0**-exponent
     # With h = h₁ + 2 β v(z): the products of h₁, of both, and of v(z).
     pair_weights *= roots

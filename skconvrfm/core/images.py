@@ -229,10 +229,10 @@ def to_tensor(images, dtype, device):
         with np.errstate(over="raise"):
             np.copyto(block.numpy(), images, casting="unsafe")
     except FloatingPointError as error:
-        name = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"dtype={name!r} has no numbers as large as those of X, up to "
-            f"{np.abs(images).max():.3g}; scale the images, or take dtype='float64'."
+            f"dtype={torch.finfo(dtype).dtype!r} has no numbers as large as those of "
+            f"X, up to {np.abs(images).max():.3g}; scale the images, or take "
+            "dtype='float64'."
         ) from error
     return block.to(device)
 

@@ -112,11 +112,10 @@ class PatchKernel(ImageKernel):
         """
         patches = transformed_patches(images, self.layers[0], transform)
         squares = patches.square().sum(2)
-        limit = torch.finfo(squares.dtype).max / 4
-        if len(images) and not squares.max() <= limit:
-            dtype = str(squares.dtype).removeprefix("torch.")
+        limits = torch.finfo(squares.dtype)
+        if len(images) and not squares.max() <= limits.max / 4:
             raise ValueError(
-                f"the kernel overflows {dtype}: X has values up to "
+                f"the kernel overflows {limits.dtype}: X has values up to "
                 f"{images.abs().max():.3g}, which are squared and added up over a "
                 "patch; scale the images, for instance to [0, 1], or take "
                 "dtype='float64'."
