@@ -5,21 +5,31 @@
 ``python -m benchmarks.ansatz``
     The neural feature ansatz before and after training, and on a network of full size.
 ``python -m benchmarks.cluster``
-    One fit on the backends of joblib: processes, Dask, Ray.
+    One fit under the backends of joblib: processes, Dask, Ray.
 ``python -m benchmarks.compare``
     Kernel and AGOP, alternating with a peer in an environment of its own.
 ``python -m benchmarks.comparison``
     Ours beside xRFM and other machines: the same images, the same budget for all.
+``python -m benchmarks.devices``
+    A GPU beside the processors of its machine.
+``python -m benchmarks.features``
+    Speed of features, beside torch's own convolution and kymatio's scattering.
 ``python -m benchmarks.growth``
-    How time and memory grow: with images, with the budget, with workers.
+    Growth of time and memory with images, with the budget, with workers.
+``python -m benchmarks.learning``
+    Accuracy of features by round of learning, for variants of the first metric.
+``python -m benchmarks.natural``
+    Metrics of ConvRFM and of a trained network on photographs.
 ``python -m benchmarks.precision``
-    What float32 changes beside float64, on real images, round by round.
+    Float32 beside float64, on real images, round by round.
 ``python -m benchmarks.published``
     The published experiment on framed MNIST: time, memory and accuracy by round.
 ``python -m benchmarks.reproduction``
     Published experiments that no other benchmark has, at a laptop's size.
+``python -m benchmarks.selection``
+    Optimism of the criteria that choose ridge and round.
 ``python -m benchmarks.scale``
-    The linear path from 1000 to 256,000 images, and on paper beyond.
+    Linear machines on features from 1000 to 256,000 images, and on paper beyond.
 ``benchmarks/bench_engine.py``
     Small entries in the manner of asv.
 """

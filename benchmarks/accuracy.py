@@ -5,14 +5,13 @@ Every choice is made on the training images alone: ridge, round and layer by GCV
 parameters of the others by cross-validation. Needs ``mnist_5000_2000.npz`` and
 ``fashion_mnist_5000_2000.npz`` (``X_train``, ``y_train``, ``X_test``, ``y_test``).
 
-With ``--linear`` the table of the linear path instead, see `benchmarks.linear`; needs
+With ``--linear`` the table of feature layers instead, see `benchmarks.linear`; needs
 ``cifar10_5000_2000.npz`` too.
 """
 
 import argparse
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
@@ -23,49 +22,71 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
+from skconvrfm.kernels import ConvNTK
 
 from . import linear
-from .harness import format_table, report
-from .problems import DATA, LARGE, SMALL
+from .harness import add_data_option, check_data_option, format_table, report
+from .models import conv_features, deep_convrfm
+from .problems import LARGE, SMALL
 
 FOLDS = 3
+# Filters of the layer under the Gaussian kernel.
+FILTERS = 512
 
 
-def make_models(n_rounds, n_filters, image_shape, seed, cache):
-    """The models by name; all take flat rows.
+def make_models(name, n_rounds, n_filters, image_shape, seed, cache):
+    """Return the models by name; all take flat rows.
+
+    Parameters
+    ----------
+    name : str
+        A name in `SMALL`, for the patches of feature layers.
+    n_rounds : int
+        AGOP rounds at most.
+    n_filters : int
+        Filters of a layer of Deep ConvRFM.
+    image_shape : tuple of int
+        Of an image.
+    seed : int
+        Of all draws.
+    cache : path-like
+        A folder for features that several models see.
 
     Returns
     -------
     dict of estimator
     """
     common = {"image_shape": image_shape, "random_state": seed}
-
-    def convrfm(**parameters):
-        return ConvRFMClassifier(**common, **parameters)
+    learned = {"n_rounds": n_rounds, **common}
 
     def behind_features(model, grid):
         features = PatchAGOPTransformer(
-            n_filters=256, pool=(3, 3), depth=1, n_rounds=n_rounds, **common
+            ConvRFMClassifier(ConvNTK(depth=1), **learned), n_filters=256, pool=(3, 3)
         )
         steps = [("features", features), ("scale", StandardScaler()), ("model", model)]
         return GridSearchCV(
             Pipeline(steps, memory=cache),
-            {"features__patch_size": [5, 7], **grid},
+            {"features__estimator__kernel__patch_size": [5, 7], **grid},
             cv=FOLDS,
         )
 
     models = {
-        "fixed kernel": convrfm(n_rounds=0),
-        "ConvRFM": convrfm(n_rounds=n_rounds),
+        "fixed kernel": ConvRFMClassifier(n_rounds=0, **common),
+        "ConvRFM": ConvRFMClassifier(**learned),
     }
     for layers in (2, 3):
         for activation in ("relu", "identity"):
-            models[f"Deep ConvRFM, {layers} layers, {activation}"] = convrfm(
-                n_rounds=n_rounds,
-                feature_layers=layers,
-                n_filters=n_filters,
-                activation=activation,
+            models[f"Deep ConvRFM, {layers} layers, {activation}"] = deep_convrfm(
+                layers, n_filters, activation, bias=0.3, **learned
             )
+    features = conv_features(name, FILTERS)
+    for kind, parameters in (
+        ("fixed", {**learned, "n_rounds": 0}),
+        ("learned", learned),
+    ):
+        models[f"ConvFeatures + Gaussian, {kind}"] = ConvRFMClassifier(
+            "gaussian", features, **parameters
+        )
     models["PatchAGOP + logistic regression"] = behind_features(
         LogisticRegression(max_iter=2000), {"model__C": [1e-3, 1e-2, 1e-1]}
     )
@@ -78,14 +99,14 @@ def make_models(n_rounds, n_filters, image_shape, seed, cache):
 
 
 def measure(name, load, options):
-    """Accuracies and seconds of every model, one entry a seed."""
+    """Return accuracies and seconds of every model, one entry a seed."""
     results = {}
     for seed in range(options.seeds):
         X_train, y_train, X_test, y_test = load(options.data, seed)
         flat_train, flat_test = (X.reshape(len(X), -1) for X in (X_train, X_test))
         with tempfile.TemporaryDirectory() as cache:
             models = make_models(
-                options.rounds, options.filters, X_train.shape[1:], seed, cache
+                name, options.rounds, options.filters, X_train.shape[1:], seed, cache
             )
             for label, model in models.items():
                 start = time.perf_counter()
@@ -96,10 +117,7 @@ def measure(name, load, options):
                     "seconds": seconds,
                     "layer": getattr(model, "best_layer_", None),
                     "round": getattr(model, "best_round_", None),
-                    "chosen": {
-                        key: value
-                        for key, value in getattr(model, "best_params_", {}).items()
-                    },
+                    "chosen": dict(getattr(model, "best_params_", {})),
                 }
                 results.setdefault(label, []).append(result)
                 print(f"{name}  seed {seed}  {label}: {result}", flush=True)
@@ -107,7 +125,7 @@ def measure(name, load, options):
 
 
 def make_table(name, results):
-    """Mean accuracies of a dataset as a table."""
+    """Return the mean accuracies of a data set as a table."""
     rows = []
     for label, runs in results.items():
         accuracies = [100 * run["accuracy"] for run in runs]
@@ -130,12 +148,12 @@ def parse_options(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
+    add_data_option(parser)
     parser.add_argument("--seeds", type=int, default=3, help="draws")
     parser.add_argument("--rounds", type=int, default=2, help="AGOP rounds at most")
     parser.add_argument("--filters", type=int, default=16, help="of a deep layer")
     parser.add_argument("--json", help="file to write the results to")
-    path = parser.add_argument_group("the linear path")
+    path = parser.add_argument_group("feature layers")
     path.add_argument("--linear", action="store_true", help="its table instead")
     path.add_argument("--only", nargs="+", choices=linear.ROWS, default=linear.ROWS)
     path.add_argument("--problems", nargs="+", choices=LARGE, default=list(LARGE))
@@ -143,13 +161,12 @@ def parse_options(argv=None):
         "--merge", nargs="+", metavar="FILE", help="table of earlier results (--json)"
     )
     options = parser.parse_args(argv)
-    if not options.data.is_dir():
-        parser.error(f"--data {options.data} is no folder; pass the one with the files")
+    check_data_option(parser, options)
     return options
 
 
 def main(argv=None):
-    """Run the comparison and print a table for each dataset."""
+    """Run the comparison and print a table for each data set."""
     options = parse_options(argv)
     if options.linear:
         linear.run(options)

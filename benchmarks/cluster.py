@@ -14,7 +14,6 @@ import pickle
 import warnings
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 import joblib
 import numpy as np
@@ -22,28 +21,31 @@ from joblib.parallel import get_active_backend
 from sklearn.base import clone
 
 from skconvrfm import ConvRFMClassifier
+from skconvrfm.features import ConvFeatures
 
 from .harness import (
     MEBIBYTE,
+    add_data_option,
     children_cpu_seconds,
     format_table,
     load_images,
     report,
     timed,
 )
-from .problems import DATA
 
 FILE = "mnist_5000_2000.npz"
 # Of the largest value of the decision function, in float32 and in float64.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-8}
 WARM_UP = 64
+# Of images, or of the maps of feature layers.
+KERNELS = ("linear", "gaussian", "ntk")
 
 
 # --------------------------------------------------------------------- backends
 
 
 def _threads_of_a_worker():
-    """What the environment of this process says of threads."""
+    """Return what the environment of this process says of threads."""
     return os.environ.get("OMP_NUM_THREADS")
 
 
@@ -59,20 +61,20 @@ def _environment_restored():
 
 @contextmanager
 def in_one_process(workers):
-    """No backend: tasks take turns, each with all threads."""
+    """Start no backend: tasks take turns, each with all threads."""
     yield {}
 
 
 @contextmanager
 def in_loky(workers):
-    """Processes of joblib's own."""
+    """Start processes of joblib's own."""
     with joblib.parallel_config(backend="loky", n_jobs=workers):
         yield {}
 
 
 @contextmanager
 def in_dask(workers):
-    """A Dask cluster of processes with one thread each."""
+    """Start a Dask cluster of processes with one thread each."""
     from dask.distributed import Client, LocalCluster
 
     # Dask sets OMP_NUM_THREADS in this process, from which others start later.
@@ -95,7 +97,7 @@ def in_dask(workers):
 
 @contextmanager
 def in_ray(workers):
-    """Processes of Ray on this machine."""
+    """Start processes of Ray on this machine."""
     import ray
     from ray.util.joblib import register_ray
 
@@ -146,7 +148,7 @@ class TaskSizes:
 
 
 def measure(name, model, data, workers):
-    """One fit under a backend.
+    """Measure one fit under a backend.
 
     Parameters
     ----------
@@ -191,7 +193,7 @@ def measure(name, model, data, workers):
 
 
 def compare(names, model, data, workers):
-    """All backends in turn, each against the first one."""
+    """Measure all backends in turn, each against the first one."""
     results, expected = {}, None
     for name in names:
         results[name], scores = measure(name, model, data, workers)
@@ -205,7 +207,7 @@ def compare(names, model, data, workers):
 
 
 def make_table(results):
-    """A row a backend."""
+    """Return a table with a row a backend."""
     headers = ["backend", "seconds", "CPU s", "tasks", "largest, MiB"]
     headers += ["generator", "threads", "difference"]
     rows = []
@@ -235,12 +237,12 @@ def parse_options(argv=None):
         "--backend", nargs="+", choices=BACKENDS, default=["sequential", "loky"]
     )
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--filters", type=int, default=64)
+    parser.add_argument("--filters", type=int, default=64, help="of the features")
     parser.add_argument("--rounds", type=int, default=1, help="n_rounds of the fit")
-    parser.add_argument("--method", choices=("features", "exact"), default="features")
+    parser.add_argument("--kernel", choices=KERNELS, default="linear")
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
+    add_data_option(parser)
     parser.add_argument("--file", default=FILE, help="images and labels in it")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     return parser.parse_args(argv)
@@ -249,19 +251,20 @@ def parse_options(argv=None):
 def main(argv=None):
     """Run the command line; fail where a backend changes the result."""
     options = parse_options(argv)
+    features = None
+    if options.kernel != "ntk":
+        features = ConvFeatures(options.filters, patch_size=3)
     model = ConvRFMClassifier(
-        method=options.method,
-        n_filters=options.filters,
-        n_rounds=options.rounds,
-        dtype=options.dtype,
+        options.kernel, features, n_rounds=options.rounds, dtype=options.dtype
     )
     path = options.data / options.file
     data = load_images(path, options.images), _labels(path, options.images)
     results = compare(options.backend, model, data, options.workers)
     packages = [name for key in options.backend for name in PACKAGES.get(key, ())]
     versions = {name: version(name) for name in packages}
+    filters = "" if features is None else f"on {options.filters} filters, "
     title = (
-        f"{options.images} images of {options.file}, {options.filters} filters, "
+        f"{options.images} images of {options.file}, {options.kernel} {filters}"
         f"{options.rounds} rounds, {options.dtype}, {options.workers} workers; "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
     )

@@ -14,9 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from skconvrfm.kernels import convolutional_kernel, patch_agop
+from skconvrfm.kernels import ConvNTK, patch_agop
 
-from .harness import format_table, load_images, median, report, smooth_images, timed
+from .harness import (
+    format_table,
+    load_images,
+    median,
+    report,
+    smooth_images,
+    tell_differences,
+    timed,
+)
 from .peers.client import PeerWorker, build_environment
 
 PEER = "neural_tangents"
@@ -46,8 +54,13 @@ class Case:
     n_points: int = 0
     with_peer: bool = True
 
+    @property
+    def kernel(self):
+        """Kernel of the network, without biases."""
+        return ConvNTK(self.depth, patch_size=PATCH_SIZE, bias=0)
+
     def make_arrays(self, images):
-        """The input: images, for an AGOP also coefficients and points."""
+        """Return the input: images, for an AGOP also coefficients and points."""
         if self.task == "kernel":
             return {"images": images}
         coef = np.random.default_rng(0).standard_normal((len(images), self.n_classes))
@@ -58,7 +71,7 @@ class Case:
         }
 
     def elements(self, images):
-        """Pairs · locations, summed over the layers: the unit of cost."""
+        """Return pairs · locations, summed over the layers: the unit of cost."""
         n, h, w = images.shape[:3]
         pairs = n * (n + 1) // 2 if self.task == "kernel" else n * self.n_points
         shrink = PATCH_SIZE - 1
@@ -106,10 +119,13 @@ def compute_ours(case, arrays):
     ndarray
         Kernel or AGOP.
     """
-    shared = {"depth": case.depth, "patch_size": PATCH_SIZE, "dtype": "float32"}
+    images = arrays["images"]
+    transform = arrays.get("patch_transform")
+    shared = {"patch_transform": transform, "dtype": "float32"}
     if case.task == "kernel":
-        return convolutional_kernel(arrays["images"], **shared)
-    return patch_agop(arrays["images"], arrays["dual_coef"], arrays["points"], **shared)
+        return case.kernel(images, **shared)
+    centres_and_points = images, arrays["dual_coef"], arrays["points"]
+    return patch_agop(case.kernel, *centres_and_points, **shared)
 
 
 def ask_peer(worker, case, arrays, **choices):
@@ -120,7 +136,7 @@ def ask_peer(worker, case, arrays, **choices):
 
 
 def disagreement(ours, theirs):
-    """Largest difference relative to the largest value."""
+    """Return the largest difference relative to the largest value."""
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
@@ -189,7 +205,7 @@ def summarize(measured):
 
 
 def make_tables(cases):
-    """The table of the cases, and the line about classes if both sizes are there.
+    """Return the table of the cases, and the line about classes if both are there.
 
     Parameters
     ----------
@@ -333,14 +349,8 @@ def _finish(results, peer_versions, options):
         measured["summary"] = summarize(measured)
     everything = {"cases": results, "peer_versions": peer_versions}
     report(make_tables(results), everything, options.json)
-    wrong = [
-        name
-        for name, measured in results.items()
-        if measured.get("disagreement", 0) > TOLERANCE
-    ]
-    if wrong:
-        print(f"\nresults differ by more than {TOLERANCE:g}: {', '.join(wrong)}")
-    return 1 if wrong else 0
+    differences = {name: one.get("disagreement") for name, one in results.items()}
+    return tell_differences(differences, TOLERANCE)
 
 
 if __name__ == "__main__":

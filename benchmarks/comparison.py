@@ -1,11 +1,12 @@
 """``python -m benchmarks.comparison``: everybody on the same few images.
 
-Ours by both methods, fixed and learned, beside xRFM, an SVC, a random forest, gradient
-boosting, scattering with a linear model, and a small convolutional network trained with
-skorch. All learn from the same rows of four data sets. Each has as many candidates,
-`BUDGET`, searched with the same fifth of the training images of the first draw held
-out; other draws take what was chosen there. Then all training images are fitted, and
-the test images are predicted, once. Nobody augments.
+Ours with a kernel of images and with two of features, fixed and learned, beside xRFM,
+an SVC, a random forest, gradient boosting, scattering with a linear model, and a small
+convolutional network trained with skorch. All learn from the same rows of four data
+sets. Each has as many candidates, `BUDGET`, searched with the same fifth of the
+training images of the first draw held out; other draws take what was chosen there. Then
+all training images are fitted, and the test images are predicted, once. Nobody
+augments.
 
 What is measured goes to a file line by line, and what is there already is not measured
 again: an interrupted run goes on, and several may share the work. Run it with
@@ -26,12 +27,21 @@ from sklearn.model_selection import ParameterGrid
 from sklearn.preprocessing import StandardScaler
 
 from skconvrfm import ConvRFMClassifier
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK, Gaussian, Linear
 
 from . import rivals
-from .harness import ROOT, describe_machine, format_table, report
+from .harness import (
+    ROOT,
+    add_data_option,
+    check_data_option,
+    describe_machine,
+    format_table,
+    report,
+)
 from .linear import SCATTERING, coefficients, fit_and_score, search_grid
 from .peers.client import PeerWorker, build_environment, requirements
-from .problems import DATA, DRAWN
+from .problems import DRAWN
 from .rivals import Rival
 
 RESULTS = ROOT / "benchmarks" / ".results" / "comparison.jsonl"
@@ -48,38 +58,38 @@ SETTINGS = ("n_train", "n_test")
 # -------------------------------------------------------------------- candidates
 
 
-def exact(n_rounds):
-    """Our exact kernel; GCV chooses ridge and round in every fit."""
+def of_images(n_rounds):
+    """Return the row of our kernel of images.
+
+    GCV chooses ridge and round in every fit, here and in `of_features`.
+    """
+    grid = [
+        {"kernel__patch_size": [3], "kernel__depth": [1, 3]},
+        {"kernel__patch_size": [5, 7], "kernel__depth": [1]},
+    ]
+    return _ours(ConvNTK(), None, n_rounds, grid)
+
+
+def of_features(kernel, n_rounds):
+    """Return the row of a kernel of our features."""
+    grid = [
+        {"features__patch_size": [5, 7], "features__pool_grid": [(3, 3)]},
+        {"features__patch_size": [9], "features__pool_grid": [(5, 5)]},
+        {"features__patch_size": [11], "features__pool_grid": [(2, 2)]},
+    ]
+    return _ours(kernel, ConvFeatures(FILTERS), n_rounds, grid)
+
+
+def _ours(kernel, features, n_rounds, grid):
+    """Return a function that makes a row of ours for the shape of an image."""
+    parts = [type(part).__name__ for part in (features, kernel) if part is not None]
+    label = f"{' + '.join(parts)}, {_kind(n_rounds)}"
 
     def row(image_shape, *_):
         model = ConvRFMClassifier(
-            method="exact", n_rounds=n_rounds, image_shape=image_shape
+            kernel, features, n_rounds=n_rounds, image_shape=image_shape
         )
-        grid = [
-            {"patch_size": [3], "depth": [1, 3]},
-            {"patch_size": [5, 7], "depth": [1]},
-        ]
-        return Rival(f"ConvRFM, exact, {_kind(n_rounds)}", model, grid)
-
-    return row
-
-
-def features(n_rounds):
-    """Our features; GCV chooses ridge and round in every fit."""
-
-    def row(image_shape, *_):
-        model = ConvRFMClassifier(
-            method="features",
-            n_rounds=n_rounds,
-            n_filters=FILTERS,
-            image_shape=image_shape,
-        )
-        grid = [
-            {"patch_size": [5, 7], "pool_grid": [(3, 3)]},
-            {"patch_size": [9], "pool_grid": [(5, 5)]},
-            {"patch_size": [11], "pool_grid": [(2, 2)]},
-        ]
-        return Rival(f"ConvRFM, features, {_kind(n_rounds)}", model, grid)
+        return Rival(label, model, grid)
 
     return row
 
@@ -89,7 +99,7 @@ def _kind(n_rounds):
 
 
 def xrfm(image_shape, extract, compute):
-    """xRFM on pixels, with a metric of a matrix or of a weight a pixel."""
+    """Return xRFM on pixels, with a metric of a matrix or of a weight a pixel."""
     model = rivals.RecursiveFeatureMachine(compute, rounds=ROUNDS)
     adaptive = {"bandwidth_mode": ["adaptive"], "bandwidth": [3.0]}
     grid = [
@@ -101,7 +111,7 @@ def xrfm(image_shape, extract, compute):
 
 
 def svc(*_):
-    """As in `rivals`."""
+    """Return the row of `rivals` with a grid of four."""
     grid = [
         {"svc__C": [3, 10]},
         {"svc__C": [10], "svc__gamma": [2e-2]},
@@ -111,7 +121,7 @@ def svc(*_):
 
 
 def forest(*_):
-    """As in `rivals`, with one thread."""
+    """Return the row of `rivals` with a grid of four, and with one thread."""
     row = rivals.forest()
     grid = [
         {"max_features": ["sqrt"], "min_samples_leaf": [1, 3]},
@@ -121,13 +131,13 @@ def forest(*_):
 
 
 def boosting(*_):
-    """As in `rivals`."""
+    """Return the row of `rivals` with a grid of four."""
     grid = {"learning_rate": [0.1, 0.2], "max_leaf_nodes": [7, 15]}
     return replace(rivals.boosting(), grid=grid)
 
 
 def scattering(image_shape, extract, compute):
-    """As in `rivals`: the scale, and one of the two linear models."""
+    """Return the row of `rivals` with scales, and one of the two linear models."""
     row = rivals.scattering(image_shape, extract)
     logistic, ridge = row.grid
     scales = {"scattering__J": row.grid[0]["scattering__J"][-2:]}
@@ -139,7 +149,7 @@ def scattering(image_shape, extract, compute):
 
 
 def network(image_shape, *_):
-    """As in `rivals`, for longer and in smaller steps, for there are few images."""
+    """Return the row of `rivals`, trained for longer and in smaller steps."""
     row = rivals.network(image_shape, None)
     grid = [
         {"cells": [None, 1, 2]},
@@ -149,22 +159,27 @@ def network(image_shape, *_):
     return replace(row, label="network, skorch", model=model, grid=grid)
 
 
+OURS = {
+    "linear-fixed": of_features(Linear(), 0),
+    "linear-learned": of_features(Linear(), ROUNDS),
+    "gaussian-fixed": of_features(Gaussian(), 0),
+    "gaussian-learned": of_features(Gaussian(), ROUNDS),
+    "ntk-fixed": of_images(0),
+    "ntk-learned": of_images(ROUNDS),
+}
 ROWS = {
     "svc": svc,
     "forest": forest,
     "boosting": boosting,
     "scattering": scattering,
-    "features-fixed": features(0),
-    "features-learned": features(ROUNDS),
     "xrfm": xrfm,
     "network": network,
-    "exact-fixed": exact(0),
-    "exact-learned": exact(ROUNDS),
+    **OURS,
 }
 
 
 def make_row(name, image_shape, extract, compute):
-    """A model with its candidates, which are judged by one part that is held out.
+    """Return a model with its candidates, judged by one part that is held out.
 
     Parameters
     ----------
@@ -175,7 +190,7 @@ def make_row(name, image_shape, extract, compute):
     extract : callable
         ``extract(images, J)`` returns scattering coefficients.
     compute : callable
-        What `rivals.RecursiveFeatureMachine` asks.
+        The function that `rivals.RecursiveFeatureMachine` calls.
 
     Returns
     -------
@@ -189,7 +204,7 @@ def make_row(name, image_shape, extract, compute):
 
 @contextmanager
 def peers(names):
-    """The functions that let kymatio and xRFM compute, in workers of their own.
+    """Yield the functions that let kymatio and xRFM compute, in workers of their own.
 
     Environments are built and workers started before anything is measured.
     """
@@ -211,7 +226,7 @@ def peers(names):
 
 
 class Results:
-    """What was measured, in a file of JSON lines that several processes may share.
+    """Measurements in a file of JSON lines that several processes may share.
 
     Parameters
     ----------
@@ -225,7 +240,7 @@ class Results:
         self.path, self.settings = Path(path), settings
 
     def read(self):
-        """The records, by problem, row and draw; a search has None for its draw."""
+        """Return the records, by problem, row and draw, which is None for a search."""
         if not self.path.exists():
             return {}
         records = map(json.loads, self.path.read_text().splitlines())
@@ -236,7 +251,7 @@ class Results:
         }
 
     def once(self, problem, row, draw, measure):
-        """The record of this name, measured and written unless it is there."""
+        """Return the record of this name, measured and written unless it is there."""
         name = (problem, row, draw)
         if name not in self.read():
             record = dict(zip(("problem", "row", "draw"), name, strict=True))
@@ -276,7 +291,7 @@ def measure_row(results, problem, name, row, draw, parts, first_parts):
 
 
 def _parts(data):
-    """The shape of an image; rows and labels of both parts."""
+    """Return the shape of an image, and rows and labels of both parts."""
     X_train, y_train, X_test, y_test = data
     shape = np.atleast_3d(X_train[0]).shape
     flat = [X.reshape(len(X), -1) for X in (X_train, X_test)]
@@ -287,7 +302,7 @@ def _parts(data):
 
 
 def summarize(records, problem):
-    """Accuracies and mean seconds by row, the best first.
+    """Return accuracies and mean seconds by row, the best first.
 
     Returns
     -------
@@ -320,7 +335,7 @@ def summarize(records, problem):
 
 
 def make_table(records, problem):
-    """The table of a problem."""
+    """Return the table of a problem."""
     rows = [
         [
             row["label"],
@@ -335,7 +350,7 @@ def make_table(records, problem):
 
 
 def list_choices(records):
-    """What the searches chose, as a table."""
+    """Return what the searches chose, as a table."""
     rows = [
         [problem, name, ", ".join(f"{k}={v}" for k, v in record["chosen"].items())]
         for (problem, name, draw), record in sorted(
@@ -352,7 +367,7 @@ def write_page(path, tables):
 
 
 def describe_versions():
-    """The versions of everybody, in a line."""
+    """Return the versions of everybody, in a line."""
     versions = describe_machine()["versions"]
     pinned = (requirements(peer).read_text().splitlines()[0] for peer in PEERS)
     ours = (f"{name}=={number}" for name, number in versions.items())
@@ -369,7 +384,7 @@ def draw_figure(path, records, problems):
     for panel, problem in zip(panels, problems, strict=False):
         points = {}
         for row in summarize(records, problem):
-            ours = row["label"].startswith("ConvRFM")
+            ours = row["row"] in OURS
             at = row["search"] + row["fit"], 100 * np.mean(row["accuracies"])
             panel.plot(*at, "o" if ours else "s", color="C3" if ours else "C7")
             points[row["row"]] = at
@@ -440,7 +455,7 @@ def parse_options(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.comparison", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
+    add_data_option(parser)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--problems", nargs="+", choices=DRAWN, default=list(DRAWN))
     parser.add_argument("--n-train", type=int, default=1000, help="training images")
@@ -454,8 +469,7 @@ def parse_options(argv=None):
     parser.add_argument("--figure", metavar="FILE", help="draw the picture there")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     options = parser.parse_args(argv)
-    if not options.data.is_dir():
-        parser.error(f"--data {options.data} is no folder; pass the one with the files")
+    check_data_option(parser, options)
     return options
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from skconvrfm import ConvRFMClassifier
-from skconvrfm.core import compiled
-from skconvrfm.core.ridge import RidgePath
-from skconvrfm.kernels import convolutional_kernel, patch_agop
+from skconvrfm.compute.native import build
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK, Gaussian, Linear, patch_agop
+from skconvrfm.learning.ridge import RidgePath
 
 from .harness import MEBIBYTE, format_table, median, report, smooth_images, timed
 
@@ -50,25 +51,25 @@ class Problem:
         self.matrix = 1 + flat @ flat.T / flat.shape[1]
 
     def kernel(self, depth, **where):
-        """The training kernel."""
-        return convolutional_kernel(self.X, depth=depth, **where)
+        """Compute the training kernel."""
+        return ConvNTK(depth, bias=0)(self.X, **where)
 
     def agop(self, depth, **where):
-        """One patch AGOP."""
-        points = self.X[: len(self.X) // AGOP_SHARE]
-        return patch_agop(self.X, self.dual_coef, points, depth=depth, **where)
+        """Compute one patch AGOP."""
+        kernel, points = ConvNTK(depth, bias=0), self.X[: len(self.X) // AGOP_SHARE]
+        return patch_agop(kernel, self.X, self.dual_coef, points, **where)
 
     def decomposition(self, device, dtype):
-        """GCV of all ridges."""
+        """Compute GCV of all ridges."""
         ones = np.ones(len(self.matrix))
         device = torch.device(device)
         return RidgePath(self.matrix, self.dual_coef, ones, ALPHAS, device).gcv()
 
-    def fit(self, method, **where):
-        """Scores of new images after a fit with two rounds."""
+    def fit(self, kernel, features=None, **where):
+        """Return scores of new images after a fit with two rounds."""
         options = {"selection": "last", "n_rounds": 2, "random_state": 0, **where}
-        classifier = ConvRFMClassifier(method=method, **options).fit(self.X, self.y)
-        return classifier.decision_function(self.X_new)
+        classifier = ConvRFMClassifier(kernel, features, **options)
+        return classifier.fit(self.X, self.y).decision_function(self.X_new)
 
 
 CASES = {
@@ -76,13 +77,18 @@ CASES = {
     "kernel, depth 3": partial(Problem.kernel, depth=3),
     "AGOP, depth 3": partial(Problem.agop, depth=3),
     "decomposition": Problem.decomposition,
-    "fit and predict, exact": partial(Problem.fit, method="exact"),
-    "fit and predict, features": partial(Problem.fit, method="features"),
+    "fit and predict, ConvNTK": partial(Problem.fit, kernel=ConvNTK()),
+    **{
+        f"fit and predict, ConvFeatures + {type(kernel).__name__}": partial(
+            Problem.fit, kernel=kernel, features=ConvFeatures(patch_size=3)
+        )
+        for kernel in (Linear(), Gaussian())
+    },
 }
 
 
 def measure_case(case, problem, warm_up, device, dtype, repeats):
-    """One case on one device in one precision.
+    """Measure one case on one device in one precision.
 
     Parameters
     ----------
@@ -116,7 +122,7 @@ def measure_case(case, problem, warm_up, device, dtype, repeats):
 
 
 def measure(name, problem, warm_up, repeats):
-    """One case everywhere: a row of the table, as a dict."""
+    """Measure one case everywhere; return a row of the table, as a dict."""
     row, results = {"case": name}, {}
     for device, dtype in (
         ("cuda", "float32"),
@@ -136,7 +142,7 @@ def measure(name, problem, warm_up, repeats):
 
 
 def tabulate(rows):
-    """The table of the cases.
+    """Return the table of the cases.
 
     Parameters
     ----------
@@ -189,7 +195,7 @@ def main(argv=None):
     """Run the command line."""
     options = parse_options(argv)
     # However small the images that go first: what is compiled is compiled by them.
-    os.environ[compiled.SWITCH] = "1"
+    os.environ[build.SWITCH] = "1"
     problem, warm_up = Problem(options.n_images), Problem(100, seed=1)
     rows = []
     for name in options.cases:

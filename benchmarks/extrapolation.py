@@ -1,4 +1,4 @@
-"""What a fit with features on many workers takes, from unit costs: a model on paper.
+"""Cost of a fit with features on many workers, from unit costs: a model on paper.
 
 A round passes twice over the images: workers compute features and their D × D sums,
 which the parent adds up and decomposes; then features again, each row of which meets
@@ -11,7 +11,7 @@ operations; unit costs are those of `benchmarks.unit_costs`.
 import math
 from dataclasses import dataclass
 
-from skconvrfm.methods import AUTO_AGOP_PATCHES
+from skconvrfm.learning.models import _FEATURE_AGOP_PATCHES
 
 from .features import Case
 from .harness import format_table
@@ -57,35 +57,35 @@ class Fit:
 
     @property
     def rounds_fitted(self):
-        """Rounds with the one before the first AGOP."""
+        """Number of rounds, with the one before the first AGOP."""
         return self.n_rounds + 1
 
     @property
     def width(self):
-        """Features D of an image."""
+        """Number D of features of an image."""
         return self.case.n_filters * self.case.grid**2
 
     @property
     def matrix_bytes(self):
-        """Of a D × D matrix of doubles."""
+        """Bytes of a D × D matrix of doubles."""
         return DOUBLE * self.width**2
 
     @property
     def agop_images(self):
-        """Images that carry the AGOP, by default."""
-        wanted = AUTO_AGOP_PATCHES["features"] / self.case.layer.n_locations
+        """Number of images that carry the AGOP, by default."""
+        wanted = _FEATURE_AGOP_PATCHES / self.case.layer.n_locations
         return min(self.n_images, math.ceil(wanted))
 
 
 def agop_operations(case):
-    """Additions and multiplications of the AGOP of one image."""
+    """Return the additions and multiplications of the AGOP of one image."""
     patch_dim = case.patch_size**2 * case.image_shape[2]
     inner = (patch_dim + case.n_filters) * case.n_filters
     return 2 * case.layer.n_locations * inner
 
 
 def traffic(fit):
-    """Bytes of one pass, or of one round where there is one such pass.
+    """Return the bytes of one pass, or of one round where there is one such pass.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def traffic(fit):
 
 
 def worker_seconds(fit, costs):
-    """Seconds of a worker in one round, all workers side by side.
+    """Return the seconds of a worker in one round, all workers side by side.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def worker_seconds(fit, costs):
 
 
 def parent_seconds(fit, costs):
-    """Seconds of the parent in one round, in which workers wait.
+    """Return the seconds of the parent in one round, in which workers wait.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def parent_seconds(fit, costs):
 
 
 def seconds(fit, costs):
-    """Seconds of the whole fit by part.
+    """Return the seconds of the whole fit by part.
 
     Before the rounds the parent passes once over all images, to put them in an order
     that depends on their content alone.
@@ -172,7 +172,7 @@ def seconds(fit, costs):
 
 
 def parent_memory(fit):
-    """Bytes of the parent by part, images apart, which stay in their file."""
+    """Return the bytes of the parent by part, without images, which stay in files."""
     of_rows = {
         **{part: count * fit.n_outputs for part, count in ROW_OUTPUTS.items()},
         **ROW_NUMBERS,
@@ -184,7 +184,7 @@ def parent_memory(fit):
 
 
 def quickest_workers(fit, costs):
-    """The number of workers from which on more of them make a fit slower.
+    """Return the number of workers from which on more make a fit slower.
 
     What workers compute is shared out, and what they exchange with the parent grows
     with them: a / W + b W is least at the root of a / b.
@@ -196,13 +196,13 @@ def quickest_workers(fit, costs):
 
 
 def largest(parts):
-    """The largest part and its share of the sum."""
+    """Return the largest part and its share of the sum."""
     name = max(parts, key=parts.get)
     return name, parts[name] / sum(parts.values())
 
 
 def summarize(fit, costs):
-    """All of the model's numbers.
+    """Return all numbers of the model.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def summarize(fit, costs):
 
 
 def tabulate(fit, costs):
-    """The model's numbers as tables.
+    """Return the model's numbers as tables.
 
     Returns
     -------
@@ -263,7 +263,7 @@ def tabulate(fit, costs):
 
 
 def _table_of_shares(title, unit, parts):
-    """A table of parts, their shares, and their sum."""
+    """Return a table of parts, their shares, and their sum."""
     whole = sum(parts.values())
     rows = [[part, value, f"{value / whole:.0%}"] for part, value in parts.items()]
     return format_table([title, unit, "share"], [*rows, ["all", whole, "100%"]])

@@ -16,13 +16,19 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from skconvrfm.core.blocks import Resources
-from skconvrfm.core.features import FilterLayer
-from skconvrfm.core.images import convolution_layers
-from skconvrfm.core.tiles import compute_features
+from skconvrfm.compute.images import convolution_layers
+from skconvrfm.compute.parallel import Resources
+from skconvrfm.features.maps import FilterLayer, compute_features
 
 from .compare import disagreement
-from .harness import format_table, median, report, smooth_images, timed
+from .harness import (
+    format_table,
+    median,
+    report,
+    smooth_images,
+    tell_differences,
+    timed,
+)
 from .peers.client import PeerWorker, build_environment
 
 PEER = "kymatio"
@@ -64,7 +70,7 @@ class Case:
 
     @property
     def equal_cells(self):
-        """Whether all cells have as many locations, so that all pool alike."""
+        """True where all cells have as many locations, so that all pool alike."""
         return not any(size % self.grid for size in self.layer.locations)
 
     def make_filters(self):
@@ -81,7 +87,7 @@ CASES = {
 
 
 def our_features(case):
-    """What computes our features of images in a numpy array, (n, h, w, c)."""
+    """Return a function that makes our features of a numpy array (n, h, w, c)."""
     grid = (case.grid, case.grid)
     features = FilterLayer(case.layer, case.make_filters(), "relu", pool=grid)
     resources = Resources("cpu", torch.float32, MEMORY)
@@ -89,7 +95,7 @@ def our_features(case):
 
 
 def torch_features(case, batch, memory_format):
-    """What computes the same with torch's own functions, batch by batch."""
+    """Return a function that does so with torch's own functions, batch by batch."""
     channels = case.image_shape[2]
     weight = torch.from_numpy(case.make_filters() * np.float32((2 / channels) ** 0.5))
     weight = weight.reshape(-1, channels, case.patch_size, case.patch_size)
@@ -108,7 +114,7 @@ def torch_features(case, batch, memory_format):
 
 
 def tune_torch(case, images):
-    """The fastest of all batch sizes and memory formats, and what it is."""
+    """Return the fastest of all batch sizes and memory formats."""
     formats = (torch.contiguous_format, torch.channels_last)
     choices = list(itertools.product(BATCHES, formats))
     return min(
@@ -117,17 +123,17 @@ def tune_torch(case, images):
 
 
 def _seconds(compute, images):
-    """The better of two runs."""
+    """Return the seconds of the better of two runs."""
     return min(timed(compute, images)[0]["seconds"] for _ in range(2))
 
 
 def ask_scattering(worker, images, batch):
-    """Times of the scattering of images, and its coefficients."""
+    """Return times of the scattering of images, and its coefficients."""
     return worker.compute({"images": images}, J=2, L=8, batch=batch)
 
 
 def tune_scattering(worker, images):
-    """The fastest batch size of the scattering."""
+    """Return the fastest batch size of the scattering."""
     return min(
         BATCHES,
         key=lambda batch: min(
@@ -137,7 +143,7 @@ def tune_scattering(worker, images):
 
 
 def classify(features):
-    """The classes that a linear model finds in features, whose time is measured."""
+    """Return the seconds that a linear model takes to classify features."""
     flat = features.reshape(len(features), -1)
     coef = np.ones((flat.shape[1], N_CLASSES), dtype=flat.dtype)
     measured, _ = timed(lambda: (flat @ coef).argmax(axis=1))
@@ -192,7 +198,7 @@ def compare_case(case, n_images, rounds, worker=None):
 
 
 def make_table(name, measured):
-    """The table of one case: medians, and how many times ours each is."""
+    """Return the table of one case: medians, and how many times ours each is."""
     headers = [name, "features", "µs an image", "ratio", "GFLOP/s"]
     headers += ["CPU µs", "CPU ratio", "linear, µs"]
     medians = {
@@ -237,7 +243,7 @@ def main(argv=None):
 
 
 def _measure(options, worker):
-    """All cases asked for."""
+    """Measure all cases asked for."""
     return {
         name: compare_case(CASES[name], options.images, options.rounds, worker)
         for name in options.cases
@@ -248,14 +254,8 @@ def _finish(results, options):
     """Report the results; fail where ours and torch's differ."""
     tables = [make_table(name, measured) for name, measured in results.items()]
     report(tables, {"features": results}, options.json)
-    wrong = [
-        name
-        for name, measured in results.items()
-        if (measured["disagreement"] or 0) > TOLERANCE
-    ]
-    if wrong:
-        print(f"\nresults differ by more than {TOLERANCE:g}: {', '.join(wrong)}")
-    return 1 if wrong else 0
+    differences = {name: one["disagreement"] for name, one in results.items()}
+    return tell_differences(differences, TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from joblib import parallel_config
 from sklearn import config_context
 
 from skconvrfm import ConvRFMClassifier
-from skconvrfm.kernels import convolutional_kernel, patch_agop
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK, patch_agop
 
 from .harness import (
     MEBIBYTE,
@@ -34,13 +35,14 @@ from .harness import (
 )
 
 SMALL = (16, 16, 1)
+KERNEL = ConvNTK(bias=0)
 N_CLASSES = 10
 CLOCKS = ("seconds", "cpu_seconds")
 BUDGETS = (64, 256, 1024)
 
 
 def best_in_turns(calls, rounds):
-    """Times of several calls that take turns, the best of all rounds.
+    """Measure several calls that take turns; the best of all rounds counts.
 
     Parameters
     ----------
@@ -64,14 +66,14 @@ def best_in_turns(calls, rounds):
 
 
 def exponents(sizes, times):
-    """The powers of the size that the times grow with, by clock."""
+    """Return the powers of the size that the times grow with, by clock."""
     return {
         f"{clock}_exponent": growth_exponent(sizes, times[clock]) for clock in CLOCKS
     }
 
 
 def kernel_by_images(sizes=(250, 500, 1000, 2000), rounds=3):
-    """Kernel time by number of images, and the exponent of its growth.
+    """Measure kernel time by number of images, and the exponent of its growth.
 
     Parameters
     ----------
@@ -85,13 +87,13 @@ def kernel_by_images(sizes=(250, 500, 1000, 2000), rounds=3):
     dict
     """
     images = smooth_images(max(sizes), SMALL)
-    calls = [lambda n=n: convolutional_kernel(images[:n]) for n in sizes]
+    calls = [lambda n=n: KERNEL(images[:n]) for n in sizes]
     times = best_in_turns(calls, rounds)
     return {"images": list(sizes), **times, **exponents(sizes, times)}
 
 
 def kernel_at_a_prime(prime=1009, rounds=5):
-    """Kernel time at a prime number of images and at its neighbours.
+    """Measure kernel time at a prime number of images and at its neighbours.
 
     Parameters
     ----------
@@ -107,7 +109,7 @@ def kernel_at_a_prime(prime=1009, rounds=5):
     """
     sizes = [prime - 1, prime, prime + 1]
     images = smooth_images(prime + 1, SMALL)
-    calls = [lambda n=n: convolutional_kernel(images[:n]) for n in sizes]
+    calls = [lambda n=n: KERNEL(images[:n]) for n in sizes]
     times = best_in_turns(calls, rounds)
     excess = {
         f"{clock}_excess": at / ((below + above) / 2) - 1
@@ -117,7 +119,7 @@ def kernel_at_a_prime(prime=1009, rounds=5):
 
 
 def agop_by_images(sizes=(20, 40, 80, 160), n_centres=500, rounds=3):
-    """AGOP time by number of images that carry it, and the exponent of its growth.
+    """Measure AGOP time by number of images that carry it, and its growth.
 
     Parameters
     ----------
@@ -134,13 +136,13 @@ def agop_by_images(sizes=(20, 40, 80, 160), n_centres=500, rounds=3):
     """
     images = smooth_images(n_centres, SMALL)
     coef = np.random.default_rng(0).standard_normal((n_centres, N_CLASSES))
-    calls = [lambda n=n: patch_agop(images, coef, images[:n]) for n in sizes]
+    calls = [lambda n=n: patch_agop(KERNEL, images, coef, images[:n]) for n in sizes]
     times = best_in_turns(calls, rounds)
     return {"images": list(sizes), **times, **exponents(sizes, times)}
 
 
 def workers_against_threads(n_images=3000, rounds=3):
-    """Kernel time of one worker with two threads and of two workers with one.
+    """Measure kernel time of one worker with two threads and of two workers with one.
 
     Parameters
     ----------
@@ -158,10 +160,10 @@ def workers_against_threads(n_images=3000, rounds=3):
     def with_workers(backend):
         # The workers share out the threads that this process has.
         with parallel_config(backend):
-            return convolutional_kernel(images, n_jobs=2)
+            return KERNEL(images, n_jobs=2)
 
     calls = {
-        "1 worker, 2 threads": lambda: convolutional_kernel(images, n_jobs=1),
+        "1 worker, 2 threads": lambda: KERNEL(images, n_jobs=1),
         "2 workers, loky": lambda: with_workers("loky"),
         "2 workers, threading": lambda: with_workers("threading"),
     }
@@ -176,7 +178,7 @@ def workers_against_threads(n_images=3000, rounds=3):
 
 
 def memory_by_budget(budgets=BUDGETS):
-    """Peak memory above data and result by working_memory.
+    """Measure peak memory above data and result by working_memory.
 
     Parameters
     ----------
@@ -200,7 +202,7 @@ def memory_by_budget(budgets=BUDGETS):
 
 
 def measure_memory(budget, n_images=1200, n_points=60, image_shape=(32, 32, 3)):
-    """Peak memory of kernel and AGOP in this process.
+    """Measure the peak memory of kernel and AGOP in this process.
 
     Parameters
     ----------
@@ -219,8 +221,10 @@ def measure_memory(budget, n_images=1200, n_points=60, image_shape=(32, 32, 3)):
     images = smooth_images(n_images, image_shape)
     coef = np.random.default_rng(0).standard_normal((n_images, N_CLASSES))
     calls = {
-        "kernel": lambda n: convolutional_kernel(images[:n]),
-        "agop": lambda n: patch_agop(images[:n], coef[:n], images[:n][:n_points]),
+        "kernel": lambda n: KERNEL(images[:n]),
+        "agop": lambda n: patch_agop(
+            KERNEL, images[:n], coef[:n], images[:n][:n_points]
+        ),
     }
     peaks = {}
     for name, call in calls.items():
@@ -232,7 +236,7 @@ def measure_memory(budget, n_images=1200, n_points=60, image_shape=(32, 32, 3)):
 
 
 def linear_by_images(sizes=(2000, 4000, 8000, 16_000, 32_000), rounds=2):
-    """Time and memory of a fit with features by number of images, and exponents.
+    """Measure time and memory of a fit with features by number of images.
 
     Parameters
     ----------
@@ -257,7 +261,7 @@ def linear_by_images(sizes=(2000, 4000, 8000, 16_000, 32_000), rounds=2):
 
 
 def byte_images(n_images, image_shape=(32, 32, 3)):
-    """Images of bytes, and classes that have to do with them."""
+    """Make images of bytes, and classes that have to do with them."""
     images = smooth_images(n_images, image_shape)
     contrast = images[:, :16].mean((1, 2, 3)) - images[:, 16:].mean((1, 2, 3))
     labels = np.digitize(contrast, np.quantile(contrast, np.arange(1, N_CLASSES) / 10))
@@ -265,12 +269,13 @@ def byte_images(n_images, image_shape=(32, 32, 3)):
 
 
 def linear_fit(X, y):
-    """Two rounds with few features, so that what grows with the images is in sight."""
-    return ConvRFMClassifier(method="features", n_filters=64, n_rounds=1).fit(X, y)
+    """Fit two rounds with few features, so that the cost of the images is in sight."""
+    features = ConvFeatures(64, patch_size=3)
+    return ConvRFMClassifier("linear", features, n_rounds=1).fit(X, y)
 
 
 def measure_linear(n_images, budget=64):
-    """Peak memory of a fit with features in this process, above the data."""
+    """Measure the peak memory of a fit with features, above the data."""
     X, y = byte_images(n_images)
     linear_fit(X[:100], y[:100])  # Libraries are loaded and threads have started.
     with config_context(working_memory=budget):
@@ -307,7 +312,7 @@ TITLES = {
 
 
 def make_table(name, results):
-    """The table of a part, under its title and over the line that sums it up.
+    """Return the table of a part, under its title and over the line that sums it up.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the benchmarks share: data, clocks, memory, tables and the machine (Linux)."""
+"""Data, clocks, memory, tables and the machine, for all benchmarks (Linux)."""
 
 import gc
 import json
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+# The folder of the files of images.
+DATA = ROOT.parent / "shared" / "data"
 MEBIBYTE = 2**20
 # Whose versions a measurement tells; None for what is not installed.
 VERSIONS = ("skconvrfm", "torch", "scikit-learn", "numpy", "scipy", "skorch")
@@ -110,7 +112,7 @@ def children_cpu_seconds():
 
 
 def timed_with_children(function, *args, **kwargs):
-    """As `timed`, with the CPU seconds of pools and workers."""
+    """Measure a call as `timed` does, with the CPU seconds of pools and workers."""
     before = children_cpu_seconds()
     measured, result = timed(function, *args, **kwargs)
     measured["cpu_seconds"] += children_cpu_seconds() - before
@@ -307,8 +309,43 @@ def _format_cell(cell):
     return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
 
+def add_data_option(parser):
+    """Add ``--data``, the folder of the files of images, to a command line."""
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
+
+
+def check_data_option(parser, options):
+    """End the command with a message where ``--data`` is no folder."""
+    if not options.data.is_dir():
+        parser.error(f"--data {options.data} is no folder; pass the one with the files")
+
+
+def tell_differences(differences, tolerance):
+    """Print the names of results that differ too much; return the exit status.
+
+    Parameters
+    ----------
+    differences : dict of str to (float or None)
+        How far two results differ, by name; None where they were not compared.
+    tolerance : float
+        The largest difference that is none.
+
+    Returns
+    -------
+    int
+    """
+    wrong = [
+        name
+        for name, value in differences.items()
+        if value is not None and not value <= tolerance
+    ]
+    if wrong:
+        print(f"\nresults differ by more than {tolerance:g}: {', '.join(wrong)}")
+    return 1 if wrong else 0
+
+
 def describe_machine():
-    """What a measurement needs beside it to be understood later.
+    """Return what a measurement needs beside it to be understood later.
 
     Returns
     -------

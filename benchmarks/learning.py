@@ -1,64 +1,57 @@
-"""``python -m benchmarks.learning``: what rounds of learning add to features.
+"""``python -m benchmarks.learning``: accuracy of features by round of learning.
 
-Accuracy by round on training images that were held out, for variants of the metric's
+On training images that were held out, for variants of the metric's
 beginning, its power, and the filters; 256 filters, 3000 images (framed digits: 1000).
 Nothing of the test is used. Needs the files of ``python -m benchmarks.accuracy
 --linear`` and scikit-learn 1.9, whose callbacks see the model after every round.
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
 from skconvrfm import ConvRFMClassifier
 
-from .harness import format_table, report
-from .linear import FEATURES
-from .problems import DATA, LARGE
+from .harness import add_data_option, check_data_option, format_table, report
+from .models import TestScore, conv_features, with_layer_below
+from .problems import LARGE
 
 N_HELD_OUT = 1000
 N_ROUNDS = 2
-GAUSSIAN = {"filters": "gaussian", "initial_metric": "identity", "threshold": 0.0}
+SMALL = {"features__patch_size": 3, "features__n_filters": 128}
+TWO_LAYERS = "and a layer on them"
 VARIANTS = {
     "whitened patches": {},
     "power ¼": {"agop_power": 0.25},
     "power ⅛": {"agop_power": 0.125},
     "power 1": {"agop_power": 1.0},
-    "patches, identity": {"initial_metric": "identity"},
-    "Gaussian, identity": GAUSSIAN,
-    "Gaussian, whitened": {"filters": "gaussian"},
-    "1024 filters": {"n_filters": 1024},
+    "patches, identity": {"features__metric": "identity"},
+    "Gaussian, identity": {
+        "features__filters": "gaussian",
+        "features__metric": "identity",
+        "features__threshold": 0.0,
+    },
+    "Gaussian, whitened": {"features__filters": "gaussian"},
+    "1024 filters": {"features__n_filters": 1024},
     "AGOP of all images": {"agop_samples": None},
-    "patches of 11×11": {"patch_size": 11, "pool_grid": (2, 2)},
-    "patches of 3×3": {"patch_size": 3, "n_filters": 128},
-    "and a layer on them": {"patch_size": 3, "n_filters": 128, "feature_layers": 2},
+    "patches of 11×11": {"features__patch_size": 11, "features__pool_grid": (2, 2)},
+    "patches of 3×3": SMALL,
+    TWO_LAYERS: SMALL,
 }
 
 
-class Scores:
-    """A callback of scikit-learn that scores the model of every round."""
-
-    def __init__(self, X, y):
-        self._X, self._y, self.accuracies = X, y, []
-
-    def setup(self, estimator, context):
-        """Nothing to prepare."""
-
-    def on_fit_task_begin(self, estimator, context, **_):
-        """Nothing to do."""
-
-    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None, **_):
-        """Score the model after a round."""
-        if context.task_name == "round":
-            self.accuracies.append(fitted_estimator.score(self._X, self._y))
-
-    def teardown(self, estimator, context):
-        """Nothing to put away."""
+def make_model(problem, variant):
+    """Return the classifier of a variant."""
+    model = ConvRFMClassifier(
+        "linear", conv_features(problem, 256), n_rounds=N_ROUNDS, selection="last"
+    ).set_params(**VARIANTS[variant])
+    if variant == TWO_LAYERS:
+        model.set_params(features=with_layer_below(model.features))
+    return model
 
 
 def load(problem, folder):
-    """Training images to fit on and others of them to judge by."""
+    """Return training images to fit on and others of them to judge by."""
     X, y, _, _ = LARGE[problem].load(folder, 0)
     if LARGE[problem].redrawn:  # all are trained on: another draw judges
         X_other, y_other, _, _ = LARGE[problem].load(folder, 99)
@@ -69,28 +62,20 @@ def load(problem, folder):
 
 
 def measure(problem, variant, folder):
-    """Accuracy and GCV by round.
+    """Measure accuracy and GCV by round.
 
     Returns
     -------
     dict of list
     """
     X, y, X_other, y_other = load(problem, folder)
-    scores = Scores(X_other, y_other)
-    model = ConvRFMClassifier(
-        method="features",
-        n_rounds=N_ROUNDS,
-        selection="last",
-        **{"n_filters": 256, **FEATURES[problem], **VARIANTS[variant]},
-    )
-    model.set_callbacks(scores).fit(X, y)
-    # Of the last layer.
-    accuracies = scores.accuracies[-N_ROUNDS - 1 :]
-    return {"accuracy": accuracies, "gcv": model.history_["gcv"].tolist()}
+    scores = TestScore(X_other, y_other)
+    model = make_model(problem, variant).set_callbacks(scores).fit(X, y)
+    return {"accuracy": scores.scores, "gcv": model.history_["gcv"].tolist()}
 
 
 def make_table(problem, results):
-    """One line a variant."""
+    """Return a table with one line a variant."""
     rows = [
         [
             variant,
@@ -108,13 +93,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learning", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
+    add_data_option(parser)
     parser.add_argument("--problems", nargs="+", choices=LARGE, default=list(LARGE))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     options = parser.parse_args(argv)
-    if not options.data.is_dir():
-        parser.error(f"--data {options.data} is no folder; pass the one with the files")
+    check_data_option(parser, options)
     results = {}
     for problem in options.problems:
         results[problem] = {}

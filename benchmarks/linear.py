@@ -1,10 +1,10 @@
-"""The table of the linear path: ``python -m benchmarks.accuracy --linear``.
+"""Table of feature layers: ``python -m benchmarks.accuracy --linear``.
 
-Our features and their linear classifier beside peers, each at the best of a small grid
-that is searched on a fifth of the training images held out (three such parts where
-there are few images). What draws random numbers is fitted with several seeds, what
-does not once; the grid is searched once a training set. Every fit sees the training
-images as they are: no augmentation, for nobody.
+Our features under a linear and under a Gaussian kernel beside peers, each at the best
+of a small grid that is searched on a fifth of the training images held out (three such
+parts where there are few images). What draws random numbers is fitted with several
+seeds, what does not once; the grid is searched once a training set. Every fit sees the
+training images as they are: no augmentation, for nobody.
 """
 
 import json
@@ -16,8 +16,10 @@ import joblib
 import numpy as np
 
 from skconvrfm import ConvRFMClassifier
+from skconvrfm.kernels import Gaussian, Linear
 
 from .harness import format_table, report, timed_with_children
+from .models import conv_features
 from .peers.client import PeerWorker, build_environment
 from .problems import LARGE
 from .rivals import RIVALS
@@ -35,18 +37,8 @@ TIMES = (
 )
 
 
-# By GCV with 256 filters on 3000 training images (1000 framed ones), from patches of 5
-# to 11 and grids of 2×2 to 5×5.
-FEATURES = {
-    "CIFAR-10, 5000": {"patch_size": 6, "pool_grid": (3, 3)},
-    "MNIST, 5000": {"patch_size": 7, "pool_grid": (3, 3)},
-    "Fashion-MNIST, 5000": {"patch_size": 9, "pool_grid": (5, 5)},
-    "framed MNIST, 1000": {"patch_size": 11, "pool_grid": (2, 2)},
-}
-
-
-def linear_models(image_shape, seed, data_name):
-    """Our rows of the table; all take flat rows.
+def our_models(image_shape, seed, data_name):
+    """Return our rows of the table; all take flat rows.
 
     Parameters
     ----------
@@ -55,28 +47,26 @@ def linear_models(image_shape, seed, data_name):
     seed : int
         Of the filters.
     data_name : str
-        A name in `LARGE`, for what depends on the images.
+        A name in `LARGE`, for the patches.
 
     Returns
     -------
     dict of estimator
         By label.
     """
-    common = {
-        "method": "features",
-        "n_filters": 1024,
-        "image_shape": image_shape,
-        "random_state": seed,
-        **FEATURES[data_name],
-    }
+    features = conv_features(data_name, 1024)
+    common = {"image_shape": image_shape, "random_state": seed}
     return {
-        "features, fixed": ConvRFMClassifier(n_rounds=0, **common),
-        "features, learned": ConvRFMClassifier(n_rounds=2, **common),
+        f"ConvFeatures + {type(kernel).__name__}, {kind}": ConvRFMClassifier(
+            kernel, features, n_rounds=n_rounds, **common
+        )
+        for kernel in (Linear(), Gaussian())
+        for kind, n_rounds in (("fixed", 0), ("learned", 2))
     }
 
 
 def measure(name, options):
-    """All runs of the rows asked for on one problem.
+    """Return all runs of the rows asked for on one problem.
 
     Parameters
     ----------
@@ -108,7 +98,7 @@ def _runs(name, data, seeds, rows, extract):
     parts = (_flat(X_train), y_train, _flat(X_test), y_test)
     if OURS in rows:
         for seed in seeds:
-            for label, model in linear_models(image_shape, seed, name).items():
+            for label, model in our_models(image_shape, seed, name).items():
                 yield label, fit_and_score(model, parts, seed)
     for row in rows:
         if row != OURS:
@@ -179,13 +169,13 @@ def fit_and_score(model, parts, seed):
 
 
 def _spent(name, function, *args):
-    """Seconds and CPU seconds of a call, those of workers and pools too; its result."""
+    """Return seconds and CPU seconds of a call and its workers, and its result."""
     measured, result = timed_with_children(function, *args)
     return {f"{name}_{key}": value for key, value in measured.items()}, result
 
 
 def _plain(parameters):
-    """Parameters as JSON has them; estimators and such as text."""
+    """Return parameters as JSON has them; estimators and such as text."""
     simple = int | float | str | bool | None
     return {
         key: value if isinstance(value, simple) else str(value)
@@ -195,7 +185,7 @@ def _plain(parameters):
 
 @contextmanager
 def coefficients():
-    """The function that lets kymatio compute scattering coefficients.
+    """Yield the function that lets kymatio compute scattering coefficients.
 
     It starts the worker when it is first called, and remembers what it has computed:
     a search asks again for the same images with each candidate.
@@ -237,7 +227,7 @@ def merge(paths):
 
 
 def make_table(name, results):
-    """Accuracies and seconds of a problem as a table; means over the runs."""
+    """Return accuracies and seconds as a table; means over the runs."""
     rows = []
     for label, runs in results.items():
         accuracies = [100 * run["accuracy"] for run in runs]
@@ -250,7 +240,7 @@ def make_table(name, results):
 
 
 def list_choices(results):
-    """Lines that tell what the searches chose."""
+    """Return lines that tell what the searches chose."""
     return "\n".join(
         f"{name}, {label}: {run['chosen']}"
         for name, rows in results.items()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.natural``: what ConvRFM and a network see in natural images.
+"""``python -m benchmarks.natural``: metrics of ConvRFM and of a network on photographs.
 
 The leading eigenvectors of the patch AGOP that ConvRFM learns from CIFAR-10, beside
 those of the covariance of the first-layer filters of a trained ResNet-20, and how far
@@ -6,23 +6,22 @@ the two agree. Needs ``cifar10_5000_2000.npz`` and ``weights_cifar10_resnet20.np
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
 from skconvrfm import ConvRFMClassifier
-from skconvrfm.core.rounds import leading_eigenvectors
+from skconvrfm.kernels import ConvNTK
+from skconvrfm.learning.rounds import leading_eigenvectors
 
-from .harness import ROOT, format_table, report, timed
+from .harness import add_data_option, check_data_option, format_table, report, timed
 
-DATA = ROOT.parent / "shared" / "data"
-# What the network's inputs were divided by; its filters see pixels through it.
+# Deviations that the network's inputs were divided by, behind which its filters are.
 INPUT_DEVIATION = np.array([0.229, 0.224, 0.225])
 PATCH = 3
 
 
 def filter_covariance(folder):
-    """WᵀW of the first layer, with respect to pixels."""
+    """Return WᵀW of the first layer, with respect to pixels."""
     with np.load(folder / "weights_cifar10_resnet20.npz", allow_pickle=False) as file:
         filters = file["conv1.weight"]
     filters = filters / INPUT_DEVIATION[:, None, None]
@@ -31,30 +30,30 @@ def filter_covariance(folder):
 
 
 def fit_convrfm(folder, n_train, patch_size):
-    """ConvRFM on the first images of the file, which are in no order."""
+    """Fit ConvRFM to a draw of the images of the file."""
     with np.load(folder / "cifar10_5000_2000.npz", allow_pickle=False) as archive:
         rows = np.random.RandomState(0).permutation(len(archive["X_train"]))[:n_train]
         X, y = archive["X_train"][rows], archive["y_train"][rows]
         X_test, y_test = archive["X_test"], archive["y_test"]
-    model = ConvRFMClassifier(method="exact", patch_size=patch_size, n_rounds=2)
+    model = ConvRFMClassifier(ConvNTK(patch_size=patch_size), n_rounds=2)
     seconds, _ = timed(model.fit, X.astype(np.float32) / 255, y)
     accuracy = model.score(X_test.astype(np.float32) / 255, y_test)
     return model, accuracy, seconds["seconds"]
 
 
 def correlation(first, second):
-    """Pearson correlation of the entries of two matrices."""
+    """Return the Pearson correlation of the entries of two matrices."""
     return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
 
 
 def captured(first, second, n_components):
-    """The share of one leading eigenspace that lies in another, 0 to 1."""
+    """Return the share of one leading eigenspace that lies in another, 0 to 1."""
     a, b = (leading_eigenvectors(matrix, n_components) for matrix in (first, second))
     return float(np.square(a @ b.T).sum() / n_components)
 
 
 def draw(path, rows):
-    """Eigenvectors as colour patches, a row for each matrix."""
+    """Draw eigenvectors as colour patches, a row for each matrix."""
     from matplotlib.figure import Figure
 
     n_components = 9
@@ -72,16 +71,19 @@ def draw(path, rows):
 
 def main(argv=None):
     """Fit, compare, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.natural", description=__doc__.splitlines()[0]
+    )
+    add_data_option(parser)
     parser.add_argument("--n-train", type=int, default=1000, help="training images")
     parser.add_argument("--figure", help="file to draw the eigenvectors to")
     parser.add_argument("--json", help="file to write the results to")
     options = parser.parse_args(argv)
+    check_data_option(parser, options)
     network = filter_covariance(options.data)
     model, accuracy, seconds = fit_convrfm(options.data, options.n_train, PATCH)
     wide, *_ = fit_convrfm(options.data, options.n_train, 7)
-    agop, metric = model.patch_agop_, model.layers_[0].filter_transform_
+    agop, metric = model.patch_agop_, model.learned_layers_[0].filter_transform_
     matrices = {
         "patch AGOP": agop,
         "its square root, the next transform": metric,

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.precision``: what float32 changes beside float64.
+"""``python -m benchmarks.precision``: float32 beside float64.
 
 The same float32 images, fitted with ``dtype="float32"`` and with ``dtype="float64"``,
 round by round, each precision by its own metric: the kernel matrix, the patch AGOP,
@@ -9,40 +9,33 @@ images: MNIST, Fashion-MNIST, CIFAR-10 and framed MNIST, several draws. Needs
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from skconvrfm import ConvRFMClassifier
-from skconvrfm.core.rounds import leading_eigenvectors, transform_from_agop
-from skconvrfm.kernels import convolutional_kernel, make_resources
-from skconvrfm.methods import METHOD_CLASSES
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK
+from skconvrfm.learning.rounds import leading_eigenvectors, transforms_from
 
-from .harness import format_table, report
-from .problems import DATA, draw, framed_mnist
+from .harness import add_data_option, check_data_option, format_table, report
+from .problems import DRAWN
 
 DTYPES = ("float32", "float64")
-PROBLEMS = {
-    "MNIST": partial(draw, "mnist_5000_2000.npz"),
-    "Fashion-MNIST": partial(draw, "fashion_mnist_5000_2000.npz"),
-    "CIFAR-10": partial(draw, "cifar10_5000_2000.npz"),
-    "framed MNIST": framed_mnist,
-}
-# Parameters of the estimator, and rounds of learning.
+# Kernel and feature layers of the estimator, and rounds of learning.
 CASES = {
-    "exact, depth 1": ({"method": "exact", "depth": 1}, 2),
-    "exact, depth 3": ({"method": "exact", "depth": 3}, 2),
-    "exact, depth 6": ({"method": "exact", "depth": 6}, 0),
-    "features": ({"method": "features"}, 2),
+    "ConvNTK, depth 1": (ConvNTK(depth=1), None, 2),
+    "ConvNTK, depth 3": (ConvNTK(depth=3), None, 2),
+    "ConvNTK, depth 6": (ConvNTK(depth=6), None, 0),
+    "ConvFeatures + Linear": ("linear", ConvFeatures(patch_size=3), 2),
 }
 # Angles between two patches, and how many pairs of patches for each.
 ANGLES = np.logspace(-5, 0, 61)
 N_PAIRS = 200
 
 
-def make_machine(X, y, dtype, **parameters):
-    """The machine that a fit of the classifier would drive through its rounds.
+def make_model(X, y, dtype, kernel, features=None):
+    """Return the model that a fit of the classifier would take through its rounds.
 
     Parameters
     ----------
@@ -52,28 +45,35 @@ def make_machine(X, y, dtype, **parameters):
         Their labels.
     dtype : {"float32", "float64"}
         The precision.
-    **parameters : object
-        Of `ConvRFMClassifier`; a method has to be among them.
+    kernel, features
+        Of `ConvRFMClassifier`.
 
     Returns
     -------
-    KernelMachine or FeatureMachine
+    PatchModel or MapModel
     """
-    estimator = ConvRFMClassifier(dtype=dtype, **parameters)
+    estimator = ConvRFMClassifier(kernel, features, dtype=dtype, device="cpu")
     X = X[..., None] if X.ndim == 3 else X
     targets = 2.0 * (y[:, None] == np.unique(y)) - 1
-    ones, rng = np.ones(len(X)), estimator._rng()
-    data = estimator._training_set(
-        X.reshape(len(X), -1), targets, ones, ones, X.shape[1:], rng
-    )
-    resources = make_resources("cpu", dtype, None, X)
-    method = METHOD_CLASSES[estimator.method]
-    setting = X.shape[1:], estimator._alphas(), resources, rng
-    return method(estimator, *setting).machine(data)
+    ones, rng, rows = np.ones(len(X)), estimator._rng(), X.reshape(len(X), -1)
+    recipe = estimator._recipe(rows, X.shape[1:], rng)
+    data = estimator._training_set(rows, targets, ones, ones, X.shape[1:], rng)
+    return recipe.model(data)
 
 
-def fit(machine, X_test, n_rounds, power=0.5):
-    """What each round computes, ridge by GCV.
+def fit(model, X_test, n_rounds, power=0.5):
+    """Fit the rounds of a model, ridge by GCV, and return what each computes.
+
+    Parameters
+    ----------
+    model : PatchModel or MapModel
+        From `make_model`.
+    X_test : ndarray of shape (n_test, h, w) or (n_test, h, w, c)
+        Images to predict.
+    n_rounds : int
+        Rounds of learning.
+    power : float, default=0.5
+        The power of the patch AGOP.
 
     Returns
     -------
@@ -83,18 +83,18 @@ def fit(machine, X_test, n_rounds, power=0.5):
         ``chosen``, the index of the ridge, ``gcv`` there, and ``alphas``.
     """
     X_test = X_test[..., None] if X_test.ndim == 3 else X_test
-    rounds, transform = [], None
+    rounds, transforms = [], None
     for index in range(n_rounds + 1):
-        current = machine.under(transform)
+        current = model.with_metric(transforms)
         design = current.design()
         path = current.ridge_path(design)
         kernel = design if isinstance(design, np.ndarray) else design.kernel_matrix()
         kernel = kernel.astype(np.float64)
         gcv = path.gcv()
         chosen = int(np.argmin(gcv))
-        agop = current.patch_agop(path.solve(path.alphas[chosen]).coef)
+        [agop] = agops = current.patch_agops(path.solve(path.alphas[chosen]).coef)
         coef, intercepts = path.coefficients()
-        predictions = current.product(X_test, coef) + intercepts
+        predictions = current.outputs(X_test, coef) + intercepts
         shape = len(X_test), len(path.alphas), -1
         rounds.append(
             {
@@ -107,12 +107,12 @@ def fit(machine, X_test, n_rounds, power=0.5):
             }
         )
         if index < n_rounds:
-            transform = transform_from_agop(agop, power, machine.initial_transform)
+            transforms = transforms_from(agops, power, model.initial_transforms)
     return rounds
 
 
 def compare(low, high):
-    """How far one round in float32 is from the same in float64.
+    """Measure how far one round in float32 is from the same in float64.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def compare(low, high):
 
 
 def chosen_round(rounds, optimism):
-    """The round that the criterion keeps."""
+    """Return the round that the criterion keeps."""
     best = 0
     for index, current in enumerate(rounds):
         if current["gcv"] < (1 - optimism) * rounds[best]["gcv"]:
@@ -168,26 +168,26 @@ def chosen_round(rounds, optimism):
 
 
 def measure(load, folder, case, seed, n_train, n_test):
-    """All rounds of a case in both precisions, on one draw.
+    """Fit all rounds of a case in both precisions, on one draw.
 
     Returns
     -------
     dict
         ``rounds``, a list of `compare`'s results, and ``same round``.
     """
-    parameters, n_rounds = CASES[case]
+    kernel, features, n_rounds = CASES[case]
     X, y, X_test, _ = load(folder, seed, n_train)
     fits, kept = [], []
     for dtype in DTYPES:
-        machine = make_machine(X, y, dtype, **parameters)
-        fits.append(fit(machine, X_test[:n_test], n_rounds))
-        kept.append(chosen_round(fits[-1], machine.optimism))
+        model = make_model(X, y, dtype, kernel, features)
+        fits.append(fit(model, X_test[:n_test], n_rounds))
+        kept.append(chosen_round(fits[-1], model.optimism))
     rounds = [compare(low, high) for low, high in zip(*fits, strict=True)]
     return {"rounds": rounds, "same round": kept[0] == kept[1], "round": kept[1]}
 
 
 def kink(angles=ANGLES, n_pairs=N_PAIRS, seed=0):
-    """The error of the tangent kernel of two patches, by their angle.
+    """Measure the error of the tangent kernel of two patches, by their angle.
 
     Returns
     -------
@@ -200,10 +200,8 @@ def kink(angles=ANGLES, n_pairs=N_PAIRS, seed=0):
         first, other = np.linalg.qr(rng.standard_normal((n_pairs, 27, 2)))[0].T
         second = np.cos(angle) * first + np.sin(angle) * other
         pair = [v.T.reshape(-1, 3, 3, 3).astype(np.float32) for v in (first, second)]
-        low, high = (
-            convolutional_kernel(*pair, depth=1, dtype=dtype).diagonal()
-            for dtype in DTYPES
-        )
+        kernel = ConvNTK(depth=1, bias=0)
+        low, high = (kernel(*pair, dtype=dtype).diagonal() for dtype in DTYPES)
         a, b = (images.reshape(n_pairs, -1).astype(np.float64) for images in pair)
         a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
         # Half the squared distance is 1 - κ without its cancellation.
@@ -213,7 +211,7 @@ def kink(angles=ANGLES, n_pairs=N_PAIRS, seed=0):
 
 
 def make_table(case, results):
-    """One line a problem and round: the worst of the draws."""
+    """Return a table with one line a problem and round: the worst of the draws."""
     rows = []
     for name, draws in results.items():
         kept = "".join(str(one["round"]) for one in draws)
@@ -247,7 +245,7 @@ def _count(flags):
 
 
 def draw_figure(path, kinks, results, alphas):
-    """The error at the kink, and that of predictions by ridge."""
+    """Draw the error at the kink, and that of predictions by ridge."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
@@ -272,7 +270,7 @@ def draw_figure(path, kinks, results, alphas):
     right.set(
         xlabel="ridge (largest diagonal entry of K: 1)",
         ylabel="largest change of a prediction",
-        title="Exact kernel, depth 3, round 0",
+        title="ConvNTK, depth 3, round 0",
     )
     right.legend(fontsize="small")
     figure.savefig(path, dpi=120)
@@ -283,9 +281,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.precision", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
+    add_data_option(parser)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=PROBLEMS)
+    parser.add_argument("--problems", nargs="+", choices=DRAWN, default=list(DRAWN))
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--n-train", type=int, default=500)
     parser.add_argument("--n-test", type=int, default=100)
@@ -299,14 +297,14 @@ def main(argv=None):
     kinks = kink()
     if options.figure:
         alphas = ConvRFMClassifier().alpha
-        draw_figure(options.figure, kinks, results["exact, depth 3"], alphas)
+        draw_figure(options.figure, kinks, results["ConvNTK, depth 3"], alphas)
     tables = [make_table(*item) for item in results.items()]
     report(tables, {"precision": results, "kink": kinks}, options.json)
     return 0
 
 
 def merge(paths):
-    """Results of earlier runs, problem by problem."""
+    """Return the results of earlier runs, problem by problem."""
     results = {}
     for path in paths:
         for case, problems in json.loads(Path(path).read_text())["precision"].items():
@@ -315,16 +313,15 @@ def merge(paths):
 
 
 def measure_all(options, parser):
-    """All draws of all problems and cases."""
-    if not options.data.is_dir():
-        parser.error(f"--data {options.data} is no folder; pass the one with the files")
+    """Measure all draws of all problems and cases."""
+    check_data_option(parser, options)
     results = {case: {} for case in options.cases}
     for case in options.cases:
         for name in options.problems:
             draws = results[case].setdefault(name, [])
             for seed in range(options.draws):
                 sizes = options.n_train, options.n_test
-                load = PROBLEMS[name]
+                load = DRAWN[name]
                 draws.append(measure(load, options.data, case, seed, *sizes))
                 print(case, name, seed, draws[-1], flush=True)
     return results

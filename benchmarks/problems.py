@@ -1,4 +1,4 @@
-"""The images that accuracy is measured on: files, draws, frames, copies."""
+"""Images that accuracy is measured on: files, draws, frames, copies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,6 @@ import numpy as np
 
 from skconvrfm.datasets import make_framed_digits
 
-from .harness import ROOT
-
-DATA = ROOT.parent / "shared" / "data"
 N_TEST = 1000
 PARTS = ("train", "test")
 # Copies of images: pixels and grey levels that they differ by at most, and how many are
@@ -31,12 +28,12 @@ def framed_mnist(folder, seed, n_train=500, n_test=N_TEST):
 
 
 def fashion(folder, seed):
-    """1000 articles for training."""
+    """Draw 1000 articles for training."""
     return draw("fashion_mnist_5000_2000.npz", folder, seed, 1000)
 
 
 def draw(name, folder, seed, n_train, n_test=N_TEST):
-    """So many images of a file for training, and for the test."""
+    """Draw so many images of a file for training, and for the test."""
     parts = _draw(folder / name, n_train, seed, n_test)
     return [array for part in parts for array in part]
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.datasets import make_framed_digits
+from skconvrfm.kernels import ConvNTK
 
 from .harness import (
     MEBIBYTE,
@@ -23,6 +24,7 @@ from .harness import (
     report,
     timed,
 )
+from .models import TestScore
 
 # Accuracies in per cent after 0, 1, 2 and 3 rounds, and seconds on a GPU.
 PUBLISHED_ACCURACY = (52.0, 54.5, 57.3, 59.4)
@@ -30,7 +32,7 @@ PUBLISHED_SECONDS = 170
 
 
 def load_split(options):
-    """Framed training and test images with labels.
+    """Return framed training and test images with labels.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ def load_split(options):
 
 
 def make_classifier(options, **parameters):
-    """The estimator of the experiment.
+    """Return the estimator of the experiment.
 
     Parameters
     ----------
@@ -77,10 +79,8 @@ def make_classifier(options, **parameters):
     ConvRFMClassifier
     """
     return ConvRFMClassifier(
-        method="exact",
-        depth=options.depth,
+        ConvNTK(options.depth, bias=options.bias),
         n_rounds=options.rounds,
-        bias=options.bias,
         random_state=options.seed,
         verbose=1,
         **parameters,
@@ -88,7 +88,7 @@ def make_classifier(options, **parameters):
 
 
 def measure_cost(options):
-    """Seconds of fit and predict, where they went, the peak memory, the accuracy.
+    """Measure seconds of fit and predict and of their parts, memory, and accuracy.
 
     Parameters
     ----------
@@ -118,38 +118,8 @@ def measure_cost(options):
     }
 
 
-class TestScore:
-    """A callback that scores the test images after every round (scikit-learn 1.9).
-
-    Parameters
-    ----------
-    X, y : ndarray
-        Test images and labels.
-    """
-
-    __test__ = False  # Not for pytest.
-
-    def __init__(self, X, y):
-        self.X, self.y = X, y
-        self.scores = []
-
-    def setup(self, estimator, context):
-        """Nothing to prepare."""
-
-    def teardown(self, estimator, context):
-        """Nothing to clean up."""
-
-    def on_fit_task_begin(self, estimator, context, **_):
-        """Nothing to score yet."""
-
-    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None, **_):
-        """Score the round that has ended."""
-        if context.task_name == "round":
-            self.scores.append(fitted_estimator.score(self.X, self.y))
-
-
 def measure_rounds(options):
-    """Test accuracy, criterion and ridge by round.
+    """Measure test accuracy, criterion and ridge by round.
 
     Parameters
     ----------
@@ -200,7 +170,7 @@ def parse_options(argv=None):
 
 
 def make_tables(results):
-    """The tables of the passes.
+    """Return the tables of the passes.
 
     Parameters
     ----------

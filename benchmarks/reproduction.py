@@ -1,32 +1,33 @@
 """``python -m benchmarks.reproduction``: published experiments at a laptop's size.
 
-What no other benchmark has of Beaglehole et al., arXiv:2309.00570: the star at the
-published setting and by noise; signals planted in rows of noise; framed digits by noise
-with deep machines; fixed kernel and ConvRFM on the data sets at hand; and filters of a
-ResNet-20 before and after training. ConvRFM has the bias 0 of the publication, and its
-ridge by GCV where nothing else is said; nothing is chosen by test images. Needs the
-files of ``python -m benchmarks.precision``, ``weights_cifar10_resnet20.npz`` and
-``cifar10_lossless_400_164.npz``.
+Experiments of Beaglehole et al., arXiv:2309.00570, that no other benchmark has: the
+star at the published setting and by noise; signals planted in rows of noise; framed
+digits by noise with deep machines; fixed kernel and ConvRFM on the data sets at hand;
+and filters of a ResNet-20 before and after training. ConvRFM has the bias 0 of the
+publication, and its ridge by GCV where nothing else is said; nothing is chosen by test
+images. Needs the files of ``python -m benchmarks.precision``,
+``weights_cifar10_resnet20.npz`` and ``cifar10_lossless_400_164.npz``.
 """
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from skconvrfm import AnsatzScorer, ConvRFMClassifier
 from skconvrfm.datasets import make_framed_digits, make_star
+from skconvrfm.kernels import ConvNTK
 
 from . import networks
-from .harness import format_table, report
-from .problems import DATA, draw
-from .published import TestScore
+from .harness import add_data_option, check_data_option, format_table, report
+from .models import TestScore, deep_convrfm
+from .problems import draw
 
 # Per cent after rounds 0 and 1, in the output of the authors' notebook.
 PUBLISHED_STAR = (77.95, 94.83)
-STAR = {"depth": 1, "patch_size": 11}
+STAR = ConvNTK(depth=1, patch_size=11, bias=0)
+KERNEL = ConvNTK(bias=0)
 STAR_NOISE = (0.2, 0.3, 0.4, 0.5)
 # Rows and columns of the planted problem, as published.
 PLANTED_SHAPE = (16, 32)
@@ -40,8 +41,8 @@ DATASETS = {
 N_ANSATZ = 200
 
 
-def by_round(data, n_rounds, **parameters):
-    """Test accuracy of each round in per cent, and the round that GCV keeps.
+def by_round(data, n_rounds, kernel, **parameters):
+    """Measure test accuracy by round in per cent, and the round that GCV keeps.
 
     Parameters
     ----------
@@ -49,6 +50,8 @@ def by_round(data, n_rounds, **parameters):
         Training images and labels, test images and labels.
     n_rounds : int
         Rounds of learning.
+    kernel : ConvNTK
+        The kernel.
     **parameters : object
         Of `ConvRFMClassifier`.
 
@@ -59,32 +62,28 @@ def by_round(data, n_rounds, **parameters):
     X, y, X_test, y_test = data
     scores = TestScore(X_test, y_test)
     # Each round is the last when it ends, so the callback sees every one.
-    model = ConvRFMClassifier(
-        method="exact", n_rounds=n_rounds, selection="last", bias=0.0, **parameters
-    )
+    model = ConvRFMClassifier(kernel, n_rounds=n_rounds, selection="last", **parameters)
     history = model.set_callbacks(scores).fit(X, y).history_
     accuracy = [100 * score for score in scores.scores]
     return {"accuracy": accuracy, "kept": int(np.argmin(history["gcv"]))}
 
 
-def deep(data, n_rounds, **parameters):
-    """Test accuracy of a deep machine in per cent, and the layer that it keeps."""
+def deep(data, n_rounds, activation):
+    """Measure the test accuracy of two layers in per cent, and the layer kept."""
     X, y, X_test, y_test = data
-    model = ConvRFMClassifier(
-        method="exact", n_rounds=n_rounds, bias=0.0, n_filters=16, **parameters
-    ).fit(X, y)
+    model = deep_convrfm(2, 16, activation, bias=0, n_rounds=n_rounds).fit(X, y)
     return {"accuracy": 100 * model.score(X_test, y_test), "layer": model.best_layer_}
 
 
 def star(n_train, n_test, noise, seed):
-    """Stars in noise and noise alone."""
+    """Make stars in noise and noise alone."""
     X, y = make_star(n_train + n_test, noise=noise, random_state=seed)
     X = X.astype(np.float32)
     return X[:n_train], y[:n_train], X[n_train:], y[n_train:]
 
 
 def planted(n_train, n_test, sigma, seed):
-    """Rows of noise, and one constant row of length 1 with the sign of the label.
+    """Make rows of noise, and one constant row of length 1 with the sign of the label.
 
     Parameters
     ----------
@@ -108,7 +107,7 @@ def planted(n_train, n_test, sigma, seed):
 
 
 def framed(folder, n_train, n_test, sigma, seed):
-    """Digits at a random place in a frame of noise."""
+    """Draw digits at a random place in a frame of noise."""
     X, y, X_test, y_test = draw(DATASETS["MNIST"], folder, seed, n_train)
     frames = np.random.RandomState(seed)
     parts = [(X, y), (X_test[:n_test], y_test[:n_test])]
@@ -123,29 +122,29 @@ def framed(folder, n_train, n_test, sigma, seed):
 
 
 def measure_star(options):
-    """The published setting, and accuracy by noise with the ridge by GCV."""
+    """Measure the published setting, and accuracy by noise with the ridge by GCV."""
     results = {"published": [], "by noise": {}}
     for seed in range(options.star_draws):
         data = star(50, options.n_star, 0.3, seed)
-        one = by_round(data, 1, alpha=1e-3, agop_samples=20, **STAR)
+        one = by_round(data, 1, STAR, alpha=1e-3, agop_samples=20)
         results["published"].append(one)
     for noise in options.star_noise:
         results["by noise"][noise] = [
-            by_round(star(50, options.n_star, noise, seed), 3, **STAR)
+            by_round(star(50, options.n_star, noise, seed), 3, STAR)
             for seed in range(options.star_draws)
         ]
     return results
 
 
 def measure_planted(options):
-    """Accuracy by noise of the fixed, the learned, and the deep machine."""
+    """Measure accuracy by noise of the fixed, the learned, and the deep machine."""
     return _by_noise(
         options, PLANTED_SIGMA, partial(planted, options.n_planted, options.n_planted)
     )
 
 
 def measure_framed(options):
-    """The same for framed digits."""
+    """Measure the same for framed digits."""
     load = partial(framed, options.data, options.n_framed, options.n_framed)
     return _by_noise(options, FRAMED_SIGMA, load)
 
@@ -156,11 +155,9 @@ def _by_noise(options, sigmas, load):
         results[sigma] = []
         for seed in range(options.draws):
             data = load(sigma, seed)
-            one = by_round(data, options.rounds)
+            one = by_round(data, options.rounds, KERNEL)
             one["deep"] = {
-                activation: deep(
-                    data, options.rounds, feature_layers=2, activation=activation
-                )
+                activation: deep(data, options.rounds, activation)
                 for activation in ("relu", "identity")
             }
             results[sigma].append(one)
@@ -169,17 +166,17 @@ def _by_noise(options, sigmas, load):
 
 
 def measure_datasets(options):
-    """Accuracy by round on whole data sets, depth 3."""
+    """Measure accuracy by round on whole data sets, depth 3."""
     results = {}
     for name, file in DATASETS.items():
         data = draw(file, options.data, 0, options.n_train)
-        results[name] = by_round(data, options.rounds)
+        results[name] = by_round(data, options.rounds, KERNEL)
         print(name, results[name], flush=True)
     return results
 
 
 def measure_resnet20(options):
-    """Pearson correlations of a trained ResNet-20 by layer.
+    """Measure Pearson correlations of a trained ResNet-20 by layer.
 
     Returns
     -------
@@ -205,7 +202,7 @@ def measure_resnet20(options):
 
 
 def table_star(results):
-    """Published and ours by round; fixed and learned by noise."""
+    """Return published and ours by round, and fixed and learned by noise."""
     runs = np.array([one["accuracy"] for one in results["published"]])
     rows = [
         [str(index), f"{theirs:.1f}", f"{ours.mean():.1f}", _list(ours)]
@@ -222,7 +219,7 @@ def table_star(results):
 
 
 def table_noise(name, results):
-    """Fixed, learned and deep machine by noise."""
+    """Return fixed, learned and deep machine by noise."""
     rows = []
     for sigma, draws in results.items():
         columns = [
@@ -243,7 +240,7 @@ def table_noise(name, results):
 
 
 def table_datasets(results):
-    """Accuracy by round."""
+    """Return accuracy by round."""
     rows = [
         [
             name,
@@ -259,7 +256,7 @@ def table_datasets(results):
 
 
 def table_resnet20(results):
-    """One line a layer, and their means."""
+    """Return one line a layer, and their means."""
     columns = list(results.values())
     rows = [list(row) for row in zip(*columns, strict=True)]
     rows.append(["mean", *(float(np.mean(column)) for column in columns[1:])])
@@ -289,7 +286,7 @@ def parse_options(argv=None):
         prog="python -m benchmarks.reproduction", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument
-    add("--data", type=Path, default=DATA, help="folder of the files")
+    add_data_option(parser)
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     add("--draws", type=int, default=2, help="of planted signals and framed digits")
     add("--star-draws", type=int, default=5)
@@ -301,8 +298,7 @@ def parse_options(argv=None):
     add("--n-train", type=int, default=1000, help="images of the data sets")
     add("--json", metavar="FILE", help="write the results there")
     options = parser.parse_args(argv)
-    if not options.data.is_dir():
-        parser.error(f"--data {options.data} is no folder; pass the one with the files")
+    check_data_option(parser, options)
     return options
 
 

@@ -50,7 +50,7 @@ class Rival:
 
     @property
     def random(self):
-        """Whether fits differ by a seed, which is then the parameter random_state."""
+        """True where fits differ by a seed, the parameter random_state."""
         return "random_state" in self.model.get_params(deep=False)
 
     def search(self, n_images, seed):
@@ -370,7 +370,7 @@ def conv_layers(image_shape, n_classes, width, cells=None):
 
 
 def multiplies_halves():
-    """Whether the processor multiplies bfloat16; others emulate it, much slower."""
+    """Return True where the processor multiplies bfloat16, which others emulate."""
     return bool({"avx512_bf16", "amx_bf16"} & processor_flags())
 
 

@@ -1,9 +1,10 @@
 """``python -m benchmarks.scale``: growth in a run and on paper.
 
-How time, memory and accuracy of the linear path grow from 1000 to 256,000 images. They
-are those of a file; beyond its 5000 they are copies, shifted, mirrored and with noise,
-which cost what new images would, but teach less. The images lie in a file that is
-mapped, and every size has a process of its own. Test images are those of the file.
+Growth of time, memory and accuracy of a linear machine on features from 1000 to
+256,000 images. They are those of a file; beyond its 5000 they are copies, shifted,
+mirrored and with noise, which cost what new images would, but teach less. The images
+lie in a file that is mapped, and every size has a process of its own. Test images are
+those of the file.
 
 ``--unit-costs`` measures what single operations cost on this machine, and
 ``--extrapolate`` tells from such costs what a fit on many workers would take.
@@ -20,12 +21,14 @@ import numpy as np
 import torch
 
 from skconvrfm import ConvRFMClassifier
+from skconvrfm.features import ConvFeatures
 
 from .extrapolation import Fit, summarize, tabulate
 from .features import Case
 from .harness import (
     MEBIBYTE,
     OwnMemory,
+    add_data_option,
     format_table,
     growth_exponent,
     in_subprocess,
@@ -34,8 +37,8 @@ from .harness import (
     timed,
     timed_with_children,
 )
-from .linear import FEATURES
-from .problems import DATA, read_bytes, write_enlarged
+from .models import FEATURES
+from .problems import read_bytes, write_enlarged
 from .unit_costs import EIGEN_SIZES, measure_costs, tabulate_costs
 
 SIZES = (1000, 4000, 16_000, 64_000, 256_000)
@@ -71,7 +74,7 @@ class Source:
     features : dict
         Patch size and grid.
     flips : bool, default=True
-        Whether an image and its mirror image are of one class.
+        True where an image and its mirror image are of one class.
     """
 
     file: str
@@ -81,13 +84,11 @@ class Source:
 
 
 IMAGES = {
-    "cifar10": Source("cifar10_5000_2000.npz", (32, 32, 3), FEATURES["CIFAR-10, 5000"]),
+    "cifar10": Source("cifar10_5000_2000.npz", (32, 32, 3), FEATURES["CIFAR-10"]),
     "fashion": Source(
-        "fashion_mnist_5000_2000.npz", (28, 28, 1), FEATURES["Fashion-MNIST, 5000"]
+        "fashion_mnist_5000_2000.npz", (28, 28, 1), FEATURES["Fashion-MNIST"]
     ),
-    "mnist": Source(
-        "mnist_5000_2000.npz", (28, 28, 1), FEATURES["MNIST, 5000"], flips=False
-    ),
+    "mnist": Source("mnist_5000_2000.npz", (28, 28, 1), FEATURES["MNIST"], flips=False),
 }
 
 
@@ -100,9 +101,10 @@ def measure(task):
     Parameters
     ----------
     task : dict
-        ``folder`` of the arrays, ``images`` to fit on, and ``parameters`` of the
-        estimator; of no images, the memory that importing takes is measured, and
-        whatever is built once on a machine is built.
+        ``folder`` of the arrays, ``images`` to fit on, ``features``, the parameters of
+        the feature layer, and ``parameters`` of the estimator; of no images, the memory
+        that importing takes is measured, and whatever is built once on a machine is
+        built.
 
     Returns
     -------
@@ -111,7 +113,8 @@ def measure(task):
     """
     imported = peak_resident()
     folder, n_images = Path(task["folder"]), task["images"]
-    classifier = ConvRFMClassifier(**task["parameters"])
+    features = ConvFeatures(**task["features"])
+    classifier = ConvRFMClassifier("linear", features, **task["parameters"])
     X = np.load(folder / "X.npy", mmap_mode="r")
     y = np.load(folder / "y.npy")
     if not n_images:
@@ -160,19 +163,17 @@ def prepare(folder, options):
         print(f"{len(X)} images of the file; beyond them, copies of these")
 
 
-def parameters(options):
-    """Those of the estimator."""
-    chosen = dict(IMAGES[options.images].features)
+def layer_parameters(options):
+    """Return the parameters of the feature layer."""
+    chosen = {"n_filters": options.filters, **IMAGES[options.images].features}
     if options.patch_size:
         chosen["patch_size"] = options.patch_size
-    return {
-        "method": "features",
-        "n_filters": options.filters,
-        "n_rounds": options.rounds,
-        "n_jobs": options.n_jobs,
-        "random_state": 0,
-        **chosen,
-    }
+    return chosen
+
+
+def parameters(options):
+    """Return the other parameters of the estimator."""
+    return {"n_rounds": options.rounds, "n_jobs": options.n_jobs, "random_state": 0}
 
 
 def grow(options):
@@ -186,12 +187,16 @@ def grow(options):
     Returns
     -------
     dict
-        ``parameters`` and ``rows``, up to the first size that fails.
+        ``features``, ``parameters`` and ``rows``, up to the first size that fails.
     """
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         prepare(Path(name), options)
-        task = {"folder": name, "parameters": parameters(options)}
+        model = {
+            "features": layer_parameters(options),
+            "parameters": parameters(options),
+        }
+        task = {"folder": name, **model}
         imported = run_child({**task, "images": 0}, options.threads)["peak"]
         for n_images in options.sizes:
             try:
@@ -203,11 +208,11 @@ def grow(options):
             rows.append(row)
             line = (f"{head} {_text(row[key])}" for head, key in COLUMNS.items())
             print("  ".join(line), flush=True)
-    return {"parameters": task["parameters"], "threads": options.threads, "rows": rows}
+    return {**model, "threads": options.threads, "rows": rows}
 
 
 def growth(rows):
-    """Powers of the size that columns grow with: by pair of sizes, and over all.
+    """Return the powers of the size that columns grow with, by pair and over all.
 
     Parameters
     ----------
@@ -227,7 +232,7 @@ def growth(rows):
 
 
 def _exponent(rows, key):
-    """The power that a column grows with; None where a logarithm has no sense."""
+    """Return the power that a column grows with; None where there is no logarithm."""
     values = [row[key] for row in rows]
     if min(values) <= 0:
         return None
@@ -235,7 +240,7 @@ def _exponent(rows, key):
 
 
 def tabulate_growth(results):
-    """The tables of what was measured and of the powers.
+    """Return the tables of what was measured and of the powers.
 
     Parameters
     ----------
@@ -259,7 +264,7 @@ def tabulate_growth(results):
 
 
 def _text(value):
-    """Three digits, and large numbers in full."""
+    """Return a number with three digits, and a large one in full."""
     if isinstance(value, float):
         return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
     return value
@@ -284,7 +289,7 @@ def parse_options(argv=None):
     add = runs.add_argument
     add("--sizes", type=int, nargs="+", default=list(SIZES), metavar="N")
     add("--n-jobs", type=int, help="workers; their memory counts as own memory")
-    add("--data", type=Path, default=DATA, help="folder of the files")
+    add_data_option(runs)
     add("--folder", type=Path, help="for the enlarged images; a temporary one")
     paper = parser.add_argument_group("growth on paper")
     add = paper.add_argument
@@ -304,7 +309,7 @@ def parse_options(argv=None):
 
 
 def on_paper(options):
-    """Unit costs and what follows from them: tables, and results by name."""
+    """Return unit costs and what follows from them: tables, and results by name."""
     tables, results, case = [], {}, make_case(options)
     if options.costs:
         costs = json.loads(options.costs.read_text())["unit_costs"]
@@ -329,8 +334,8 @@ def on_paper(options):
 
 
 def make_case(options):
-    """Images and filters for growth on paper."""
-    chosen = parameters(options)
+    """Return images and filters for growth on paper."""
+    chosen = layer_parameters(options)
     return Case(
         IMAGES[options.images].image_shape,
         chosen["patch_size"],

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.selection``: where the criteria of a fit become optimistic.
+"""``python -m benchmarks.selection``: optimism of the criteria of a fit.
 
-For machines whose metric has d entries a side and that learn from n images: the error
-that GCV, leave-one-out and held-out rows say a round has, over the error that it has on
-other images, before and after rounds that learned from the same labels; and the
+For machines whose last metric has d entries a side and that learn from n images: the
+error that GCV, leave-one-out and held-out rows say a round has, over the error that it
+has on other images, before and after rounds that learned from the same labels; and the
 accuracy of the machine that each of them chooses. Needs ``cifar10_5000_2000.npz``.
 """
 
@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from skconvrfm import ConvRFMClassifier
+from skconvrfm.features import ConvFeatures
 
-from .harness import format_table, report
-from .problems import DATA
+from .harness import DATA, format_table, report
+from .models import with_layer_below
 
 FILE = DATA / "cifar10_5000_2000.npz"
 N_OTHER = 1000
@@ -32,20 +33,28 @@ CASES = (
 
 
 def load(path, n_images, n_other=N_OTHER):
-    """Training images to fit on, and others of them to judge by; none of the test."""
+    """Return training images to fit on, and others of them to judge by."""
     with np.load(path, allow_pickle=False) as archive:
         X, y = archive["X_train"].astype(np.float32) / 255, archive["y_train"]
     return X[:n_images], y[:n_images], X[-n_other:], y[-n_other:]
 
 
 def squared_error(model, X, y):
-    """The squared error as fits see it: summed over classes, the mean over images."""
+    """Return the squared error of a fit: summed over classes, the mean over images."""
     targets = 2.0 * (y[:, None] == model.classes_) - 1
     return float(((model.decision_function(X) - targets) ** 2).sum(1).mean())
 
 
+def make_model(n_filters, n_layers, **parameters):
+    """Return a linear machine on one feature layer, or two."""
+    # Small patches above another layer, so that d is 9 times the filters.
+    layer = ConvFeatures(n_filters, patch_size=6 if n_layers == 1 else 3)
+    features = [layer] if n_layers == 1 else with_layer_below(layer)
+    return ConvRFMClassifier("linear", features, **parameters)
+
+
 def measure(path, n_images, n_filters, n_layers, n_rounds=1):
-    """What the criteria say of the last layer's rounds, and what is true.
+    """Measure the criteria of rounds, and the errors that they estimate.
 
     Returns
     -------
@@ -55,18 +64,11 @@ def measure(path, n_images, n_filters, n_layers, n_rounds=1):
         that each criterion chooses.
     """
     X, y, X_other, y_other = load(path, n_images)
-    # Small patches above, so that d is 9 times the filters.
-    parameters = {
-        "method": "features",
-        "n_filters": n_filters,
-        "feature_layers": n_layers,
-        "patch_size": 6 if n_layers == 1 else 3,
-    }
     ratios = {name: [] for name in SELECTIONS}
     accuracies = []
     for index in range(n_rounds + 1):
-        model = ConvRFMClassifier(**parameters, n_rounds=index, selection="last")
-        d = len(model.fit(X, y).layers_[-1].patch_agop_)
+        model = make_model(n_filters, n_layers, n_rounds=index, selection="last")
+        d = len(model.fit(X, y).learned_layers_[-1].patch_agop_)
         error = squared_error(model, X_other, y_other)
         accuracies.append(model.score(X_other, y_other))
         history = model.history_
@@ -74,7 +76,7 @@ def measure(path, n_images, n_filters, n_layers, n_rounds=1):
         ratios["loo"].append(history["loo_loss"][-1] / error)
     chosen = {}
     for name in SELECTIONS:
-        model = ConvRFMClassifier(**parameters, n_rounds=n_rounds, selection=name)
+        model = make_model(n_filters, n_layers, n_rounds=n_rounds, selection=name)
         chosen[name] = model.fit(X, y).score(X_other, y_other)
         if name == "holdout":
             ratios[name] = list(_held_out_ratios(model, X_other, y_other))
@@ -82,12 +84,12 @@ def measure(path, n_images, n_filters, n_layers, n_rounds=1):
 
 
 def _held_out_ratios(model, X, y):
-    """The held-out loss of the chosen layer's round over the error after the refit."""
+    """Yield the held-out loss of the chosen round over the error after the refit."""
     yield model.history_["holdout_loss"][model.best_round_] / squared_error(model, X, y)
 
 
 def make_table(results):
-    """One line a case."""
+    """Return a table with one line a case."""
     rows = []
     for (n_images, _, n_layers), case in results:
         rows.append(

@@ -1,4 +1,4 @@
-"""What single operations of a fit with features cost on this machine.
+"""Costs of single operations of a fit with features on this machine.
 
 Each is measured alone, on arrays as large as a block of a fit, and the median of
 several runs is taken. Rates are in operations or bytes a second.
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from skconvrfm import ConvRFMClassifier
-from skconvrfm.core.ridge import eigh
-from skconvrfm.core.sampling import content_positions
+from skconvrfm.compute.sampling import content_positions
+from skconvrfm.features import ConvFeatures
+from skconvrfm.learning.ridge import eigh
 
 from .extrapolation import agop_operations
 from .features import our_features
@@ -32,7 +33,7 @@ N_OUTPUTS = 10
 
 
 def measure_costs(case, repeats=3, eigen_sizes=EIGEN_SIZES):
-    """All unit costs.
+    """Measure all unit costs.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def measure_costs(case, repeats=3, eigen_sizes=EIGEN_SIZES):
 
 
 def median_seconds(call, repeats, prepare=tuple):
-    """The median time of a call, after one that does not count.
+    """Return the median time of a call, after one that does not count.
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ def median_seconds(call, repeats, prepare=tuple):
 
 
 def features_rate(case, repeats):
-    """Operations a second of the features of images of bytes."""
+    """Return operations a second of the features of images of bytes."""
     images = byte_images(FEATURE_IMAGES, case.image_shape)[0]
     compute = our_features(case)
     spent = median_seconds(lambda: compute(images), repeats)
@@ -93,7 +94,7 @@ def features_rate(case, repeats):
 
 
 def sums_rate(width, repeats):
-    """Operations a second of ΦᵀΦ, n D² of them: half the products, by symmetry."""
+    """Return operations a second of ΦᵀΦ, n D² of them, as it is symmetric."""
     features = torch.randn(BLOCK, width)
     total = _doubles(width)
 
@@ -107,7 +108,7 @@ def sums_rate(width, repeats):
 
 
 def leave_one_out_rate(width, repeats):
-    """Operations a second of a block of features times the eigenvectors, in float64."""
+    """Return operations a second of features times eigenvectors, in float64."""
     block, vectors = torch.randn(BLOCK, width), _doubles(width)
 
     def rotate():
@@ -117,16 +118,12 @@ def leave_one_out_rate(width, repeats):
 
 
 def agop_rate(case, repeats):
-    """Operations a second of the AGOP, as a fit on few images reports its time."""
+    """Return operations a second of the AGOP, as a fit on few images reports it."""
     X, y = byte_images(AGOP_IMAGES, case.image_shape)
-    classifier = ConvRFMClassifier(
-        method="features",
-        n_filters=case.n_filters,
-        patch_size=case.patch_size,
-        pool_grid=case.grid,
-        n_rounds=0,
-        agop_samples=None,
+    features = ConvFeatures(
+        case.n_filters, patch_size=case.patch_size, pool_grid=case.grid
     )
+    classifier = ConvRFMClassifier("linear", features, n_rounds=0, agop_samples=None)
     spent = [
         float(classifier.fit(X, y).history_["seconds_agop"].sum())
         for _ in range(repeats + 1)
@@ -135,7 +132,7 @@ def agop_rate(case, repeats):
 
 
 def eigen_seconds(side, repeats):
-    """Seconds of the eigendecomposition of a matrix of doubles, as a fit takes it."""
+    """Return seconds of the eigendecomposition of a matrix of doubles, as in a fit."""
 
     def make():
         root = _doubles(side)
@@ -145,7 +142,7 @@ def eigen_seconds(side, repeats):
 
 
 def read_rate(image_shape, repeats):
-    """Bytes a second of blocks of a mapped file that is not in memory.
+    """Return bytes a second of blocks of a mapped file that is not in memory.
 
     On a file system in memory it always is.
     """
@@ -172,7 +169,7 @@ def _forget(path):
 
 
 def order_rate(image_shape, repeats):
-    """Bytes a second of the number that each image gets from its content."""
+    """Return bytes a second of the number that each image gets from its content."""
     images = np.zeros((BLOCK, int(np.prod(image_shape))), dtype=np.uint8)
     rng = np.random.RandomState(0)
     return images.nbytes / median_seconds(
@@ -181,7 +178,7 @@ def order_rate(image_shape, repeats):
 
 
 def send_rate(width, repeats):
-    """Bytes a second of a D × D matrix, pickled, through a pipe to this process."""
+    """Return bytes a second of a D × D matrix, pickled, through a pipe."""
     # Started afresh: a process forked from one with threads may hang.
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -212,7 +209,7 @@ def _send(pipe, width):
 
 
 def add_rate(width, repeats):
-    """Bytes a second of adding a D × D matrix to another."""
+    """Return bytes a second of adding a D × D matrix to another."""
     total, matrix = np.zeros((width, width)), np.ones((width, width))
 
     def add():
@@ -226,7 +223,7 @@ def _doubles(side):
 
 
 def tabulate_costs(costs, case):
-    """Unit costs as tables.
+    """Return unit costs as tables.
 
     Parameters
     ----------

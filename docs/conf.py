@@ -20,20 +20,20 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
-# The gallery's sources become pages of docs/gallery, and are none themselves.
+# The sources of the gallery are not pages; sphinx-gallery makes docs/gallery of them.
 exclude_patterns = ["_build", "changes", "examples"]
 default_role = "literal"
 extlinks = {"arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s")}
 
 autodoc_preserve_defaults = True
-# The docstrings say them, in the words of numpydoc.
+# Types are in the docstrings, in the format of numpydoc.
 autodoc_typehints = "none"
 autosummary_generate = True
 toc_object_entries_show_parents = "hide"
-# Methods are listed by the template of a class.
+# Methods are listed by the template of classes.
 numpydoc_show_class_members = False
 
-# From the first acquaintance to a cluster.
+# The order of the gallery: simple examples first.
 examples = (
     "star",
     "framed_digits",
@@ -56,7 +56,7 @@ sphinx_gallery_conf = {
     "backreferences_dir": "gallery/backreferences",
     "doc_module": ("skconvrfm",),
     "reference_url": {"skconvrfm": None},
-    # Every example is run by every build, and a failure ends it.
+    # Examples that have changed are run by every build, and a failure ends it.
     "run_stale_examples": False,
     "abort_on_example_error": True,
     "download_all_examples": False,
@@ -89,7 +89,7 @@ html_sidebars = dict.fromkeys(
     [],
 )
 
-# Links into the documentation of others need the network, the rest does not.
+# Links into other documentation need the network.
 if "READTHEDOCS" in os.environ:
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {

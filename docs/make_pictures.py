@@ -12,5 +12,5 @@ HERE = Path(__file__).parent
 
 if __name__ == "__main__":
     matplotlib.use("agg")
-    example = runpy.run_path(HERE / "examples" / "plot_star.py")
+    example = runpy.run_path(str(HERE / "examples" / "plot_star.py"))
     example["figure"].savefig(HERE / "images" / "star.png", dpi=110)

@@ -1,9 +1,10 @@
 """Convolutional kernel machines that learn features, for scikit-learn."""
 
+from .ansatz import AnsatzScorer
 from .estimators import ConvRFMClassifier, ConvRFMRegressor
 from .transformer import PatchAGOPTransformer
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "AnsatzScorer",
@@ -12,13 +13,3 @@ __all__ = [
     "PatchAGOPTransformer",
     "__version__",
 ]
-
-
-def __getattr__(name):
-    # On first use: ``python -m skconvrfm.ansatz`` runs a module that must not be
-    # imported before.
-    if name == "AnsatzScorer":
-        from .ansatz import AnsatzScorer
-
-        return AnsatzScorer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

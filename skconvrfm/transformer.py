@@ -3,402 +3,216 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import TransformerMixin
-from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils._set_output import _get_output_config
+from sklearn.base import TransformerMixin, clone
 from sklearn.utils.multiclass import type_of_target
-from sklearn.utils.validation import (
-    _check_feature_names_in,
-    check_is_fitted,
-)
+from sklearn.utils.validation import check_is_fitted
 
-from ._typing import (
-    Activation,
-    Array,
-    Channels,
-    Device,
-    Dtype,
-    File,
-    Filters,
-    ImageShape,
-    Kernel,
-    Method,
-    Padding,
-    Pair,
-    RandomState,
-    Selection,
+from ._docs import FIT, IMAGES, WEIGHTS, fill_in
+from ._input import ImageInput, all_or_nothing, check_pair, make_resources
+from ._sklearn_compat import (
+    Interval,
+    StrOptions,
+    check_feature_names_in,
     fit_method,
+    output_container,
 )
-from .base import DEFAULT_ALPHAS, BaseConvRFM, all_or_nothing
-from .core.features import (
-    EigenProjections,
-    FilterLayer,
-    Saliency,
-    SeenImage,
-)
-from .core.images import convolution_layers
-from .core.rounds import leading_eigenvectors
-from .core.tiles import compute_features
+from ._typing import Activation, Array, Pair, Weights
 from .estimators import ConvRFMClassifier, ConvRFMRegressor
-from .kernels import check_pair, check_weights, make_resources
-from .methods import resolve_method
+from .features.filters import draw_filters
+from .features.maps import ACTIVATIONS, FilterLayer, compute_features, pass_through
+from .features.projections import EigenProjections, Saliency, SeenImage
+from .learning.rounds import leading_eigenvectors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-OUTPUTS = ("filters", "eigen", "saliency", "image")
-RECTIFICATIONS = ("absolute", "halves")
-TASKS = {"classification": ConvRFMClassifier, "regression": ConvRFMRegressor}
+Output: TypeAlias = Literal["filters", "eigen", "saliency", "image", "features"]
+Rectification: TypeAlias = Literal["absolute", "halves"]
 
 
-class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
+@fill_in(fit=FIT, weights=WEIGHTS, images=IMAGES)
+class PatchAGOPTransformer(TransformerMixin, ImageInput):
     """Image features under a patch metric that is learned from the targets.
 
-    Fits ConvRFM to learn which directions of a patch matter to the targets, the patch
-    metric M = T Tᵀ, and gives features that any estimator takes: convolutions with
-    filters drawn from the metric or with its eigenvectors, pooled; a picture of where
-    the signal is; or the image as the metric sees it.
+    Fits :class:`ConvRFMClassifier` or :class:`ConvRFMRegressor` to learn which
+    directions of a patch matter to the targets, the patch metric M = T Tᵀ, and gives
+    features that any estimator takes.
 
     Parameters
     ----------
-    output : {"filters", "eigen", "saliency", "image"}, default="filters"
-        What :meth:`transform` gives:
+    estimator : ConvRFMClassifier or ConvRFMRegressor, default=None
+        Learns the metric, as a clone. None is one with default parameters, a classifier
+        or a regressor by :func:`sklearn.utils.multiclass.type_of_target`: whole numbers
+        are classes, so that counts and ratings need a ``ConvRFMRegressor()``.
+    output : {"filters", "eigen", "saliency", "image", "features"}, default="filters"
+        Result of :meth:`transform`:
 
         - ``"filters"``: convolution with `n_filters` filters drawn from N(0, M),
-          `activation`, and the mean over each cell of the grid `pool`. The features of
-          a wide network's first layer.
+          `activation` and `pool`; the features of a wide network's first layer, as in
+          Deep ConvRFM (:arxiv:`2309.00570`).
         - ``"eigen"``: projections on the `n_components` leading eigenvectors of M,
-          `rectification`, and the mean over each cell of the grid `pool`. Fewer
-          features, each with a meaning.
+          `rectification` and `pool`; fewer features, each with a meaning.
         - ``"saliency"``: the length of the transformed patch ``‖T v‖`` at each
-          location: a picture of where the signal is.
+          location, a picture of where the signal is, which
+          :class:`~skconvrfm.display.SaliencyDisplay` draws.
         - ``"image"``: the image as the metric sees it, of the shape of the input: each
           pixel is the mean of the entries of the transformed patches that lie on it.
-    method : {"auto", "exact", "features"}, default="auto"
-        What learns the metric: ConvRFM with its exact kernel, or the linear machine on
-        the very features that this transformer gives with ``output="filters"``, which
-        then has filters of its own round. ``"auto"`` goes by the size of the data. See
-        :class:`ConvRFMClassifier`.
-    n_filters : int or "auto", default="auto"
-        Filters of ``output="filters"``; ``"auto"`` is 64 where the kernel is exact and
-        512 with ``method="features"``.
-    filters, initial_metric, threshold, antithetic, pool_power
-        How filters are made with ``method="features"``, see
-        :class:`ConvRFMClassifier`.
+        - ``"features"``: the pooled maps that the estimator's kernel sees behind its
+          feature layers, which it then needs.
+    n_filters : int, default=64
+        Filters of ``"filters"``.
     activation : {"relu", "identity"}, default="relu"
-        What follows the filters. The mean of linear features is a linear feature of the
-        mean patch, so that ``"identity"`` is of use mostly without `pool`.
+        Function that follows the filters. Pooled linear features are those of the mean
+        patch, so that ``"identity"`` is of use mostly without `pool`.
     n_components : int, default=8
-        Eigenvectors of ``output="eigen"``; no more than a patch has entries are taken.
+        Eigenvectors of ``"eigen"``, at most as many as a patch has entries.
     rectification : {"absolute", "halves"}, default="absolute"
-        What follows the projections on eigenvectors, whose sign has no meaning of its
-        own: the absolute value, or the positive and the negative part as two features.
+        Function that follows the projections, since an eigenvector's sign has no
+        meaning: the absolute value, or positive and negative part as two features.
     pool : int, (int, int) or None, default=(2, 2)
-        Rows and columns of a grid of cells, over each of which ``"filters"`` and
-        ``"eigen"`` are averaged. It is clipped to the map; None keeps every location.
-    task : {"auto", "classification", "regression"}, default="auto"
-        How `y` is read. ``"auto"`` goes by its type
-        (:func:`sklearn.utils.multiclass.type_of_target`): numbers that are all whole
-        are classes, so that counts and ratings need ``"regression"``.
-    image_shape : tuple of int, default=None
-        Rows and columns of an image, ``(h, w)``, or with channels ``(h, w, c)``. None
-        takes it from `X` where that has three or four dimensions; a flat row is a
-        square image where its width is a perfect square from 16 on, else one row of
-        pixels. Colour images in flat rows need it.
-    channels : {"last", "first"}, default="last"
-        How the pixels of a flat row are laid out, (h, w, c) or (c, h, w); the same
-        for four-dimensional `X`.
-    kernel : {"ntk", "nngp", "laplace", "gaussian"}, default="ntk"
-        The kernel that the metric is learned with, see :class:`ConvRFMClassifier`.
-    depth : int, default=3
-        Number of convolutions of the kernel; not for ``"laplace"`` and ``"gaussian"``.
-    patch_size : int or (int, int), default=3
-        Rows and columns of a patch, clipped to the image.
-    padding : {"valid", "same"}, default="valid"
-        Whether maps shrink by the patch less one, or are padded with zeros.
-    bias : float, default=0.3
-        Standard deviation of the bias of every convolution of the kernel.
-    bandwidth : float or "auto", default="auto"
-        Bandwidth of the patch kernels; ``"auto"`` is a weighted median of distances.
-    n_rounds : int, default=4
-        Updates of the patch transform after the first fit.
-    agop_power : float, default=0.5
-        The power of the patch AGOP that becomes the patch transform.
-    agop_samples : "auto", int, float or None, default="auto"
-        Images that carry the AGOP: a number, a fraction, None for all, or as many as
-        make 20,000 patches, or 200,000 with ``method="features"``.
-    alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
-        The ridge, in units of the largest diagonal entry of the kernel; of several,
-        `selection` chooses.
-    selection : {"gcv", "loo", "holdout", "last"}, default="gcv"
-        What chooses ridge and round: generalised cross-validation, the leave-one-out
-        error, that of a held-out fifth of the rows, or the last round.
-    device : str, default="auto"
-        ``"auto"`` is CUDA where torch finds it, else the CPU.
-    dtype : {"auto", "float32", "float64"}, default="auto"
-        Precision of the kernel and of the features. ``"auto"`` is the smaller that
-        holds the images exactly: float64 stays float64, uint8 gives float32.
-    n_jobs : int, default=None
-        Tasks that share kernel tiles and blocks of images, through joblib.
-    random_state : int, RandomState instance or None, default=None
-        Seed of the draw of `agop_samples` and of the filters. None is a seed as well:
-        fits are repeatable by default.
-    verbose : int, default=0
-        With 1, one line a round.
-    checkpoint : str, path-like or None, default=None
-        A folder in which the learning of the metric is kept after every round, for the
-        same call to go on from, see :class:`ConvRFMClassifier`.
-    checkpoint_on_error : {"raise", "restart"}, default="raise"
-        What follows where the folder has the checkpoint of another fit, or a damaged
-        one: an error, or a fit from the beginning in its place.
+        Rows and columns of the grid of cells whose means ``"filters"`` and ``"eigen"``
+        are, clipped to the map; None keeps every location.
 
     Attributes
     ----------
-    method_ : {"exact", "features"}
-        What learned the metric.
-    patch_transform_ : ndarray of shape (d, d)
-        The patch transform T that the features are made with, for patches of
-        d = c·rows·columns entries in the order (channel, row, column): that of the
-        round that was kept; or, where this is round 0, which has learned none, the one
-        that the AGOP of its predictor gives.
-    filters_ : ndarray of shape (n_filters, d)
-        The filters, drawn from N(0, M); with ``method="features"``, those of the round
-        that was kept.
-    biases_ : ndarray of shape (n_filters,)
-        What is added to the responses of the filters; zero with the exact kernel.
-    components_ : ndarray of shape (n_components, d)
-        The leading eigenvectors of M, the largest entry of each positive.
-    patch_agop_ : ndarray of shape (d, d)
-        The patch AGOP of the predictor of the round that was kept.
-    alpha_ : float
-        Its ridge.
-    best_round_ : int
-        The round.
-    history_ : dict of ndarray
-        One entry a round, see :class:`ConvRFMClassifier`.
-    image_shape_ : tuple of int
-        Rows, columns and channels of an image.
-    patch_shape_ : tuple of int
-        Rows and columns of a patch.
-    output_shape_ : tuple of int
-        Rows, columns and maps of the features of an image, which lie in a row of the
-        result in this order.
-    n_features_in_ : int
-        Number of features of a row.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, where `X` had string names.
-
-    See Also
-    --------
-    ConvRFMClassifier, ConvRFMRegressor : The machines that learn the metric.
-    skconvrfm.display.SaliencyDisplay : Pictures of saliency.
-
-    Notes
-    -----
-    With the exact kernel a fit costs the square of the number of images, with
-    ``method="features"`` it is linear in them, as the transform always is.
-
-    References
-    ----------
-    Beaglehole, Radhakrishnan, Pandit, Belkin, "Mechanism of feature learning in
-    convolutional neural networks", arXiv:2309.00570, Deep ConvRFM for the filters.
+    estimator_ : ConvRFMClassifier or ConvRFMRegressor
+        The fitted estimator.
+    patch_transform_, patch_agop_ : ndarray of shape (d, d)
+        Patch transform T of the features, for patches of d = c·rows·columns entries in
+        the order (channel, row, column): that of the round that was kept or, where this
+        is round 0, which has learned none, of the AGOP of its predictor; patch AGOP of
+        the predictor of the round that was kept.
+    filters_, components_ : ndarray of shape (n_filters, d), (n_components, d)
+        The filters, drawn from N(0, M); the leading eigenvectors of M, the largest
+        entry of each positive.
+    image_shape_, patch_shape_, output_shape_ : tuple of int
+        Rows, columns and channels of an image; rows and columns of a patch; rows,
+        columns and maps of the features, in this order in a row of the result.
+    learned_layers_, best_round_, alpha_, history_
+        Of the fitted estimator, see :class:`ConvRFMClassifier`.
+    n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
+        Number of features of a row; their names, where `X` had string names.
 
     Examples
     --------
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.pipeline import make_pipeline
-    >>> from skconvrfm import PatchAGOPTransformer
+    >>> from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
     >>> from skconvrfm.datasets import load_digit_images
     >>> X, y = load_digit_images(return_X_y=True)
-    >>> features = PatchAGOPTransformer(pool=(3, 3), depth=2, n_rounds=1)
+    >>> learner = ConvRFMClassifier(n_rounds=1)
+    >>> features = PatchAGOPTransformer(learner, pool=(3, 3))
     >>> model = make_pipeline(features, LogisticRegression(max_iter=1000))
     >>> bool(model.fit(X[:200], y[:200]).score(X[200:400], y[200:400]) > 0.9)
     True
-    >>> features.transform(X[:5]).shape
-    (5, 576)
     """
 
     _parameter_constraints: dict = {
-        **BaseConvRFM._parameter_constraints,
-        "output": [StrOptions(set(OUTPUTS))],
+        "estimator": [ConvRFMClassifier, ConvRFMRegressor, None],
+        "output": [StrOptions(set(get_args(Output)))],
+        "n_filters": [Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
         "n_components": [Interval(Integral, 1, None, closed="left")],
-        "rectification": [StrOptions(set(RECTIFICATIONS))],
+        "rectification": [StrOptions(set(get_args(Rectification)))],
         "pool": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
-        "task": [StrOptions({"auto", *TASKS})],
     }
 
     def __init__(
         self,
+        estimator: ConvRFMClassifier | ConvRFMRegressor | None = None,
         *,
-        output: Literal["filters", "eigen", "saliency", "image"] = "filters",
-        method: Method = "auto",
-        n_filters: int | Literal["auto"] = "auto",
-        filters: Filters = "patches",
-        initial_metric: Literal["identity", "whiten"] = "whiten",
+        output: Output = "filters",
+        n_filters: int = 64,
         activation: Activation = "relu",
-        threshold: float = 0.5,
-        antithetic: bool = False,
-        pool_power: float = 0.5,
         n_components: int = 8,
-        rectification: Literal["absolute", "halves"] = "absolute",
+        rectification: Rectification = "absolute",
         pool: Pair | None = (2, 2),
-        task: Literal["auto", "classification", "regression"] = "auto",
-        image_shape: ImageShape = None,
-        channels: Channels = "last",
-        kernel: Kernel = "ntk",
-        depth: int = 3,
-        patch_size: Pair = 3,
-        padding: Padding = "valid",
-        bias: float = 0.3,
-        bandwidth: float | Literal["auto"] = "auto",
-        n_rounds: int = 4,
-        agop_power: float = 0.5,
-        agop_samples: float | Literal["auto"] | None = "auto",
-        alpha: ArrayLike = DEFAULT_ALPHAS,
-        selection: Selection = "gcv",
-        device: Device = "auto",
-        dtype: Dtype = "auto",
-        n_jobs: int | None = None,
-        random_state: RandomState = None,
-        verbose: int = 0,
-        checkpoint: File | None = None,
-        checkpoint_on_error: Literal["raise", "restart"] = "raise",
     ) -> None:
-        super().__init__(
-            image_shape=image_shape,
-            channels=channels,
-            kernel=kernel,
-            depth=depth,
-            patch_size=patch_size,
-            padding=padding,
-            bias=bias,
-            bandwidth=bandwidth,
-            method=method,
-            n_filters=n_filters,
-            filters=filters,
-            initial_metric=initial_metric,
-            activation=activation,
-            threshold=threshold,
-            antithetic=antithetic,
-            pool_power=pool_power,
-            n_rounds=n_rounds,
-            agop_power=agop_power,
-            agop_samples=agop_samples,
-            alpha=alpha,
-            selection=selection,
-            device=device,
-            dtype=dtype,
-            n_jobs=n_jobs,
-            random_state=random_state,
-            verbose=verbose,
-            checkpoint=checkpoint,
-            checkpoint_on_error=checkpoint_on_error,
-        )
+        self.estimator = estimator
         self.output = output
+        self.n_filters = n_filters
+        self.activation = activation
         self.n_components = n_components
         self.rectification = rectification
         self.pool = pool
-        self.task = task
 
     @all_or_nothing
     @fit_method
-    def fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None = None,
-    ) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: Weights = None) -> Self:
         """Learn the patch metric.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
-                (n_samples, h, w, c)
-            Images, or rows of pixels, of any real dtype; may be stored, see
-            :meth:`ConvRFMClassifier.fit`.
+        %(fit)s
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Classes or real targets, see `task`.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.
-
-        Returns
-        -------
-        self : object
-            The fitted transformer. If the fit fails or is interrupted, it is as it was.
-
-        Raises
-        ------
-        ValueError
-            If X, y or a parameter is not usable; the message says what to do.
-        OSError
-            If the checkpoint cannot be written or read.
+            Classes or real targets, see `estimator`.
+        %(weights)s
         """
-        return self._fit(X, y, sample_weight)
-
-    def _fit(self, X, y, sample_weight):
-        X, y, image_shape = self._validate_fit(X, y)
-        self._check_pool()
-        n_rows = np.count_nonzero(check_weights(sample_weight, X))
-        learner = self._make_learner(y, image_shape, n_rows)
-        learned = learner.fit(X, y, sample_weight).layers_[0]
-
-        self.method_ = learner.method_
-        self.image_shape_ = image_shape
-        self.patch_shape_ = learned.patch_shape_
-        self.patch_transform_ = learned.filter_transform_
-        self.filters_, self.biases_ = learned.filters, learned.biases
-        self.offsets_ = learned.offsets
-        self.components_ = leading_eigenvectors(
-            learned.filter_transform_, self.n_components
-        )
-        self.patch_agop_ = learned.patch_agop_
-        self.alpha_ = learned.alpha_
-        self.best_round_ = learned.best_round_
-        self.history_ = learned.history_
-        self.output_shape_ = self._features().shape
+        single = "None, nor a positive int,"
+        pool = None if self.pool is None else check_pair(self.pool, "pool", single)
+        self._learner = _make_learner(self.estimator, y)
+        try:
+            X, y, image_shape = self._validate_fit(X, y)
+            estimator = self._learner.set_params(image_shape=image_shape)
+        finally:
+            del self._learner
+        estimator.fit(X, y, sample_weight)
+        if not estimator.learned_layers_:
+            raise ValueError(
+                f"kernel={estimator.kernel_!r} compares whole images and learns no "
+                "patch metric: take a kernel of patches such as ConvNTK(), or feature "
+                "layers below it."
+            )
+        learned = estimator.learned_layers_[0]
+        self.estimator_, self.image_shape_ = estimator, image_shape
+        for name in ("channels_", "alpha_", "best_round_", "history_"):
+            setattr(self, name, getattr(estimator, name))
+        self.patch_shape_, self.patch_agop_ = learned.patch_shape_, learned.patch_agop_
+        self.patch_transform_ = transform = learned.filter_transform_
+        rng = estimator._rng_of_filters(y)
+        self.filters_ = draw_filters(transform, self.n_filters, rng)
+        self.components_ = leading_eigenvectors(transform, self.n_components)
+        self.maps_ = self._make_maps(learned.layer_, pool)
+        self.output_shape_ = self.maps_[-1].shape
         return self
 
     def transform(self, X: ArrayLike) -> Array:
         """Make features of images.
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
-                (n_samples, h, w, c)
-            Images, laid out as in `fit`.
+        %(images)s
 
         Returns
         -------
         X_new : ndarray of shape (n_samples, n_features_out)
-            Features in float32, or in float64 for data that need it. With
-            ``output="image"`` the result has the shape of `X`, but is flat where
-            `set_output` asks for a data frame.
+            Features in float32, or float64 for data that need it. Those of
+            ``output="image"`` have the shape of `X`, except in a data frame.
         """
         images = self._check_images(X)
-        resources = make_resources(
-            self.device,
-            self.dtype,
-            self.n_jobs,
-            images,
-            learned=(self.patch_transform_, self.filters_, self.biases_),
-        )
-        features = compute_features(self._features(), images, resources)
-        if self.output == "image":
+        learned, fitted = (self.patch_transform_, self.filters_), self.estimator_
+        options = fitted.device, fitted.dtype, fitted.n_jobs
+        resources = make_resources(*options, images, learned=learned)
+        *below, top = self.maps_
+        features = compute_features(top, pass_through(images, below), resources)
+        if isinstance(top, SeenImage):
             return self._like_input(features, X)
         return features.reshape(len(features), -1)
 
+    @property
+    def learned_layers_(self):
+        """Layers of the fitted estimator that learned, see `ConvRFMClassifier`."""
+        return self.estimator_.learned_layers_
+
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> Array:
-        """Names of the features.
+        """Return the names of the features.
 
         Parameters
         ----------
         input_features : array-like of str, default=None
-            Names of the columns of `X`; used by ``output="image"``, whose columns they
-            are, and checked otherwise.
+            Names of the columns of `X`, and of ``output="image"``; else only checked.
 
         Returns
         -------
@@ -408,80 +222,40 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
             for its halves, and ``"saliency_0_1"`` the location in row 0 and column 1.
         """
         check_is_fitted(self)
-        names_in = _check_feature_names_in(self, input_features)
-        if self.output == "image":
+        names_in = check_feature_names_in(self, input_features)
+        if isinstance(self.maps_[-1], SeenImage):
             return names_in
-        rows, columns, _ = self.output_shape_
-        return np.array(
-            [
-                f"{name}_{row}_{column}"
-                for row in range(rows)
-                for column in range(columns)
-                for name in self._map_names()
-            ],
-            dtype=object,
-        )
+        places, names = np.ndindex(self.output_shape_[:2]), _map_names(self.maps_[-1])
+        all_names = [f"{name}_{row}_{col}" for row, col in places for name in names]
+        return np.array(all_names, dtype=object)
 
-    def _make_learner(self, y, image_shape, n_rows):
-        """The estimator that learns the metric."""
-        task = self.task
-        if task == "auto":
-            kind = type_of_target(y, input_name="y", raise_unknown=True)
-            classes = kind in ("binary", "multiclass")
-            task = "classification" if classes else "regression"
-        shared = {name: getattr(self, name) for name in BaseConvRFM._get_param_names()}
-        shared["image_shape"] = image_shape
-        shared["method"], _ = resolve_method(self, image_shape, n_rows)
-        if shared["method"] == "features":  # which are then those of the result
-            shared["pool_grid"] = self._check_pool()
-        return TASKS[task](**shared)
+    def _image_parameters(self):
+        return self._learner._image_parameters()
 
-    def _check_pool(self):
-        """The grid as a pair of ints, or None."""
-        if self.pool is None:
-            return None
-        return check_pair(self.pool, "pool", single="None, nor a positive int,")
-
-    def _features(self):
-        """What makes the features of a block of images."""
-        [layer] = convolution_layers(
-            self.image_shape_, self.patch_size, self.padding, depth=1
-        )
+    def _make_maps(self, layer, pool):
+        """Return the callables that make the features, each of the maps before it."""
         if self.output == "filters":
-            return FilterLayer(
-                layer,
-                self.filters_,
-                self.activation,
-                self.biases_,
-                self._check_pool(),
-                float(self.pool_power) if self.method_ == "features" else 1.0,
-                self.offsets_,
-            )
+            return [FilterLayer(layer, self.filters_, self.activation, pool=pool)]
         if self.output == "eigen":
-            return EigenProjections(
-                layer, self.components_, self.rectification, self._check_pool()
+            return [EigenProjections(layer, self.components_, self.rectification, pool)]
+        if self.output == "saliency":
+            return [Saliency(layer, self.patch_transform_)]
+        if self.output == "image":
+            return [SeenImage(layer, self.patch_transform_, self.image_shape_)]
+        if not self.estimator_.features_:
+            raise ValueError(
+                "output='features' gives the maps of feature layers, but the estimator "
+                f"has features={self.estimator_.features!r}: pass one with features="
+                "ConvFeatures(), or take output='filters'."
             )
-        if self.output == "saliency":
-            return Saliency(layer, self.patch_transform_)
-        return SeenImage(layer, self.patch_transform_, self.image_shape_)
-
-    def _map_names(self):
-        """The names of the maps at one location."""
-        if self.output == "filters":
-            return [f"filter{index}" for index in range(len(self.filters_))]
-        if self.output == "saliency":
-            return ["saliency"]
-        names = [f"eigen{index}" for index in range(len(self.components_))]
-        if self.rectification == "absolute":
-            return names
-        return [f"{name}{sign}" for sign in "+-" for name in names]
+        return [features.maps_ for features in self.estimator_.features_]
 
     def _like_input(self, images, X):
-        """Images (n, h, w, c) laid out as the input was; flat for a data frame."""
-        if self.channels == "first":
+        """Return images (n, h, w, c) laid out as the input; flat for a data frame."""
+        if self.channels_ == "first":
             images = images.transpose(0, 3, 1, 2)
-        rows = self._flatten(X)[1] is None
-        if rows or _get_output_config("transform", self)["dense"] != "default":
+        rows = self._flatten(X, self.channels_)[1] is None
+        if rows or output_container(self) != "default":
             return images.reshape(len(images), -1)
         return images.reshape(np.shape(X))
 
@@ -490,3 +264,25 @@ class PatchAGOPTransformer(TransformerMixin, BaseConvRFM):
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _make_learner(estimator, y):
+    """Return an unfitted clone of the estimator; None is one that suits y."""
+    if estimator is not None:
+        return clone(estimator)
+    classes = "binary", "multiclass"
+    if y is None or type_of_target(y, input_name="y", raise_unknown=True) in classes:
+        return ConvRFMClassifier()  # which refuses None in better words
+    return ConvRFMRegressor()
+
+
+def _map_names(maps):
+    """Return the names of the maps at one location."""
+    if isinstance(maps, FilterLayer):
+        return [f"filter{index}" for index in range(maps.n_maps)]
+    if isinstance(maps, Saliency):
+        return ["saliency"]
+    names = [f"eigen{index}" for index in range(len(maps.components))]
+    if maps.rectification == "absolute":
+        return names
+    return [f"{name}{sign}" for sign in "+-" for name in names]

@@ -1,4 +1,4 @@
-"""What the tests share: small images, both kinds of tiles, a cache of their own."""
+"""Fixtures of all tests: both kinds of tiles, reference data, a cache of their own."""
 
 import os
 import shutil
@@ -13,13 +13,15 @@ import threadpoolctl
 import torch
 
 import skconvrfm
-from skconvrfm.core import compiled
+from skconvrfm.compute.native import build
 
-ROOT = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 SHARED = Path(os.environ.get("SKCONVRFM_SHARED", ROOT.parent / "shared"))
 
-# For the benchmarks, which are not installed; last, so that the package is.
-sys.path.append(str(ROOT))
+# For the benchmarks, which are not installed, and the helpers beside this file; last,
+# so that the package is the installed one.
+sys.path += [folder for folder in (str(TESTS), str(ROOT)) if folder not in sys.path]
 
 # The same examples in every run. Nothing is kept: what was found is written down as an
 # example of its test.
@@ -39,9 +41,9 @@ hypothesis.settings.load_profile("long" if "SKCONVRFM_EXAMPLES" in os.environ el
 
 def pytest_configure(config):
     """Build the compiled tiles in a folder of this run, not in the user's."""
-    if compiled.CACHE not in os.environ:
+    if build.CACHE not in os.environ:
         config.skconvrfm_cache = tempfile.mkdtemp(prefix="skconvrfm-tests-")
-        os.environ[compiled.CACHE] = config.skconvrfm_cache
+        os.environ[build.CACHE] = config.skconvrfm_cache
     if hasattr(config, "workerinput"):  # one of several, which share the cores
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
@@ -53,7 +55,7 @@ def pytest_unconfigure(config):
     """Remove that folder; workers of a distributed run leave it to their parent."""
     if hasattr(config, "skconvrfm_cache"):
         shutil.rmtree(config.skconvrfm_cache, ignore_errors=True)
-        del os.environ[compiled.CACHE]
+        del os.environ[build.CACHE]
 
 
 def pytest_runtest_setup(item):
@@ -82,8 +84,8 @@ def compiled_tiles(monkeypatch):
 
 
 def switch_tiles(kind, monkeypatch):
-    monkeypatch.setenv(compiled.SWITCH, "1" if kind == "compiled" else "0")
-    if kind == "compiled" and compiled.load(0) is None:
+    monkeypatch.setenv(build.SWITCH, "1" if kind == "compiled" else "0")
+    if kind == "compiled" and build.load(0) is None:
         pytest.skip("no C++ compiler here")
 
 

@@ -1,7 +1,7 @@
-"""What images, targets, weights and options may be: strategies of hypothesis.
+"""Hypothesis strategies: images, targets, weights, kernels, layers and options.
 
-An example is a description, a few words and a seed, of which arrays are made: it is
-printed in full where it fails, it shrinks fast, and it can be kept as it is.
+An example is a short description and a seed, from which arrays are made: it is printed
+in full where it fails, shrinks fast, and can be kept as it is.
 """
 
 import os
@@ -10,6 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
+from sklearn.base import clone
+
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import (
+    ConvNNGP,
+    ConvNTK,
+    Gaussian,
+    Laplace,
+    Linear,
+    PatchGaussian,
+    PatchLaplace,
+)
+from skconvrfm.kernels.base import PatchKernel
 
 # Content of images, float64 of shape (n, h, w, c) with entries of about 1.
 CONTENTS = {
@@ -85,7 +98,7 @@ class Images:
 
     @property
     def can_overflow(self):
-        """Whether values are far from those that float32 can square."""
+        """Return True if values are far from those that float32 can square."""
         return np.dtype(self.dtype).kind == "f" and np.dtype(self.dtype).itemsize > 2
 
     def __len__(self):
@@ -93,7 +106,7 @@ class Images:
 
 
 def laid_out(array, layout):
-    """The same values in another place: a new array, or a view of one."""
+    """Return equal values in another place: a new array, or a view of one."""
     if layout == "Fortran":
         return np.asfortranarray(array)
     if layout == "reversed":
@@ -184,22 +197,46 @@ geometry = {
     "patch_size": patch_sizes,
     "padding": st.sampled_from(["valid", "same"]),
 }
-convolutional = st.fixed_dictionaries(
-    {
-        "kind": st.sampled_from(["ntk", "nngp"]),
-        "depth": st.integers(1, 4),
-        "bias": st.sampled_from([0.0, 0.0, 0.3, 1.0]),
-        **geometry,
-    }
+metrics = st.sampled_from(["identity", "whiten"])
+biases = st.sampled_from([0.0, 0.0, 0.3, 1.0])
+bandwidths = st.sampled_from(["auto", "auto", 0.1, 1.0, 10.0])
+
+
+def make(kind, **options):
+    return kind(**options)
+
+
+patch_options = {"pool_grid": pool_grids, "metric": metrics, **geometry}
+convolutional = st.builds(
+    make,
+    st.sampled_from([ConvNTK, ConvNNGP]),
+    depth=st.integers(1, 4),
+    bias=biases,
+    **patch_options,
 )
-radial = st.fixed_dictionaries(
-    {
-        "kind": st.sampled_from(["laplace", "gaussian"]),
-        "bandwidth": st.sampled_from(["auto", "auto", 0.1, 1.0, 10.0]),
-        **geometry,
-    }
+patch_kernels = st.one_of(
+    convolutional,
+    st.builds(
+        make,
+        st.sampled_from([PatchLaplace, PatchGaussian]),
+        bandwidth=bandwidths,
+        **patch_options,
+    ),
 )
-kernels = st.one_of(convolutional, radial)
+whole_kernels = st.one_of(
+    st.builds(make, st.sampled_from([Gaussian, Laplace]), bandwidth=bandwidths),
+    st.builds(Linear),
+)
+kernels = st.one_of(patch_kernels, patch_kernels, whole_kernels)
+
+
+def affordable(kernel, images):
+    """Return the kernel, without its pool where an image is not small."""
+    if np.prod(images.shape[:2]) <= 12 or not isinstance(kernel, PatchKernel):
+        return kernel
+    return clone(kernel).set_params(pool_grid=None)
+
+
 precisions = st.sampled_from(["auto", "auto", "float32", "float64"])
 # Compiled tiles or array operations; MiB of memory.
 places = st.tuples(
@@ -226,12 +263,12 @@ def _rank_one(vector):
 transforms = st.sampled_from(sorted(TRANSFORMS))
 
 
-def transform_of(name, images, patch_size, seed=0):
-    """A patch transform by its name, for some images."""
-    rows, columns = np.broadcast_to(patch_size, 2)
-    height, width, channels = images.shape[1:]
-    d = channels * min(rows, height) * min(columns, width)
-    return TRANSFORMS[name](np.random.default_rng(seed), d)
+def transform_of(name, images, kernel):
+    """A patch transform by its name, for some images; None for a whole kernel."""
+    if not isinstance(kernel, PatchKernel):
+        return None
+    d = kernel.bind(images.shape[1:]).patch_dim
+    return TRANSFORMS[name](np.random.default_rng(0), d)
 
 
 # Weights
@@ -313,28 +350,49 @@ def targets_of(name, n, scale, seed):
 
 # Estimators
 
-exact_options = st.fixed_dictionaries(
-    {
-        "method": st.just("exact"),
-        "kernel": st.sampled_from(["ntk", "ntk", "nngp", "laplace", "gaussian"]),
-        "bias": st.sampled_from([0.0, 0.3]),
-        "pool_grid": st.sampled_from(["auto", "auto", 1, (2, 1)]),
-    }
+
+def feature_layers(pools):
+    return st.builds(
+        make,
+        st.just(ConvFeatures),
+        n_filters=st.sampled_from([1, 4, 9]),
+        filters=st.sampled_from(["patches", "gaussian"]),
+        metric=metrics,
+        bias=biases,
+        activation=st.sampled_from(["relu", "identity"]),
+        threshold=st.sampled_from([0.5, 0.0, -1.0, 3.0]),
+        pool=st.sampled_from(["root", "mean"]),
+        **pools,
+        **geometry,
+    )
+
+
+upper_layer = feature_layers({"pool_grid": st.sampled_from([3, None, 1, (2, 1)])})
+# Their map has room for the patches of another layer, or of a kernel.
+lower_layer = st.one_of(
+    feature_layers({"pool_grid": st.none()}),
+    feature_layers({"pool_size": st.sampled_from([2, (1, 2)])}),
 )
-feature_options = st.fixed_dictionaries(
-    {
-        "method": st.just("features"),
-        "filters": st.sampled_from(["patches", "gaussian"]),
-        "initial_metric": st.sampled_from(["whiten", "identity"]),
-        "activation": st.sampled_from(["relu", "identity"]),
-        "antithetic": st.booleans(),
-        "pool_power": st.sampled_from([0.5, 1.0, 0.1]),
-        "pool_grid": st.sampled_from(["auto", None, 1, (2, 1)]),
-        "threshold": st.sampled_from([0.5, 0.0, -1.0, 3.0]),
-        "bias": st.sampled_from([0.0, 0.3]),
-    }
+stacks = st.one_of(
+    upper_layer.map(lambda layer: [layer]),
+    st.tuples(lower_layer, upper_layer).map(list),
 )
-learning_options = st.fixed_dictionaries(
+shallow_kernels = patch_kernels.filter(lambda kernel: kernel.depth <= 3)
+machines = st.one_of(
+    st.fixed_dictionaries({"kernel": shallow_kernels, "features": st.none()}),
+    st.fixed_dictionaries({"kernel": whole_kernels, "features": st.none() | stacks}),
+    st.fixed_dictionaries({"kernel": whole_kernels, "features": stacks}),
+    st.fixed_dictionaries(
+        {
+            "kernel": patch_kernels.filter(lambda kernel: kernel.depth <= 2),
+            "features": st.lists(lower_layer, min_size=1, max_size=1),
+        }
+    ),
+)
+linear_machines = st.fixed_dictionaries(
+    {"kernel": st.builds(Linear), "features": st.none() | stacks}
+)
+learning = st.fixed_dictionaries(
     {
         "n_rounds": st.integers(0, 2),
         "selection": st.sampled_from(["gcv", "gcv", "loo", "holdout", "last"]),
@@ -342,36 +400,9 @@ learning_options = st.fixed_dictionaries(
         "agop_samples": st.sampled_from(["auto", None, 2, 0.5]),
         "alpha": st.sampled_from([(1e-6, 1e-2, 1.0, 100.0), 1e-3, 1.0]),
         "dtype": precisions,
-        **geometry,
     }
 )
-
-
-depths = st.fixed_dictionaries(
-    {
-        "depth": st.integers(1, 3),
-        "feature_layers": st.sampled_from([1, 1, 1, 1, 2]),
-        "n_filters": st.sampled_from([1, 4, 9]),
-    }
+estimators = st.tuples(machines, learning).map(lambda parts: parts[0] | parts[1])
+linear_estimators = st.tuples(linear_machines, learning).map(
+    lambda parts: parts[0] | parts[1]
 )
-estimators = st.tuples(
-    st.one_of(exact_options, feature_options), learning_options, depths
-).map(lambda parts: _of_one_estimator({**parts[0], **parts[1], **parts[2]}))
-
-
-def _of_one_estimator(options):
-    """No more layers of features than there are, and no depth where it is unused."""
-    if options.get("kernel") in ("laplace", "gaussian"):
-        return options | {"depth": 3, "feature_layers": 1}
-    if options["method"] == "exact":
-        layers = min(options["depth"], options["feature_layers"])
-        return options | {"feature_layers": layers}
-    return options
-
-
-def affordable(options, images):
-    """The options without a pool of the exact kernel where an image is not small."""
-    small = np.prod(images.shape[:2]) <= 12
-    if small or options.get("method") == "features":
-        return options
-    return options | {"pool_grid": None}

@@ -1,4 +1,4 @@
-"""Callbacks are told of rounds where scikit-learn has them; else nobody is."""
+"""Callbacks of scikit-learn 1.9 around fits and rounds, and none before it."""
 
 import importlib.util
 import sys
@@ -10,8 +10,11 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
-import skconvrfm.callbacks
-from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
+from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, _sklearn_compat
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK
+
+DEPTH_1 = ConvNTK(depth=1)
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def old_callbacks(monkeypatch):
     """Return the module as it is under a scikit-learn without callbacks."""
     monkeypatch.setitem(sys.modules, "sklearn.callback", None)
     spec = importlib.util.spec_from_file_location(
-        "old_callbacks", skconvrfm.callbacks.__file__
+        "skconvrfm.old_callbacks", _sklearn_compat.__file__
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -64,7 +67,7 @@ class Recorder:
         self.events.append("teardown")
 
 
-def test_without_them_in_scikit_learn_rounds_go_on_in_silence(old_callbacks, data):
+def test_rounds_without_callbacks_in_scikit_learn(old_callbacks, data):
     class Model(old_callbacks.CallbackSupportMixin, BaseEstimator):
         pass
 
@@ -77,24 +80,24 @@ def test_without_them_in_scikit_learn_rounds_go_on_in_silence(old_callbacks, dat
     callbacks.end_fit()
 
 
-def test_a_progress_bar_shows_the_rounds(new, data, capsys):
+def test_progress_bar_shows_the_fit(new, data, capsys):
     pytest.importorskip("rich")
-    model = ConvRFMClassifier(depth=1, n_rounds=1).set_callbacks(new.ProgressBar())
+    model = ConvRFMClassifier(DEPTH_1, n_rounds=1).set_callbacks(new.ProgressBar())
     model.fit(*data)
     assert "ConvRFMClassifier - fit" in capsys.readouterr().out
 
 
-def test_a_monitor_of_a_search_sees_the_rounds_of_every_fit(new, data):
+def test_scoring_monitor_of_a_search_sees_the_rounds_of_every_fit(new, data):
     monitor = new.ScoringMonitor(scoring="accuracy")
-    model = ConvRFMClassifier(n_rounds=1).set_callbacks(monitor)
-    GridSearchCV(model, {"depth": [1, 2]}, cv=2).fit(*data)
+    model = ConvRFMClassifier(DEPTH_1, n_rounds=1).set_callbacks(monitor)
+    GridSearchCV(model, {"kernel__depth": [1, 2]}, cv=2).fit(*data)
     entries = monitor.get_logs().data
     rounds = [e["accuracy"] for e in entries if e["task_name"] == "round"]
     assert len(rounds) == 2 * (2 * 2 + 1)  # two rounds of each fit, and of the refit
     assert all(0 <= score <= 1 for score in rounds)
 
 
-def test_the_weights_of_the_rows_reach_the_callbacks(new, data):
+def test_sample_weights_reach_the_callbacks(new, data):
     seen = []
 
     class Watch:
@@ -110,7 +113,7 @@ def test_the_weights_of_the_rows_reach_the_callbacks(new, data):
         def teardown(self, estimator, context):
             pass
 
-    model = ConvRFMClassifier(depth=1, n_rounds=0).set_callbacks(Watch())
+    model = ConvRFMClassifier(DEPTH_1, n_rounds=0).set_callbacks(Watch())
     weights = np.arange(24) + 1.0
     model.fit(*data, sample_weight=weights)
     assert_array_equal(seen[0]["sample_weight"], weights)
@@ -120,9 +123,18 @@ def test_the_weights_of_the_rows_reach_the_callbacks(new, data):
 
 
 @pytest.mark.parametrize(
-    "options", [{"depth": 1}, {"method": "features", "feature_layers": 2}], ids=str
+    ("kernel", "features", "n_stages"),
+    [
+        (DEPTH_1, None, 1),
+        ("linear", ConvFeatures(9, patch_size=2), 1),
+        ("gaussian", [ConvFeatures(9, patch_size=2, pool_grid=None)] * 2, 1),
+        (DEPTH_1, ConvFeatures(9, patch_size=2, pool_grid=None), 2),
+    ],
+    ids=["kernel", "features", "two layers", "deep"],
 )
-def test_a_callback_sees_a_model_that_predicts_after_every_round(new, data, options):
+def test_callbacks_see_a_fitted_model_after_every_round(
+    new, data, kernel, features, n_stages
+):
     X, y = data
     models = []
 
@@ -142,19 +154,18 @@ def test_a_callback_sees_a_model_that_predicts_after_every_round(new, data, opti
         def teardown(self, estimator, context):
             pass
 
-    model = ConvRFMClassifier(n_rounds=2, n_filters=9, selection="last", **options)
+    model = ConvRFMClassifier(kernel, features, n_rounds=2, selection="last")
     model.set_callbacks(Keep()).fit(X, y)
-    n_layers = options.get("feature_layers", 1)
-    assert [len(m.history_["round"]) for m in models] == [1, 2, 3] * n_layers
+    assert [len(m.history_["round"]) for m in models] == [1, 2, 3] * n_stages
     assert_array_equal(models[-1].decision_function(X), model.decision_function(X))
     assert all(m.predict_proba(X).shape == (24, 2) for m in models)
 
 
 @pytest.mark.parametrize("Estimator", [ConvRFMClassifier, ConvRFMRegressor])
-def test_callbacks_are_told_of_the_fit_and_of_every_round(digits, new, Estimator):
+def test_callbacks_are_called_for_the_fit_and_every_round(digits, new, Estimator):
     X, y, _, _ = digits
     recorder = Recorder()
-    model = Estimator(depth=1, n_rounds=2).set_callbacks(recorder)
+    model = Estimator(DEPTH_1, n_rounds=2).set_callbacks(recorder)
     model.fit(X, y)
     events = [event[0] for event in recorder.events if event[1] == "round"]
     assert events == ["begin", "end"] * 3
@@ -163,9 +174,9 @@ def test_callbacks_are_told_of_the_fit_and_of_every_round(digits, new, Estimator
     assert recorder.events[0] == "setup" and recorder.events[-1] == "teardown"
 
 
-def test_a_callback_can_stop_the_rounds(digits, new):
+def test_callbacks_can_stop_the_rounds(digits, new):
     X, y, X_test, _ = digits
-    model = ConvRFMClassifier(depth=1, n_rounds=4, selection="last")
+    model = ConvRFMClassifier(DEPTH_1, n_rounds=4, selection="last")
     stopped = clone(model).set_callbacks(Recorder(stop_after=1)).fit(X, y)
     assert_array_equal(stopped.history_["round"], [0, 1])
     short = clone(model).set_params(n_rounds=1).fit(X, y)
@@ -174,16 +185,16 @@ def test_a_callback_can_stop_the_rounds(digits, new):
 
 def test_callbacks_do_not_change_the_fit(digits, new):
     X, y, X_test, _ = digits
-    model = ConvRFMClassifier(depth=1, n_rounds=2)
+    model = ConvRFMClassifier(DEPTH_1, n_rounds=2)
     watched = clone(model).set_callbacks(Recorder()).fit(X, y)
     plain = model.fit(X, y)
     assert_array_equal(watched.predict_proba(X_test), plain.predict_proba(X_test))
 
 
-def test_a_scoring_monitor_scores_every_round(digits, new):
+def test_scoring_monitor_scores_every_round(digits, new):
     X, y, _, _ = digits
     monitor = new.ScoringMonitor(scoring="accuracy")
-    ConvRFMClassifier(depth=1, n_rounds=2).set_callbacks(monitor).fit(X, y)
+    ConvRFMClassifier(DEPTH_1, n_rounds=2).set_callbacks(monitor).fit(X, y)
     data = monitor.get_logs().data
     scores = [entry["accuracy"] for entry in data if entry["task_name"] == "round"]
     assert len(scores) == 3

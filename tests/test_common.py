@@ -1,41 +1,95 @@
-"""scikit-learn's own checks of an estimator, without exceptions in float64."""
+"""scikit-learn's own checks of estimators, without expected failures in float64."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import skconvrfm
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
-from skconvrfm.core import compiled
+from skconvrfm.compute.native import build
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import (
+    ConvNNGP,
+    ConvNTK,
+    Gaussian,
+    Laplace,
+    Linear,
+    PatchGaussian,
+    PatchLaplace,
+)
 
-ESTIMATORS = [ConvRFMClassifier(), ConvRFMRegressor(), PatchAGOPTransformer()]
-IN_FLOAT32 = [ConvRFMClassifier(dtype="float32"), ConvRFMRegressor(dtype="float32")]
+DEFAULTS = [ConvRFMClassifier(), ConvRFMRegressor(), PatchAGOPTransformer()]
+FEATURES = ConvFeatures(8, patch_size=2)
+LOCATIONS = ConvFeatures(8, patch_size=2, pool_grid=None)
+HALVED = ConvFeatures(8, patch_size=2, pool="mean", pool_grid=None, pool_size=2)
+# Every kernel, of images and of features, in one of the estimators each.
+COMPOSED = [
+    estimator(kernel, features, n_rounds=1)
+    for estimator, kernel, features in [
+        (ConvRFMClassifier, ConvNTK(depth=1), None),
+        (ConvRFMRegressor, ConvNTK(depth=1), FEATURES),
+        (ConvRFMRegressor, ConvNNGP(depth=1, metric="whiten"), None),
+        (ConvRFMClassifier, ConvNNGP(depth=1), FEATURES),
+        (ConvRFMClassifier, PatchGaussian(pool_grid=1), None),
+        (ConvRFMRegressor, PatchGaussian(), FEATURES),
+        (ConvRFMRegressor, PatchLaplace(), None),
+        (ConvRFMClassifier, PatchLaplace(), FEATURES),
+        (ConvRFMClassifier, Gaussian(), None),
+        (ConvRFMRegressor, Gaussian(), FEATURES),
+        (ConvRFMRegressor, Laplace(), None),
+        (ConvRFMClassifier, Laplace(), FEATURES),
+        (ConvRFMRegressor, Linear(), None),
+        (ConvRFMClassifier, Linear(), FEATURES),
+        (ConvRFMClassifier, Gaussian(), [HALVED, FEATURES]),
+        (ConvRFMClassifier, ConvNTK(depth=1), [LOCATIONS, LOCATIONS]),
+    ]
+]
+ON_FEATURES = PatchAGOPTransformer(
+    ConvRFMClassifier("linear", FEATURES, n_rounds=1), output="features"
+)
 
 
-@parametrize_with_checks(ESTIMATORS)
-def test_scikit_learn_checks_pass(estimator, check):
+@parametrize_with_checks(DEFAULTS)
+def test_default_estimators_pass_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+@parametrize_with_checks(COMPOSED)
+def test_every_kernel_passes_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.thorough
+@parametrize_with_checks(
+    [
+        ConvRFMClassifier("linear", "auto", n_rounds=1),
+        ON_FEATURES,
+        PatchAGOPTransformer(COMPOSED[0], output="eigen", rectification="halves"),
+        PatchAGOPTransformer(COMPOSED[6], output="saliency"),
+        PatchAGOPTransformer(COMPOSED[13], output="image"),
+    ]
+)
+def test_other_parameters_pass_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
 @pytest.mark.parametrize(
     "name", ["check_param_validation", "check_dataframe_column_names_consistency"]
 )
-def test_checks_that_check_estimator_leaves_out_pass(estimator, name):
-    check = getattr(estimator_checks, name)
-    check(type(estimator).__name__, estimator)
+@pytest.mark.parametrize(
+    "estimator",
+    [*DEFAULTS, COMPOSED[9], COMPOSED[15], ON_FEATURES],
+    ids=lambda estimator: " ".join(repr(estimator).split()),
+)
+def test_checks_outside_of_check_estimator_pass(estimator, name):
+    getattr(estimator_checks, name)(type(estimator).__name__, estimator)
 
 
 # The checks themselves pass arrays where data frames were fitted.
-@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 @pytest.mark.filterwarnings("ignore:X has feature names")
-@pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -46,40 +100,13 @@ def test_checks_that_check_estimator_leaves_out_pass(estimator, name):
         "check_transformer_get_feature_names_out_pandas",
     ],
 )
-def test_checks_of_names_and_output_pass_in_every_mode(name, output):
-    transformer = PatchAGOPTransformer(output=output)
-    getattr(estimator_checks, name)("PatchAGOPTransformer", transformer)
-
-
-# One round: four, as by default, would test nothing else.
-@pytest.mark.thorough
-@parametrize_with_checks(
-    [
-        PatchAGOPTransformer(output="saliency", kernel="laplace", n_rounds=1),
-        PatchAGOPTransformer(
-            method="features",
-            n_filters=32,
-            output="eigen",
-            rectification="halves",
-            n_rounds=1,
-        ),
-        ConvRFMClassifier(kernel="gaussian", n_rounds=1),
-        ConvRFMClassifier(pool_grid=(1, 1), depth=2, n_rounds=1),
-        ConvRFMClassifier(method="features", n_filters=32, n_rounds=1),
-        ConvRFMRegressor(
-            feature_layers=3, n_filters=4, activation="identity", n_rounds=1
-        ),
-        ConvRFMRegressor(
-            method="features",
-            n_filters=16,
-            filters="gaussian",
-            feature_layers=2,
-            n_rounds=1,
-        ),
-    ]
+@pytest.mark.parametrize(
+    "output", ["filters", "eigen", "saliency", "image", "features"]
 )
-def test_scikit_learn_checks_pass_for_other_parameters(estimator, check):
-    check(estimator)
+def test_names_and_containers_pass_scikit_learn_checks(name, output):
+    learner = COMPOSED[13] if output == "features" else COMPOSED[0]
+    transformer = PatchAGOPTransformer(learner, output=output)
+    getattr(estimator_checks, name)("PatchAGOPTransformer", transformer)
 
 
 # Of order 1e-7 are the roundings of float32, and the checks ask for 1e-7 and less.
@@ -98,7 +125,9 @@ EXCEPTIONS_IN_FLOAT32 = {
 
 
 @pytest.mark.thorough
-@parametrize_with_checks(IN_FLOAT32)
+@parametrize_with_checks(
+    [ConvRFMClassifier(dtype="float32"), ConvRFMRegressor(dtype="float32")]
+)
 def test_scikit_learn_checks_pass_in_float32(estimator, check):
     try:
         check(estimator)
@@ -121,15 +150,9 @@ for result in check_estimator(getattr(skconvrfm, sys.argv[1])(), on_fail=None):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [type(estimator).__name__ for estimator in ESTIMATORS])
-def test_all_checks_pass_with_array_api_and_compiled_tiles(name):
-    folder = str(Path(skconvrfm.__file__).parents[1])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]),
-        "SCIPY_ARRAY_API": "1",
-        compiled.SWITCH: "1",
-    }
+@pytest.mark.parametrize("name", [type(estimator).__name__ for estimator in DEFAULTS])
+def test_checks_pass_with_array_api_and_compiled_tiles(name, environment):
+    environment |= {"SCIPY_ARRAY_API": "1", build.SWITCH: "1"}
     # No check is skipped either: the warning that tells of it would be an error.
     command = [sys.executable, "-W", "error", "-c", PROGRAM, name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -25,6 +25,7 @@ PUBLIC = [
     "skconvrfm.ansatz",
     "skconvrfm.datasets",
     "skconvrfm.display",
+    "skconvrfm.features",
     "skconvrfm.kernels",
 ]
 README = Path(__file__).parents[1] / "README.rst"
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("matplotlib_without_a_screen")
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_of_a_module_print_what_they_say(name):
+def test_examples_of_module_print_their_output(name):
     if name == "skconvrfm.display":
         pytest.importorskip("matplotlib")
     module = importlib.import_module(name)
@@ -52,13 +53,13 @@ def public_objects():
 
 
 @pytest.mark.parametrize("value", list(public_objects()))
-def test_what_is_public_has_an_example(value):
+def test_public_object_has_an_example(value):
     assert ">>> " in inspect.getdoc(value)
 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not README.exists(), reason="tests run without the repository")
-def test_the_example_of_the_readme_prints_what_it_says(capsys):
+def test_readme_example_prints_its_output(capsys):
     blocks = re.findall(
         r"^\.\. code-block:: (python|text)\n\n((?:    .*\n|\n)+)",
         README.read_text(),

@@ -1,4 +1,4 @@
-"""The estimators in scikit-learn's tools, where others of scikit-learn are."""
+"""The estimators in scikit-learn's tools: searches, ensembles, pipelines, routing."""
 
 import os
 import subprocess
@@ -47,11 +47,12 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.semi_supervised import SelfTrainingClassifier
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK, Gaussian
 
-SMALL = {"depth": 1, "n_rounds": 1}
-CLASSIFIER = ConvRFMClassifier(**SMALL)
-REGRESSOR = ConvRFMRegressor(**SMALL)
-TRANSFORMER = PatchAGOPTransformer(**SMALL, n_filters=8)
+CLASSIFIER = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1)
+REGRESSOR = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=1)
+TRANSFORMER = PatchAGOPTransformer(CLASSIFIER, n_filters=8)
 MODELS = {
     "classifier": CLASSIFIER,
     "regressor": REGRESSOR,
@@ -77,18 +78,21 @@ def digits():
     return X[:60] / 16, y[:60], X[60:120] / 16, y[60:120]
 
 
-def test_a_clone_has_the_parameters_and_no_fit(digits, classifier):
+def test_clone_has_the_parameters_and_no_fit(digits, classifier):
     X, y, _, _ = digits
-    classifier.set_params(alpha=[0.1, 1.0], patch_size=(2, 3), class_weight={0: 2})
+    classifier.set_params(
+        alpha=[0.1, 1.0], kernel__patch_size=(2, 3), class_weight={0: 2}
+    )
     copy = clone(classifier.fit(X, y))
-    assert copy.get_params() == classifier.get_params()
+    assert repr(copy) == repr(classifier)
+    assert copy.kernel is not classifier.kernel
     assert not hasattr(copy, "dual_coef_")
 
 
 # ------------------------------------------------------------------ evaluation
 
 
-def test_cross_validate_scores_what_fits_by_hand_score(digits, model):
+def test_cross_validate_equals_fits_by_hand(digits, model):
     X, y, _, _ = digits
     result = cross_validate(model, X, y, cv=HALVES, return_estimator=True)
     for (train, test), score, fitted in zip(
@@ -108,14 +112,15 @@ def test_cross_validate_takes_several_scorers(digits, classifier):
     assert (result["test_roc_auc_ovr"] > 0.9).all()
 
 
-def test_cross_validation_in_two_processes_is_that_in_one(digits, classifier):
+@pytest.mark.thorough
+def test_cross_validation_independent_of_processes(digits, classifier):
     X, y, _, _ = digits
     alone = cross_val_score(classifier, X, y, cv=2)
     shared = cross_val_score(classifier, X, y, cv=2, n_jobs=2)
     assert_allclose(shared, alone)
 
 
-def test_cross_val_predict_predicts_every_row_without_it(digits, model):
+def test_cross_val_predict_equals_fits_by_hand(digits, model):
     X, y, _, _ = digits
     predicted = cross_val_predict(model, X, y, cv=HALVES)
     for train, test in HALVES.split(X):
@@ -132,7 +137,7 @@ def test_cross_val_predict_gives_probabilities_better_than_chance(digits, classi
     assert log_loss(y, probabilities) < np.log(3) / 2
 
 
-def test_a_learning_curve_rises_and_ends_at_the_cross_validation(digits, model):
+def test_learning_curve_rises_to_the_cross_validation(digits, model):
     X, y, _, _ = digits
     sizes, _, scores = learning_curve(
         model,
@@ -148,7 +153,7 @@ def test_a_learning_curve_rises_and_ends_at_the_cross_validation(digits, model):
     assert_allclose(scores[1], cross_val_score(model, X, y, cv=HALVES), atol=1e-9)
 
 
-def test_a_validation_curve_sees_that_a_huge_ridge_is_worse(digits):
+def test_validation_curve_falls_for_a_huge_ridge(digits):
     X, y, _, _ = digits
     ridges = [1e-3, 1e3]
     _, scores = validation_curve(
@@ -169,7 +174,7 @@ def test_permuted_classes_cannot_be_learned(digits, model):
     assert p_value == 1 / 6
 
 
-def test_permuting_a_blank_pixel_costs_nothing_and_another_something(digits, model):
+def test_permutation_importance_of_a_blank_pixel_is_zero(digits, model):
     X, y, _, _ = digits
     X = X.reshape(60, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(60, 16)
     X[:, 0] = 0
@@ -189,14 +194,14 @@ def test_permuting_a_blank_pixel_costs_nothing_and_another_something(digits, mod
 
 
 GRIDS = {
-    "classifier": {"depth": [1, 2], "agop_power": [0.5, 1.0]},
+    "classifier": {"kernel__depth": [1, 2], "agop_power": [0.5, 1.0]},
     "regressor": {"alpha": [1e-2, 1e2]},
-    "transformer": {"patchagoptransformer__patch_size": [2, 3]},
+    "transformer": {"patchagoptransformer__estimator__kernel__patch_size": [2, 3]},
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_grid_search_takes_the_best_and_fits_it_to_all(digits, name):
+def test_grid_search_refits_the_best_candidate(digits, name):
     X, y, X_test, y_test = digits
     model = clone(MODELS[name])
     search = GridSearchCV(model, GRIDS[name], cv=HALVES, error_score="raise")
@@ -212,16 +217,62 @@ def test_a_grid_search_takes_the_best_and_fits_it_to_all(digits, name):
     assert search.score(X_test, y_test) > 0.8
 
 
-def test_a_grid_search_takes_images_of_four_dimensions(digits, classifier):
+@pytest.mark.parametrize(
+    ("kernel", "features", "grid"),
+    [
+        (
+            ConvNTK(depth=1),
+            None,
+            {"kernel__depth": [1, 2], "kernel__patch_size": [2, 3]},
+        ),
+        (
+            "linear",
+            ConvFeatures(4, patch_size=3),
+            {"features__patch_size": [2, 3], "features__n_filters": [2, 8]},
+        ),
+        (
+            Gaussian(),
+            ConvFeatures(4, patch_size=3),
+            {"kernel__bandwidth": ["auto", 0.01], "features__n_filters": [8]},
+        ),
+    ],
+    ids=["kernel", "features", "both"],
+)
+def test_grid_search_reaches_kernel_and_feature_parameters(
+    digits, kernel, features, grid
+):
+    X, y, X_test, y_test = digits
+    model = ConvRFMClassifier(kernel, features, n_rounds=1)
+    search = GridSearchCV(model, grid, cv=HALVES, error_score="raise").fit(X, y)
+    results = search.cv_results_
+    for parameters, score in zip(
+        results["params"], results["mean_test_score"], strict=True
+    ):
+        by_hand = clone(model).set_params(**parameters)
+        assert score == cross_val_score(by_hand, X, y, cv=HALVES).mean()
+    for name, value in search.best_params_.items():
+        part, _, short = name.partition("__")
+        fitted = search.best_estimator_
+        part = fitted.kernel_ if part == "kernel" else fitted.features_[0]
+        assert getattr(part, short) == value
+    # The candidates share no object.
+    assert getattr(model.kernel, "depth", 1) == 1
+    assert features is None or features.n_filters == 4
+    assert search.score(X_test, y_test) > 0.8
+
+
+def test_grid_search_accepts_images_of_four_dimensions(digits, classifier):
     X, y, X_test, y_test = digits
     images = X.reshape(-1, 8, 8, 1)
-    search = GridSearchCV(classifier, {"depth": [1, 2]}, cv=2, error_score="raise")
+    search = GridSearchCV(
+        classifier, {"kernel__depth": [1, 2]}, cv=2, error_score="raise"
+    )
     assert search.fit(images, y).score(X_test.reshape(-1, 8, 8, 1), y_test) > 0.8
 
 
-def test_a_randomised_search_draws_from_the_grid(digits, classifier):
+def test_randomised_search_draws_from_the_grid(digits, classifier):
     X, y, X_test, y_test = digits
-    grid = {"patch_size": [2, 3, 4], "bias": [0.0, 0.3]}
+    grid = {"kernel__patch_size": [2, 3, 4], "kernel__bias": [0.0, 0.3]}
     search = RandomizedSearchCV(
         classifier, grid, n_iter=3, cv=2, random_state=0, error_score="raise"
     ).fit(X, y)
@@ -230,7 +281,7 @@ def test_a_randomised_search_draws_from_the_grid(digits, classifier):
     assert search.score(X_test, y_test) > 0.8
 
 
-def test_halving_gives_more_rows_to_fewer_candidates(digits):
+def test_halving_search_keeps_the_better_ridge(digits):
     X, y, X_test, y_test = digits
     search = HalvingGridSearchCV(
         REGRESSOR,
@@ -259,7 +310,7 @@ def test_soft_votes_are_mean_probabilities(digits, classifier):
     assert vote.score(X_test, y_test) > 0.8
 
 
-def test_votes_of_regressors_are_mean_predictions(digits):
+def test_regressor_votes_are_mean_predictions(digits):
     X, y, X_test, _ = digits
     members = [clone(REGRESSOR), Ridge()]
     vote = VotingRegressor([("ours", members[0]), ("other", members[1])]).fit(X, y)
@@ -268,7 +319,7 @@ def test_votes_of_regressors_are_mean_predictions(digits):
 
 
 @pytest.mark.parametrize("kind", ["classifier", "regressor"])
-def test_a_stack_learns_from_predictions_for_left_out_rows(digits, kind):
+def test_stacking_learns_from_left_out_predictions(digits, kind):
     X, y, X_test, y_test = digits
     Stack, final, method = {
         "classifier": (StackingClassifier, LogisticRegression(), "predict_proba"),
@@ -283,7 +334,7 @@ def test_a_stack_learns_from_predictions_for_left_out_rows(digits, kind):
 
 
 @pytest.mark.parametrize("kind", ["classifier", "regressor"])
-def test_bags_of_weights_are_bags_of_rows(digits, kind):
+def test_bagging_by_weights_equals_bagging_of_rows(digits, kind):
     X, y, X_test, y_test = digits
     Bagging, method = {
         "classifier": (BaggingClassifier, "predict_proba"),
@@ -302,7 +353,7 @@ def test_bags_of_weights_are_bags_of_rows(digits, kind):
     assert bagging.score(X_test, y_test) > 0.8
 
 
-def test_one_against_the_rest_has_a_machine_a_class(digits, classifier):
+def test_one_vs_rest_fits_one_estimator_per_class(digits, classifier):
     X, y, X_test, y_test = digits
     model = OneVsRestClassifier(classifier).fit(X, y)
     columns = [
@@ -329,7 +380,7 @@ def test_calibrated_probabilities_are_better_than_chance(
     assert model.score(X_test, y_test) > 0.8
 
 
-def test_one_machine_an_output(digits, classifier):
+def test_multi_output_fits_one_estimator_per_output(digits, classifier):
     X, y, X_test, _ = digits
     outputs = np.column_stack([y, y == 1])
     for single, Many in (
@@ -351,7 +402,7 @@ def test_transformed_targets_are_transformed_back(digits):
     assert model.score(X_test, y_test) > 0.8
 
 
-def test_self_training_labels_rows_as_they_are(digits, classifier):
+def test_self_training_labels_rows_correctly(digits, classifier):
     X, y, X_test, y_test = digits
     known = np.arange(60) < 15
     model = SelfTrainingClassifier(classifier, threshold=0.8)
@@ -366,7 +417,7 @@ def test_self_training_labels_rows_as_they_are(digits, classifier):
 # ---------------------------------------------------- pipelines, unions, frames
 
 
-def test_a_pipeline_with_a_scaler(digits, classifier):
+def test_pipeline_with_a_scaler_equals_steps_by_hand(digits, classifier):
     X, y, X_test, y_test = digits
     pipeline = make_pipeline(StandardScaler(), classifier).fit(X, y)
     assert pipeline.score(X_test, y_test) > 0.8
@@ -377,7 +428,7 @@ def test_a_pipeline_with_a_scaler(digits, classifier):
     )
 
 
-def test_a_union_has_the_features_of_both(digits):
+def test_feature_union_stacks_both_outputs(digits):
     X, y, X_test, _ = digits
     other = clone(TRANSFORMER).set_params(output="saliency")
     union = FeatureUnion([("filters", clone(TRANSFORMER)), ("saliency", other)])
@@ -390,7 +441,7 @@ def test_a_union_has_the_features_of_both(digits):
     assert names[-1] == "saliency__saliency_5_5"
 
 
-def test_columns_of_pixels_beside_other_columns(digits):
+def test_column_transformer_takes_columns_of_pixels(digits):
     pandas = pytest.importorskip("pandas")
     X, y, _, _ = digits
     pixels = [f"pixel{i}" for i in range(64)]
@@ -408,7 +459,7 @@ def test_columns_of_pixels_beside_other_columns(digits):
 
 
 @pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
-def test_features_are_frames_where_the_configuration_asks_for_them(digits, output):
+def test_transform_output_pandas_gives_named_frames(digits, output):
     pandas = pytest.importorskip("pandas")
     X, y, X_test, _ = digits
     transformer = clone(TRANSFORMER).set_params(output=output).fit(X, y)
@@ -420,7 +471,7 @@ def test_features_are_frames_where_the_configuration_asks_for_them(digits, outpu
     assert_array_equal(frame, plain)
 
 
-def test_frames_go_through_a_pipeline_with_their_names(digits, classifier):
+def test_pipeline_keeps_column_names(digits, classifier):
     pandas = pytest.importorskip("pandas")
     X, y, X_test, _ = digits
     names = [f"pixel{i}" for i in range(64)]
@@ -463,21 +514,23 @@ def test_weights_are_routed_through_a_pipeline(digits, model, routing):
 
 def test_weights_without_a_request_are_refused(digits, classifier, routing):
     X, y, _, _ = digits
-    search = GridSearchCV(classifier, {"depth": [1]}, cv=2)
+    search = GridSearchCV(classifier, {"kernel__depth": [1]}, cv=2)
     with pytest.raises(ValueError, match="sample_weight"):
         search.fit(X, y, sample_weight=np.ones(60))
 
 
-def test_weights_are_routed_through_a_search(digits, classifier, routing):
+def test_weights_are_routed_through_a_grid_search(digits, classifier, routing):
     X, y, _, _ = digits
     classifier.set_fit_request(sample_weight=True)
     classifier.set_score_request(sample_weight=True)
-    search = GridSearchCV(classifier, {"depth": [1, 2]}, cv=2, error_score="raise")
+    search = GridSearchCV(
+        classifier, {"kernel__depth": [1, 2]}, cv=2, error_score="raise"
+    )
     search.fit(X, y, sample_weight=WEIGHTS)
     assert len(search.best_estimator_.X_fit_) == 40
 
 
-def test_weights_are_routed_through_a_cross_validation(digits, classifier, routing):
+def test_weights_are_routed_through_cross_validation(digits, classifier, routing):
     X, y, _, _ = digits
     classifier.set_fit_request(sample_weight=True)
     classifier.set_score_request(sample_weight=True)
@@ -504,10 +557,11 @@ def dispatch():
         pytest.skip("needs SCIPY_ARRAY_API=1 before SciPy is imported")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(
     os.environ.get("SCIPY_ARRAY_API") == "1", reason="they run in this process"
 )
-def test_tests_of_dispatch_pass_in_a_process_that_allows_it(environment):
+def test_array_api_tests_pass_in_a_process_of_their_own(environment):
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, __file__, "-k", "dispatched"],
@@ -530,9 +584,7 @@ def results(model, X, y, X_test, y_test):
 # Ours do not compute in the namespace of their input: tensors on the CPU are taken as
 # the numpy arrays that they share their memory with, and numpy arrays are returned.
 @pytest.mark.parametrize("estimator", [CLASSIFIER, REGRESSOR, TRANSFORMER], ids=str)
-def test_dispatched_arrays_and_tensors_give_what_arrays_give(
-    digits, estimator, request
-):
+def test_dispatched_arrays_and_tensors_give_equal_results(digits, estimator, request):
     expected = results(estimator, *digits)
     request.getfixturevalue("dispatch")
     tensors = [torch.tensor(array) for array in digits]
@@ -560,7 +612,7 @@ def test_dispatched_tensors_go_through_a_pipeline(digits, classifier, request):
     assert_allclose(pipeline.predict_proba(torch.tensor(X_test)), expected, atol=1e-12)
 
 
-def test_dispatched_scores_are_better_than_those_of_a_dummy(digits, request):
+def test_dispatched_score_beats_a_dummy(digits, request):
     X, y, X_test, y_test = digits
     request.getfixturevalue("dispatch")
     ours = clone(CLASSIFIER).fit(X, y).score(X_test, y_test)

@@ -1,8 +1,7 @@
-"""What goes wrong halfway leaves things as they were, and says what to do.
+"""Interruptions, lack of memory and full disks leave estimators unchanged.
 
-The rest of it: tiles that run out of memory are in ``test_tiles.py``, checkpoints that
-are killed, damaged or full in ``test_checkpoint.py``, mistakes of users in
-``test_bad_input.py`` and ``test_main.py``.
+See also ``test_tiles.py`` (memory of tiles), ``test_checkpoint.py`` (checkpoints) and
+``test_bad_input.py``.
 """
 
 import contextlib
@@ -30,28 +29,35 @@ from skconvrfm import (
     ConvRFMClassifier,
     ConvRFMRegressor,
     PatchAGOPTransformer,
-    ansatz_command,
-    commands,
+    _command_line,
+    _fitting,
     estimators,
-    methods,
     transformer,
 )
-from skconvrfm.base import fitted_attributes
-from skconvrfm.core import feature_machine, filters, machine, ridge, rounds, tiles
-from skconvrfm.core.convolutional import ConvolutionalKernel
-from skconvrfm.kernels import convolutional_kernel
+from skconvrfm._input import fitted_attributes
+from skconvrfm.ansatz import command
+from skconvrfm.features import ConvFeatures, filters, maps
+from skconvrfm.kernels import ConvNTK
+from skconvrfm.kernels.convolutional import ConvolutionalKernel
+from skconvrfm.learning import calibration, feature_sums, models, ridge, rounds
 
 job = importlib.import_module("skconvrfm.__main__")
 
 ROOT = Path(__file__).resolve().parents[1]
-EXACT = {"depth": 2, "n_rounds": 2, "selection": "last"}
-FEATURES = {"method": "features", "n_filters": 8, "pool_grid": 2, "n_rounds": 2}
+DEPTH_2 = ConvNTK(depth=2)
+LAYER = ConvFeatures(8, patch_size=3, pool_grid=2)
+LAST = {"n_rounds": 2, "selection": "last"}
 MODELS = {
-    "exact": ConvRFMClassifier(**EXACT),
-    "two layers": ConvRFMClassifier(**EXACT, feature_layers=2, n_filters=8),
-    "features": ConvRFMClassifier(**FEATURES),
-    "regressor": ConvRFMRegressor(**EXACT),
-    "transformer": PatchAGOPTransformer(depth=1, n_rounds=1, n_filters=8),
+    "kernel": ConvRFMClassifier(DEPTH_2, **LAST),
+    "deep": ConvRFMClassifier(
+        ConvNTK(depth=1), ConvFeatures(8, patch_size=3, pool_grid=None), **LAST
+    ),
+    "linear": ConvRFMClassifier("linear", LAYER, n_rounds=2),
+    "gaussian": ConvRFMClassifier("gaussian", LAYER, n_rounds=2),
+    "regressor": ConvRFMRegressor(DEPTH_2, **LAST),
+    "transformer": PatchAGOPTransformer(
+        ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1), n_filters=8
+    ),
 }
 
 
@@ -115,21 +121,24 @@ def failing(error, function=None, at=0):
 
 
 STEPS = {
-    "kernel": (machine, "kernel_matrix"),
+    "kernel": (models, "kernel_matrix"),
     "ridge": (ridge.RidgePath, "solve"),
-    "agop": (machine, "patch_agop"),
+    "agop": (models, "kernel_agop"),
     "transform": (rounds, "transform_from_agop"),
     "between rounds": (rounds, "_record"),
-    "filters": (filters, "FilterLayer"),
-    "feature ridge": (feature_machine.Design, "moments"),
-    "feature agop": (feature_machine, "feature_agop"),
-    "temperature": (estimators, "brentq"),
+    "filters": (filters, "draw_patches"),
+    "features": (models, "compute_features"),
+    "feature ridge": (feature_sums.Design, "moments"),
+    "feature agop": (models, "linear_agop"),
+    "layer agops": (models, "layer_agops"),
+    "temperature": (calibration, "brentq"),
     "eigenvectors": (transformer, "leading_eigenvectors"),
 }
 OF_MODELS = {
-    "exact": ["kernel", "ridge", "agop", "transform", "between rounds", "temperature"],
-    "two layers": ["kernel", "ridge", "agop", "transform", "between rounds"],
-    "features": ["filters", "transform", "feature agop", "between rounds"],
+    "kernel": ["kernel", "ridge", "agop", "transform", "between rounds", "temperature"],
+    "deep": ["kernel", "ridge", "agop", "transform", "between rounds"],
+    "linear": ["filters", "transform", "feature agop", "between rounds"],
+    "gaussian": ["features", "ridge", "layer agops", "between rounds"],
     "regressor": ["kernel", "ridge", "agop", "transform", "between rounds"],
     "transformer": ["kernel", "agop", "between rounds", "eigenvectors"],
 }
@@ -142,10 +151,10 @@ OF_MODELS = {
     indirect=["model"],
 )
 @pytest.mark.parametrize("at", [0, 1])
-def test_an_interrupted_fit_leaves_all_as_it_was(model, data, step, at, monkeypatch):
+def test_interrupted_fit_leaves_estimator_unchanged(model, data, step, at, monkeypatch):
     place, name = STEPS[step]
     interrupt = failing(KeyboardInterrupt(), getattr(place, name), at)
-    once = step in ("temperature", "eigenvectors")
+    once = step in ("temperature", "eigenvectors", "filters")
     if place is ridge.RidgePath:
         monkeypatch.setattr(place, name, lambda *args: interrupt(*args))
     else:
@@ -159,19 +168,19 @@ def test_an_interrupted_fit_leaves_all_as_it_was(model, data, step, at, monkeypa
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        (methods, "patch_moments"),
-        (estimators.RowSample, "of"),
-        (estimators, "Stream"),
+        (filters, "patch_moments"),
+        (_fitting.RowSample, "of"),
+        (_fitting, "Stream"),
         (ridge.Moments, "__add__"),
-        (feature_machine.StreamMachine, "ridge_path"),
+        (models.MapModel, "ridge_path"),
     ],
     ids=["filters", "sample", "sums", "addition", "ridge"],
 )
-def test_an_interrupted_partial_fit_leaves_the_sums_as_they_were(
+def test_interrupted_partial_fit_leaves_sums_unchanged(
     data, fitted, place, name, monkeypatch
 ):
     X, y = data
-    model = clone(MODELS["features"])
+    model = clone(MODELS["linear"])
     if fitted:
         if name == "patch_moments":
             pytest.skip("there are filters already")
@@ -192,10 +201,10 @@ def test_an_interrupted_partial_fit_leaves_the_sums_as_they_were(
         assert_same(model.stream_.moments, again.stream_.moments)
 
 
-def test_an_interrupted_refinement_keeps_the_metric(data, monkeypatch):
-    model = clone(MODELS["features"]).partial_fit(*data)
+def test_interrupted_refine_keeps_metric(data, monkeypatch):
+    model = clone(MODELS["linear"]).partial_fit(*data)
     interrupt = failing(KeyboardInterrupt())
-    monkeypatch.setattr(estimators, "transform_from_agop", interrupt)
+    monkeypatch.setattr(estimators, "transforms_from", interrupt)
     with unchanged(model), pytest.raises(KeyboardInterrupt):
         model.refine()
 
@@ -219,8 +228,8 @@ def interruption(seconds):
 @pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
 @pytest.mark.parametrize("n_jobs", [None, 2])
-@pytest.mark.parametrize("name", ["exact", "features"])
-def test_interruptions_at_any_moment_leave_all_as_it_was(
+@pytest.mark.parametrize("name", ["kernel", "linear", "gaussian"])
+def test_interruptions_at_any_moment_leave_estimator_unchanged(
     data, name, n_jobs, two_threads
 ):
     X, y = data
@@ -258,10 +267,10 @@ def test_interruptions_at_any_moment_leave_all_as_it_was(
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
-def test_an_interruption_while_processes_work_leaves_all_as_it_was(data):
+def test_interruption_of_worker_processes_leaves_estimator_unchanged(data):
     X, y = data
     large = np.random.default_rng(1).normal(size=(300, 16, 16))
-    model = ConvRFMClassifier(depth=3, n_rounds=2, n_jobs=2).fit(X, y)
+    model = ConvRFMClassifier(n_rounds=2, n_jobs=2).fit(X, y)
     try:
         with parallel_config("loky", inner_max_num_threads=1), unchanged(model):
             clone(model).fit(X, y)  # workers are there
@@ -276,9 +285,7 @@ def test_an_interruption_while_processes_work_leaves_all_as_it_was(data):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("moment", ["setup", "begin", "end", "teardown"])
-def test_the_error_of_a_callback_arrives_and_changes_nothing(
-    model, fitted, data, moment
-):
+def test_error_of_callback_is_raised_and_changes_nothing(model, fitted, data, moment):
     pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has them")
     if isinstance(model, PatchAGOPTransformer):
         pytest.skip("its learner has the rounds")
@@ -319,10 +326,11 @@ ERRORS = {
     ),
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
 }
-# What makes a block of images ready, for kernels and for features.
+# Functions that prepare a block of images, for kernels and for feature layers.
 BLOCKS = {
-    "exact": (ConvolutionalKernel, "prepare_block"),
-    "features": (tiles, "compute_maps"),
+    "kernel": (ConvolutionalKernel, "prepare_block"),
+    "linear": (maps, "compute_maps"),
+    "gaussian": (maps, "compute_maps"),
 }
 
 
@@ -330,7 +338,7 @@ BLOCKS = {
     ("error", "n_jobs"), [*((error, None) for error in ERRORS), ("torch", 2)]
 )
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_fit_that_runs_out_of_memory_ends_as_one_that_does_not(
+def test_fit_retried_with_less_memory_gives_same_result(
     data, name, error, n_jobs, monkeypatch
 ):
     X, y = data
@@ -346,7 +354,9 @@ def test_a_fit_that_runs_out_of_memory_ends_as_one_that_does_not(
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("name", BLOCKS)
-def test_where_nothing_helps_the_error_says_so(data, fitted, name, error, monkeypatch):
+def test_fit_without_enough_memory_is_memory_error(
+    data, fitted, name, error, monkeypatch
+):
     X, y = data
     model = clone(MODELS[name])
     if fitted:
@@ -365,23 +375,23 @@ def test_where_nothing_helps_the_error_says_so(data, fitted, name, error, monkey
 
 
 @pytest.mark.gpu
-def test_a_gpu_with_little_room_takes_smaller_tiles(rng):
+def test_gpu_with_little_memory_takes_smaller_tiles(rng):
     X = rng.normal(size=(200, 16, 16, 3))
-    expected = convolutional_kernel(X, device="cpu")
+    expected = ConvNTK()(X, device="cpu")
     torch.cuda.empty_cache()
     room = 2**27 / torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(room)
     try:
         with pytest.warns(RuntimeWarning, match="out of memory: going on with tiles"):
-            actual = convolutional_kernel(X, device="cuda")
+            actual = ConvNTK()(X, device="cuda")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("error", ["torch", "cuda"])
-def test_memory_for_the_ridge_is_not_a_matter_of_tiles(data, error, monkeypatch):
-    model = clone(MODELS["exact"])
+def test_memory_error_of_ridge_names_rows(data, error, monkeypatch):
+    model = clone(MODELS["kernel"])
     monkeypatch.setattr(ridge, "eigh", failing(ERRORS[error]))
     with unchanged(model), pytest.raises(MemoryError, match="working_memory.*rows"):
         model.fit(*data)
@@ -390,17 +400,18 @@ def test_memory_for_the_ridge_is_not_a_matter_of_tiles(data, error, monkeypatch)
 # ------------------------------------------------------------------------- GPU
 
 
-def test_a_fit_without_the_gpu_it_asks_for_changes_nothing(model, data, monkeypatch):
+def test_missing_gpu_changes_nothing(model, data, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    model.set_params(device="cuda")
+    learner = "estimator__" if isinstance(model, PatchAGOPTransformer) else ""
+    model.set_params(**{f"{learner}device": "cuda"})
     with unchanged(model), pytest.raises(ValueError, match="device='cuda'.*'cpu'"):
         model.fit(*data)
 
 
 @pytest.mark.parametrize("step", ["kernel", "agop"])
-def test_a_gpu_that_fails_is_named_and_changes_nothing(data, fitted, step, monkeypatch):
+def test_failing_gpu_is_named_and_changes_nothing(data, fitted, step, monkeypatch):
     X, y = data
-    model = clone(MODELS["exact"])
+    model = clone(MODELS["kernel"])
     if fitted:
         model.fit(X[:20], y[:20])
     error = RuntimeError(
@@ -445,22 +456,21 @@ def nowhere(tmp_path):
     return places
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_nothing_half_written(
-    model, data, tmp_path, full_disk
-):
-    model.set_params(checkpoint=tmp_path)
+def test_checkpoint_on_full_disk_leaves_no_file(model, data, tmp_path, full_disk):
+    learner = "estimator__" if isinstance(model, PatchAGOPTransformer) else ""
+    model.set_params(**{f"{learner}checkpoint": tmp_path})
     message = f"checkpoint='{tmp_path}' could not be written.*File too large"
     with unchanged(model), pytest.raises(OSError, match=message), full_disk():
         model.fit(*data)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_that_can_be_nowhere_is_refused_before_the_fit(
+def test_impossible_checkpoint_folder_is_refused_before_fit(
     data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(machine, "kernel_matrix", failing(AssertionError()))
+    monkeypatch.setattr(models, "kernel_matrix", failing(AssertionError()))
     for place in nowhere(tmp_path):
-        model = clone(MODELS["exact"]).set_params(checkpoint=place)
+        model = clone(MODELS["kernel"]).set_params(checkpoint=place)
         with unchanged(model), pytest.raises(OSError, match="cannot be used") as caught:
             model.fit(*data)
         assert str(place) in str(caught.value)
@@ -484,7 +494,7 @@ def comparison(tmp_path, data, monkeypatch):
     np.savez(tmp_path / "images.npz", **arrays)
 
     def only_ours(options, split):
-        model = ConvRFMClassifier(depth=1, n_rounds=1, device="cpu")
+        model = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1, device="cpu")
         return {"fixed kernel": clone(model).set_params(n_rounds=0), "ConvRFM": model}
 
     monkeypatch.setattr(job, "make_models", only_ours)
@@ -492,9 +502,7 @@ def comparison(tmp_path, data, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_pictures_that_do_not_fit_leave_nothing_half_written(
-    comparison, tmp_path, full_disk, capsys
-):
+def test_pictures_on_full_disk_leave_no_file(comparison, tmp_path, full_disk, capsys):
     folder = tmp_path / "out"
     with full_disk():
         code = job.main([*comparison, str(folder)])
@@ -506,7 +514,7 @@ def test_pictures_that_do_not_fit_leave_nothing_half_written(
     assert names == ["patch_agop.png", "rounds.png"]
 
 
-def test_pictures_that_can_be_nowhere_are_refused_before_all(
+def test_impossible_folder_of_pictures_is_refused_first(
     comparison, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(job, "make_models", failing(AssertionError()))
@@ -522,13 +530,13 @@ def measurement(tmp_path, rng, monkeypatch):
     return ["benchmarks.networks:mobilenet", "--images", str(tmp_path / "images.npz")]
 
 
-def test_a_table_that_does_not_fit_leaves_the_former_one(
+def test_table_on_full_disk_leaves_former_table(
     measurement, tmp_path, full_disk, capsys
 ):
     table = tmp_path / "table.csv"
     table.write_text("former")
     with full_disk():
-        code = ansatz_command.run([*measurement, "--csv", str(table)])
+        code = command.main([*measurement, "--csv", str(table)])
     out, err = capsys.readouterr()
     assert "correlation" in out
     error = "could not be written: File too large; name another place with --csv"
@@ -540,22 +548,20 @@ def test_a_table_that_does_not_fit_leaves_the_former_one(
     ]
 
 
-def test_a_table_that_can_be_nowhere_is_refused_before_all(
+def test_impossible_place_of_table_is_refused_first(
     measurement, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(ansatz_command, "load_images", failing(AssertionError()))
+    monkeypatch.setattr(command, "load_images", failing(AssertionError()))
     places = [place / "table.csv" for place in nowhere(tmp_path)]
     for place in [*places, tmp_path]:
-        code = ansatz_command.run([*measurement, "--csv", str(place)])
+        code = command.main([*measurement, "--csv", str(place)])
         assert_one_line(code, capsys.readouterr().err, f"--csv {place}: ")
 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
-def test_a_device_that_is_full_is_one_line_and_stays_a_device(
-    measurement, environment, capsys
-):
-    code = ansatz_command.run([*measurement, "--csv", "/dev/full"])
+def test_full_device_is_one_line_and_stays_a_device(measurement, environment, capsys):
+    code = command.main([*measurement, "--csv", "/dev/full"])
     assert_one_line(code, capsys.readouterr().err, "/dev/full", "No space left")
     assert not Path("/dev/full").is_file()
     with open("/dev/full", "w") as full:
@@ -576,15 +582,15 @@ def test_a_device_that_is_full_is_one_line_and_stays_a_device(
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "out of memory"),
         (RuntimeError("CUDA error: gone\nmore"), 1, "CUDA error: gone; try --device"),
-        (commands.UsageError("wrong"), 2, "wrong"),
+        (_command_line.UsageError("wrong"), 2, "wrong"),
     ],
 )
-def test_a_command_that_fails_says_so_in_one_line(error, code, words, capsys):
-    found = commands.run_command("python -m skconvrfm", failing(error))
+def test_failing_command_is_one_line(error, code, words, capsys):
+    found = _command_line.run_command("python -m skconvrfm", failing(error))
     assert found == code
     assert_one_line(found, capsys.readouterr().err, words)
 
 
-def test_other_errors_of_a_command_are_not_hidden():
+def test_unknown_error_of_command_is_raised():
     with pytest.raises(RuntimeError, match="ours"):
-        commands.run_command("python -m skconvrfm", failing(RuntimeError("ours")))
+        _command_line.run_command("python -m skconvrfm", failing(RuntimeError("ours")))

@@ -1,9 +1,9 @@
-"""The programs in the guide run, and print what the pages say.
+"""Programs of the guide run and print the output that is shown below them.
 
 The Python blocks of a page run one after another in one namespace and folder. A
-comment `.. setup:` has code that runs before the next of them and is not shown; what
-follows a comment `.. not run: REASON` is left out. A text block right after a Python
-block is what it prints.
+comment `.. setup:` has code that runs before the next block and is not shown; the block
+after a comment `.. not run: REASON` is left out. A text block directly after a Python
+block is its output.
 """
 
 import re
@@ -34,7 +34,7 @@ pytestmark = [
 
 
 def programs(text):
-    """Line, code and printed text (or None) of the programs of a page that run."""
+    """Return line, code and output (or None) of the programs of a page that run."""
     found, end, run = [], None, True
     for match in BLOCK.finditer(text):
         kind, body = match.groups()
@@ -53,7 +53,7 @@ def programs(text):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_programs_of_a_page_run(page, tmp_path, monkeypatch, capsys):
+def test_programs_of_page_run(page, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
@@ -66,14 +66,14 @@ def test_programs_of_a_page_run(page, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_program_of_a_page_is_found(page):
+def test_every_python_block_of_page_is_found(page):
     text = (DOCS / page).read_text()
     assert len(re.findall(r"code-block:: python", text)) == sum(
         kind == PYTHON for kind, _ in BLOCK.findall(text)
     )
 
 
-def test_a_page_is_taken_apart():
+def test_page_is_split_into_programs():
     page = """
 .. setup:
    x = 1

@@ -17,7 +17,8 @@ job = importlib.import_module("skconvrfm.__main__")
 MODELS = [
     "fixed kernel",
     "ConvRFM",
-    "ConvRFM, features",
+    "features, linear",
+    "features, Gaussian",
     "RBF SVC, tuned",
     "random forest",
 ]
@@ -99,16 +100,17 @@ def test_options_reach_the_models(arrays):
     convrfm = models["ConvRFM"].get_params()
     expected = {
         "n_rounds": 2,
-        "depth": 4,
-        "patch_size": (5, 3),
+        "kernel__depth": 4,
+        "kernel__patch_size": (5, 3),
         "device": "cpu",
         "random_state": 7,
         "image_shape": (12, 12),
     }
     assert {name: convrfm[name] for name in expected} == expected
-    assert models["ConvRFM, features"].patch_size == (17, 9)  # what four layers see
+    for name in ("features, linear", "features, Gaussian"):  # field of four layers
+        assert models[name].features.patch_size == (17, 9)
     fixed = models["fixed kernel"].get_params()
-    differing = {name for name in fixed if fixed[name] != convrfm[name]}
+    differing = {n for n in fixed if repr(fixed[n]) != repr(convrfm[n])}
     assert differing == {"n_rounds", "verbose"} and fixed["n_rounds"] == 0
 
 
@@ -285,28 +287,3 @@ def test_unreadable_file_is_one_line(run, tmp_path, write, words):
     write(path)
     assert_one_line(run(None, "--data", str(path)), str(path), *words)
     assert not (tmp_path / "out").exists()
-
-
-# --------------------------------------------------------------------- memory
-
-
-def test_memory_meter_sees_what_was_needed_and_given_back():
-    with job.MemoryMeter(torch.device("cpu")) as meter:
-        block = np.ones(2**23)
-        for _ in range(20):
-            block += 1  # long enough to be seen
-        del block
-    assert meter.gpu is None
-    if job.resident_memory() is not None:
-        assert 60 < meter.host / job.MEGABYTE < 100
-
-
-def test_memory_meter_works_without_proc(monkeypatch):
-    monkeypatch.setattr(job, "resident_memory", lambda: None)
-    with job.MemoryMeter(torch.device("cpu")) as meter:
-        np.ones(2**10)
-    assert meter.host is None or meter.host >= 0
-    monkeypatch.setattr(job, "high_water_mark", lambda: None)
-    with job.MemoryMeter(torch.device("cpu")) as meter:
-        np.ones(2**10)
-    assert meter.host is None

@@ -1,7 +1,7 @@
-"""What holds for all images, targets, weights and options that can be thought of.
+"""Properties of kernels, AGOPs and estimators for random images, targets and options.
 
 Every example ends in a correct and finite result, or in one of `DOCUMENTED_ERRORS`; no
-warning but `DOCUMENTED_WARNINGS` is heard, and no input is written to.
+warning but `DOCUMENTED_WARNINGS` is given, and no input is written to.
 """
 
 import math
@@ -14,20 +14,24 @@ import numpy as np
 import pytest
 import sklearn
 import strategies as some
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
 from strategies import Images
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
-from skconvrfm.core import compiled
-from skconvrfm.core.convolutional import KINDS
-from skconvrfm.kernels import convolutional_kernel, patch_agop, patch_kernel
+from skconvrfm.compute.native import build
+from skconvrfm.features.pools import POWERS
+from skconvrfm.kernels import ConvNNGP, ConvNTK, Linear, PatchLaplace, patch_agop
+from skconvrfm.kernels.base import PatchKernel
+from skconvrfm.kernels.profiles import LaplaceProfile
 
-# The sum of what the properties ask for. SKCONVRFM_EXAMPLES, a number, asks for more:
+# The shares of the properties add up to ALL_EXAMPLES. SKCONVRFM_EXAMPLES, a number,
+# asks for more of them than a quick run takes:
 #   SKCONVRFM_EXAMPLES=50000 pytest -n0 --hypothesis-seed=0 tests/test_properties.py
-CI_EXAMPLES = 2345
+ALL_EXAMPLES, QUICK_EXAMPLES = 2345, 600
 
-# What may be refused, each with what it names: the parameter, its value, the remedy.
+# Errors that examples may end in: they name the parameter, its value, the remedy.
 DOCUMENTED_ERRORS = (
     r"y has only one class, .*; a classifier needs at least two classes",
     r"X has 1 sample with a positive weight; a fit needs at least 2",
@@ -39,35 +43,37 @@ DOCUMENTED_ERRORS = (
     r"the patch AGOP overflows float(32|64): X has values up to .*scale the images",
     r"sample_weight adds up to .*; scale the weights",
     r"the error of the fit is not finite for alpha=.*: take larger ridges, or scale",
+    r"the predictions of .* are not finite: .* X is far larger than the images of",
+    # The transformer.
+    r"compares whole images and learns no patch metric: take a kernel of patches",
+    r"output='features' gives the maps of feature layers, but the estimator has feat",
 )
-# What may be heard, and from whom.
+# Warnings of scikit-learn.
 DOCUMENTED_WARNINGS = (
-    # scikit-learn, of y of shape (n, 1) for a classifier.
     r"A column-vector y was passed when a 1d array was expected",
-    # scikit-learn, of nearly as many classes as rows.
     r"The number of unique classes is greater than 50% of the number of samples",
 )
 
 
 def examples(count):
     """A share of all examples, for one property."""
-    wanted = int(os.environ.get("SKCONVRFM_EXAMPLES", CI_EXAMPLES))
-    return settings(max_examples=math.ceil(count * wanted / CI_EXAMPLES))
+    wanted = int(os.environ.get("SKCONVRFM_EXAMPLES", QUICK_EXAMPLES))
+    return settings(max_examples=math.ceil(count * wanted / ALL_EXAMPLES))
 
 
 @contextmanager
 def place(tiles="array", memory=1024):
     """Array operations or compiled tiles, and so many MiB of memory."""
-    before = os.environ.get(compiled.SWITCH)
-    os.environ[compiled.SWITCH] = "1" if tiles == "compiled" else "0"
+    before = os.environ.get(build.SWITCH)
+    os.environ[build.SWITCH] = "1" if tiles == "compiled" else "0"
     try:
         with sklearn.config_context(working_memory=memory):
             yield
     finally:
         if before is None:
-            del os.environ[compiled.SWITCH]
+            del os.environ[build.SWITCH]
         else:
-            os.environ[compiled.SWITCH] = before
+            os.environ[build.SWITCH] = before
 
 
 @contextmanager
@@ -91,7 +97,7 @@ def unchanged(*arrays):
 
 
 def result_or_documented_error(function, *arguments):
-    """What a function returns, or None where it refuses with documented words."""
+    """Return the value of a function, or None if it refuses in documented words."""
     try:
         return function(*arguments)
     except ValueError as error:
@@ -106,38 +112,55 @@ def no_file_stays():
     some.Deleting.all()
 
 
-def kernel_of(X, Y=None, **options):
-    """The kernel of a kind that is named in the options."""
-    function = convolutional_kernel if options["kind"] in KINDS else patch_kernel
-    return function(X, Y, **options)
+def fixed_bandwidth(kernel, X):
+    """Return the kernel with a bandwidth that does not depend on the other images."""
+    if not kernel.unmeasured:
+        return kernel
+    size = float(1 + np.abs(X.astype(float)).max())
+    return clone(kernel).set_params(bandwidth=size)
 
 
-def eps(K):
-    return float(np.finfo(K.dtype).eps)
+def has(kernel, name):
+    return name in kernel.get_params()
+
+
+def in_step(kernel, factor):
+    """Return the kernel of images `factor` times as large, and the power of values."""
+    kernel = clone(kernel)
+    if has(kernel, "bias"):
+        return kernel.set_params(bias=kernel.bias * factor), 2
+    if isinstance(kernel, Linear):
+        return kernel, 2
+    if not kernel.unmeasured:
+        kernel.set_params(bandwidth=kernel.bandwidth * factor)
+    return kernel, 0
 
 
 # Kernels
 
 
-def kernel_error(dtype, options, images, transform=None):
-    """How far rounding moves an entry of K, beside the root of its two diagonal ones.
+def kernel_error(dtype, kernel, images, transform=None):
+    """Rounding of an entry of K, in units of the root of its two diagonal entries.
 
     arccos, and the distance of two patches, turn rounding into its root. The rounding
-    of a distance counts beside the squared lengths of the patches.
+    of a distance counts in units of the squared lengths of the patches.
     """
     rounding = 64 * float(np.finfo(dtype).eps)
-    if options["kind"] == "nngp":
-        return rounding * options["depth"]
-    if options["kind"] == "ntk":
-        return 2 * np.sqrt(rounding) * options["depth"]
-    if options["bandwidth"] == "auto":
+    if isinstance(kernel, Linear):
+        return rounding
+    if isinstance(kernel, ConvNTK):
+        return 2 * np.sqrt(rounding) * kernel.depth
+    if isinstance(kernel, ConvNNGP):
+        return rounding * kernel.depth
+    if kernel.unmeasured:
         return 1.0  # it may be as small as the least distance that is not rounding
-    rows, columns = np.broadcast_to(options["patch_size"], 2)
-    squares = 4 * float(np.abs(images.astype(float)).max()) ** 2
-    squares *= images.shape[3] * rows * columns
+    width = np.prod(images.shape[1:])
+    if isinstance(kernel, PatchKernel):
+        width = kernel.bind(images.shape[1:]).patch_dim
+    squares = 4 * float(np.abs(images.astype(float)).max()) ** 2 * width
     squares *= 1 if transform is None else np.linalg.norm(transform, 2) ** 2
-    exponent = rounding * squares / options["bandwidth"] ** 2
-    exponent = np.sqrt(exponent) if options["kind"] == "laplace" else exponent
+    exponent = rounding * squares / kernel.bandwidth**2
+    exponent = np.sqrt(exponent) if isinstance(kernel, LaplaceProfile) else exponent
     return rounding + min(1.0, exponent)
 
 
@@ -151,27 +174,26 @@ def roots_of(K):
 @examples(400)
 @given(
     images=some.images(),
-    options=some.kernels,
+    kernel=some.kernels,
     dtype=some.precisions,
     where=some.places,
     transform=some.transforms,
-    pool_grid=some.pool_grids,
 )
 def test_kernel_matrices_are_finite_symmetric_and_positive_semidefinite(
-    images, options, dtype, where, transform, pool_grid
+    images, kernel, dtype, where, transform
 ):
-    X = images.array()
-    T = some.transform_of(transform, X, options["patch_size"])
-    options = options | {"dtype": dtype, "patch_transform": T, "pool_grid": pool_grid}
-    options = some.affordable(options, images)
+    X, kernel = images.array(), some.affordable(kernel, images)
+    T = some.transform_of(transform, X, kernel)
     with unchanged(X, T), only_documented_warnings(), place(*where):
-        K = result_or_documented_error(lambda: kernel_of(X, **options))
+        K = result_or_documented_error(
+            lambda: kernel(X, patch_transform=T, dtype=dtype)
+        )
     if K is None:
         return
     assert K.shape == (len(X), len(X))
     assert np.isfinite(K).all()
     np.testing.assert_array_equal(K, K.T)
-    error = kernel_error(K.dtype, options, X, T)
+    error = kernel_error(K.dtype, kernel, X, T)
     roots = roots_of(K)
     correlations = K.astype(float) / roots[:, None] / roots
     assert np.linalg.eigvalsh(correlations)[0] >= -len(X) * error
@@ -180,29 +202,24 @@ def test_kernel_matrices_are_finite_symmetric_and_positive_semidefinite(
 @examples(300)
 @given(
     images=some.images(sizes=(2, 8)),
-    options=some.kernels,
+    kernel=some.kernels,
     dtype=some.precisions,
     where=some.places,
     data=st.data(),
 )
-def test_an_entry_of_a_kernel_matrix_depends_on_its_two_images_alone(
-    images, options, dtype, where, data
+def test_kernel_entry_depends_on_its_two_images_alone(
+    images, kernel, dtype, where, data
 ):
     X = images.array()
+    kernel = fixed_bandwidth(some.affordable(kernel, images), X)
     order = np.array(data.draw(st.permutations(range(len(X)))))
     some_rows = order[: data.draw(st.integers(1, len(X)))]
-    options = options | {"dtype": dtype}
     with only_documented_warnings(), place(*where):
-        K = result_or_documented_error(lambda: kernel_of(X, **options))
+        K = result_or_documented_error(lambda: kernel(X, dtype=dtype))
         if K is None:
             return
-        if options.get("bandwidth") == "auto":
-            options["bandwidth"] = float(1 + np.abs(X.astype(float)).max())
-            K = result_or_documented_error(lambda: kernel_of(X, **options))
-            if K is None:
-                return
-        moved = kernel_of(X[order], X[some_rows], **options)
-    error = kernel_error(K.dtype, options, X)
+        moved = kernel(X[order], X[some_rows], dtype=dtype)
+    error = kernel_error(K.dtype, kernel, X)
     roots = roots_of(K)
     difference = np.abs(moved.astype(float) - K[order][:, some_rows])
     assert (difference <= error * roots[order][:, None] * roots[some_rows]).all()
@@ -211,99 +228,89 @@ def test_an_entry_of_a_kernel_matrix_depends_on_its_two_images_alone(
 @examples(250)
 @given(
     images=some.images(dtypes=["f8", ">f8"]),
-    options=some.convolutional,
+    kernel=some.convolutional,
     exponents=st.lists(st.integers(-100, 100), min_size=8, max_size=8),
     where=some.places,
-    pool_grid=some.pool_grids,
 )
 def test_convolutional_kernels_without_bias_are_homogeneous_in_each_image(
-    images, options, exponents, where, pool_grid
+    images, kernel, exponents, where
 ):
     X = images.array()
     factors = 2.0 ** np.array(exponents[: len(X)])
-    options = options | {"bias": 0.0, "pool_grid": pool_grid}
-    options = some.affordable(options, images)
+    kernel = clone(some.affordable(kernel, images)).set_params(bias=0.0)
     with only_documented_warnings(), place(*where):
-        K = kernel_of(X, **options)
-        scaled = kernel_of(X * factors[:, None, None, None], **options)
+        K = kernel(X)
+        scaled = kernel(X * factors[:, None, None, None])
     np.testing.assert_array_equal(scaled, K * factors[:, None] * factors)
 
 
 @examples(250)
 @given(
     images=some.images(dtypes=["f8", ">f8"]),
-    options=some.kernels,
+    kernel=some.kernels,
     exponent=st.integers(-100, 100),
     where=some.places,
-    pool_grid=some.pool_grids,
     transform=some.transforms,
 )
-def test_kernels_keep_step_with_images_bias_and_bandwidth(
-    images, options, exponent, where, pool_grid, transform
+def test_kernels_scale_with_images_bias_and_bandwidth(
+    images, kernel, exponent, where, transform
 ):
     X, factor = images.array(), 2.0**exponent
-    T = some.transform_of(transform, X, options["patch_size"])
-    options = options | {"pool_grid": pool_grid, "patch_transform": T}
-    options = some.affordable(options, images)
-    scaled, power = options.copy(), 0
-    if "bias" in options:
-        scaled["bias"], power = options["bias"] * factor, 2
-    elif options["bandwidth"] != "auto":
-        scaled["bandwidth"] = options["bandwidth"] * factor
+    kernel = some.affordable(kernel, images)
+    T = some.transform_of(transform, X, kernel)
+    scaled, power = in_step(kernel, factor)
     with only_documented_warnings(), place(*where):
-        K = kernel_of(X, **options)
+        K = kernel(X, patch_transform=T)
         np.testing.assert_array_equal(
-            kernel_of(X * factor, **scaled), K * factor**power
+            scaled(X * factor, patch_transform=T), K * factor**power
         )
 
 
 @examples(200)
 @given(
     images=some.images(),
-    options=some.kernels,
+    kernel=some.kernels,
     dtype=some.precisions,
     where=some.places,
     layout=st.sampled_from(some.LAYOUTS),
     swapped=st.booleans(),
 )
-def test_kernels_do_not_depend_on_how_images_lie_in_memory(
-    images, options, dtype, where, layout, swapped
+def test_kernels_do_not_depend_on_memory_layout_of_images(
+    images, kernel, dtype, where, layout, swapped
 ):
-    X = images.array()
+    X, kernel = images.array(), some.affordable(kernel, images)
     other = some.laid_out(X, layout)
     other = other.astype(X.dtype.newbyteorder()) if swapped else other
-    options = options | {"dtype": dtype}
     with unchanged(X, other), only_documented_warnings(), place(*where):
-        K = result_or_documented_error(lambda: kernel_of(X, **options))
+        K = result_or_documented_error(lambda: kernel(X, dtype=dtype))
         if K is None:
             return
-        np.testing.assert_array_equal(kernel_of(other, **options), K)
-        np.testing.assert_array_equal(
-            kernel_of(X.astype(float), **options | {"dtype": K.dtype.name}), K
-        )
+        np.testing.assert_array_equal(kernel(other, dtype=dtype), K)
+        np.testing.assert_array_equal(kernel(X.astype(float), dtype=K.dtype.name), K)
 
 
 # The patch AGOP
 
 
-def agop_terms(X, dual_coef, options, transform):
+def agop_terms(X, dual_coef, kernel, transform):
     """The square of what is added up in gradients, and may cancel."""
-    area = np.prod(np.minimum(np.broadcast_to(options["patch_size"], 2), X.shape[1:3]))
+    bound = kernel.bind(X.shape[1:])
+    area = np.prod(bound.patch_shape_)
     norm = 1 if transform is None else np.linalg.norm(transform, 2)
-    length = norm * np.sqrt(area * X.shape[3]) * np.abs(X.astype(float)).max()
-    if options["kind"] in KINDS:
-        slope = norm * length * 3 * options["depth"] * area ** (options["depth"] - 1)
+    length = norm * np.sqrt(bound.patch_dim) * np.abs(X.astype(float)).max()
+    if has(kernel, "bias"):
+        slope = norm * length * 3 * kernel.depth * area ** (kernel.depth - 1)
     else:
-        h = options["bandwidth"]
+        h = kernel.bandwidth
         slope = norm / h * (1 + length / h)
     coef = np.abs(dual_coef.reshape(len(X), -1)).sum(0)
     return (coef**2).sum() * slope**2
 
 
-def agop_error(X, kind, dtype):
-    """How far rounding moves an AGOP, beside `agop_terms`."""
+def agop_error(X, kernel, dtype):
+    """Rounding of an AGOP, in units of `agop_terms`."""
     double = dtype == "float64" or (dtype == "auto" and X.dtype == np.float64)
-    if kind == "laplace":  # whose slope divides by distances, down to their rounding
+    if isinstance(kernel, PatchLaplace):  # whose slope divides by distances
         return 1e-2
     return 1e-9 if double else 1e-3
 
@@ -311,27 +318,17 @@ def agop_error(X, kind, dtype):
 @examples(150)
 @given(
     images=some.images(),
-    options=some.kernels,
+    kernel=some.patch_kernels,
     dtype=some.precisions,
     where=some.places,
     transform=some.transforms,
-    pool_grid=some.pool_grids,
     outputs=st.sampled_from([(), (1,), (3,), (40,)]),
     coef_scale=some.scales,
     weights=some.weightings,
     data=st.data(),
 )
-def test_patch_agops_are_finite_symmetric_positive_and_free_of_order(
-    images,
-    options,
-    dtype,
-    where,
-    transform,
-    pool_grid,
-    outputs,
-    coef_scale,
-    weights,
-    data,
+def test_patch_agops_are_finite_symmetric_positive_and_independent_of_order(
+    images, kernel, dtype, where, transform, outputs, coef_scale, weights, data
 ):
     X = images.array()
     n = len(X)
@@ -339,20 +336,13 @@ def test_patch_agops_are_finite_symmetric_positive_and_free_of_order(
     rng = np.random.default_rng(images.seed)
     dual_coef = coef_scale * rng.normal(size=(n, *outputs))
     w = some.weights_of(weights, n, images.seed)
-    T = some.transform_of(transform, X, options["patch_size"])
-    options = options | {"pool_grid": pool_grid, "patch_transform": T}
-    options = some.affordable(options, images)
-    if options.get("bandwidth") == "auto":
-        options["bandwidth"] = float(1 + np.abs(X.astype(float)).max())
+    kernel = fixed_bandwidth(some.affordable(kernel, images), X)
+    T = some.transform_of(transform, X, kernel)
 
     def agop(rows):
-        return patch_agop(
-            X[rows],
-            dual_coef[rows],
-            **options,
-            dtype=dtype,
-            sample_weight=None if w is None else w[rows],
-        )
+        options = {"patch_transform": T, "dtype": dtype}
+        options["sample_weight"] = None if w is None else w[rows]
+        return patch_agop(kernel, X[rows], dual_coef[rows], **options)
 
     with unchanged(X, dual_coef, w, T), only_documented_warnings(), place(*where):
         G = result_or_documented_error(agop, np.arange(n))
@@ -361,8 +351,7 @@ def test_patch_agops_are_finite_symmetric_positive_and_free_of_order(
         moved = agop(order)
     assert np.isfinite(G).all()
     np.testing.assert_array_equal(G, G.T)
-    error = agop_error(X, options["kind"], dtype)
-    error *= agop_terms(X, dual_coef, options, T)
+    error = agop_error(X, kernel, dtype) * agop_terms(X, dual_coef, kernel, T)
     assert np.linalg.eigvalsh(G)[0] >= -error
     assert np.abs(moved - G).max() <= error
 
@@ -370,29 +359,25 @@ def test_patch_agops_are_finite_symmetric_positive_and_free_of_order(
 @examples(150)
 @given(
     images=some.images(dtypes=["f8"]),
-    options=some.kernels,
+    kernel=some.patch_kernels,
     exponents=st.tuples(st.integers(-60, 60), st.integers(-60, 60)),
     where=some.places,
 )
-def test_patch_agops_keep_step_with_images_and_coefficients(
-    images, options, exponents, where
+def test_patch_agops_scale_with_images_and_coefficients(
+    images, kernel, exponents, where
 ):
-    X = images.array()
+    X, kernel = images.array(), some.affordable(kernel, images)
     factor, coef_factor = 2.0 ** np.array(exponents)
     dual_coef = np.random.default_rng(images.seed).normal(size=(len(X), 2))
-    scaled, power = options.copy(), -2
-    if "bias" in options:
-        scaled["bias"], power = options["bias"] * factor, 2
-    elif options["bandwidth"] != "auto":
-        scaled["bandwidth"] = options["bandwidth"] * factor
+    scaled, power = in_step(kernel, factor)
     with only_documented_warnings(), place(*where):
-        G = result_or_documented_error(lambda: patch_agop(X, dual_coef, **options))
+        G = result_or_documented_error(lambda: patch_agop(kernel, X, dual_coef))
         if G is None:
             return
-        moved = patch_agop(X * factor, dual_coef * coef_factor, **scaled)
-    # Exponentials round by as much as their exponents are large; and where numbers are
-    # next to nothing, some of what is added up is too small to be a number.
-    expected = G * (factor**power * coef_factor**2)
+        moved = patch_agop(scaled, X * factor, dual_coef * coef_factor)
+    # Exponentials round by as much as their exponents are large; and next to zero, some
+    # of what is added up is too small to be a number.
+    expected = G * (factor ** (2 * power - 2) * coef_factor**2)
     nothing = 1e-290 + 1e-200 * np.abs(expected).max()
     np.testing.assert_allclose(moved, expected, rtol=1e-11, atol=nothing)
 
@@ -401,7 +386,7 @@ def test_patch_agops_keep_step_with_images_and_coefficients(
 
 
 def check_classifier(model, X, y):
-    """What holds for the predictions of every fitted classifier."""
+    """Check the predictions of a fitted classifier."""
     scores = model.decision_function(X)
     probabilities = model.predict_proba(X)
     predicted = model.predict(X)
@@ -418,19 +403,26 @@ def check_classifier(model, X, y):
 
 
 def check_fitted(model):
-    """What every fitted estimator has."""
-    for name, value in vars(model).items():
-        if name.endswith("_") and isinstance(value, np.ndarray | float):
-            if np.asarray(value).dtype.kind == "f":
-                assert np.isfinite(value).all(), name
-    for name, values in model.history_.items():
-        assert np.isfinite(values).all(), name
-    for matrix in (model.patch_transform_, model.patch_agop_):
-        np.testing.assert_allclose(
-            matrix, matrix.T, rtol=0, atol=1e-9 * np.abs(matrix).max()
-        )
-    values = np.linalg.eigvalsh(model.patch_transform_)
-    assert values[0] >= -1e-12 * values[-1]
+    """Check the attributes of a fitted estimator, its kernel and its layers."""
+    for part in (model, model.kernel_, *model.features_):
+        for name, value in vars(part).items():
+            if name.endswith("_") and isinstance(value, np.ndarray | float):
+                if np.asarray(value).dtype.kind == "f":
+                    assert np.isfinite(value).all(), name
+        for name, values in getattr(part, "history_", {}).items():
+            assert np.isfinite(values).all(), name
+    for layer in model.learned_layers_:
+        for matrix in (layer.patch_transform_, layer.patch_agop_):
+            np.testing.assert_allclose(
+                matrix, matrix.T, rtol=0, atol=1e-9 * np.abs(matrix).max()
+            )
+        values = np.linalg.eigvalsh(layer.patch_transform_)
+        assert values[0] >= -1e-12 * values[-1]
+
+
+def affordable(options, images):
+    """Return the options of an estimator that suit the size of the images."""
+    return options | {"kernel": some.affordable(options["kernel"], images)}
 
 
 def as_input(X, dimensions, channels):
@@ -466,7 +458,7 @@ def test_classifiers_predict_classes_and_probabilities(
     y = some.labels_of(labels, len(X), images.seed)
     w = some.weights_of(weights, len(X), images.seed)
     model = ConvRFMClassifier(
-        **some.affordable(options, images),
+        **affordable(options, images),
         image_shape=image_shape,
         channels=form[1],
         class_weight=class_weight,
@@ -499,7 +491,7 @@ def test_regressors_predict_finite_targets(
     y = some.targets_of(targets, len(X), target_scale, images.seed)
     w = some.weights_of(weights, len(X), images.seed)
     model = ConvRFMRegressor(
-        **some.affordable(options, images), image_shape=image_shape, channels=form[1]
+        **affordable(options, images), image_shape=image_shape, channels=form[1]
     )
     with unchanged(X, y, w), only_documented_warnings(), place(*where):
         if result_or_documented_error(model.fit, X, y, w) is None:
@@ -521,11 +513,11 @@ def test_regressors_predict_finite_targets(
     other=some.images(sizes=(1, 4)),
     where=some.places,
 )
-def test_images_that_were_not_seen_are_predicted(images, options, other, where):
+def test_new_images_are_predicted(images, options, other, where):
     X = images.array()
     Z = Images(other.n, images.shape, other.content, other.dtype, other.scale).array()
     y = np.arange(len(X)) % 2
-    model = ConvRFMClassifier(**some.affordable(options, images))
+    model = ConvRFMClassifier(**affordable(options, images))
     with unchanged(X, Z), only_documented_warnings(), place(*where):
         if result_or_documented_error(model.fit, X, y) is None:
             return
@@ -539,8 +531,29 @@ def test_images_that_were_not_seen_are_predicted(images, options, other, where):
 def fixed(options):
     """Options with nothing to choose, so that rounding cannot choose."""
     rounds = min(options["n_rounds"], 1)
-    alpha = 0.1
-    return options | {"alpha": alpha, "selection": "last", "n_rounds": rounds}
+    return options | {"alpha": 0.1, "selection": "last", "n_rounds": rounds}
+
+
+def options_in_step(options, factor):
+    """Return the options for images `factor` times as large.
+
+    Whitened patches have one size, whatever that of the images is. None where the
+    kernel of a Deep ConvRFM sees maps of different sizes with one bias or bandwidth.
+    """
+    kernel, features, scales = options["kernel"], [], [factor]
+    is_patch_kernel = isinstance(kernel, PatchKernel)
+    deep_metric = kernel.metric if is_patch_kernel else None
+    for layer in options["features"] or ():
+        scale = 1.0 if "whiten" in (layer.metric, deep_metric) else scales[-1]
+        features.append(clone(layer).set_params(bias=layer.bias * scale))
+        pooled = layer.pool_size or layer.pool_grid
+        scales.append(scale ** (POWERS[layer.pool] if pooled else 1))
+    if deep_metric != "whiten":
+        if is_patch_kernel and len(set(scales)) > 1:
+            if getattr(kernel, "bias", 0) or not getattr(kernel, "unmeasured", True):
+                return None
+        kernel, _ = in_step(kernel, scales[-1])
+    return options | {"kernel": kernel, "features": features or None}
 
 
 @examples(40)
@@ -559,7 +572,7 @@ def test_fits_do_not_depend_on_the_order_of_images(
     rng = np.random.default_rng(images.seed)
     y = rng.normal(size=(len(X), 2))
     w = some.weights_of(weights, len(X), images.seed)
-    options = fixed(some.affordable(options, images)) | {"dtype": "float64"}
+    options = fixed(affordable(options, images)) | {"dtype": "float64"}
     options["n_rounds"] = 0  # an AGOP of flat images has no direction but rounding
     model = ConvRFMRegressor(**options)
     with only_documented_warnings(), place(*where):
@@ -575,14 +588,13 @@ def test_fits_do_not_depend_on_the_order_of_images(
     exponent=st.integers(-95, 95),
     where=some.places,
 )
-def test_fits_keep_step_with_images_and_bias(images, options, exponent, where):
+def test_fits_scale_with_images_and_bias(images, options, exponent, where):
     X = Images(images.n, images.shape, images.content, images.dtype, 1.0, images.seed)
     X, factor = X.array(), 2.0**exponent
     y = np.random.default_rng(images.seed).normal(size=len(X))
-    options = fixed(some.affordable(options, images)) | {"dtype": "float64"}
-    scaled = options.copy()
-    if options.get("initial_metric") != "whiten":
-        scaled["bias"] = options["bias"] * factor
+    options = fixed(affordable(options, images)) | {"dtype": "float64"}
+    scaled = options_in_step(options, factor)
+    assume(scaled is not None)
     with only_documented_warnings(), place(*where):
         plain = ConvRFMRegressor(**options).fit(X, y).predict(X)
         model = ConvRFMRegressor(**scaled).fit(X.astype(float) * factor, y)
@@ -599,10 +611,10 @@ def test_fits_keep_step_with_images_and_bias(images, options, exponent, where):
     targets=st.sampled_from(["normal", "outputs", "column"]),
     where=some.places,
 )
-def test_predictions_keep_step_with_targets(images, options, exponent, targets, where):
+def test_predictions_scale_with_targets(images, options, exponent, targets, where):
     X, factor = images.array(), 2.0**exponent
     y = some.targets_of(targets, len(X), 1, images.seed)
-    options = some.affordable(options, images)
+    options = affordable(options, images)
     with only_documented_warnings(), place(*where):
         model = result_or_documented_error(ConvRFMRegressor(**options).fit, X, y)
         if model is None:
@@ -621,7 +633,7 @@ def test_predictions_keep_step_with_targets(images, options, exponent, targets, 
     form=inputs,
     where=some.places,
 )
-def test_fits_do_not_depend_on_how_images_lie_in_memory(
+def test_fits_do_not_depend_on_memory_layout_of_images(
     images, options, layout, swapped, form, where
 ):
     X, image_shape = as_input(images.array(), *form)
@@ -630,7 +642,7 @@ def test_fits_do_not_depend_on_how_images_lie_in_memory(
     other = other.astype(X.dtype.newbyteorder()) if swapped else other
     y = np.arange(len(X)) % 3 == 0
     model = ConvRFMClassifier(
-        **some.affordable(options, images), image_shape=image_shape, channels=form[1]
+        **affordable(options, images), image_shape=image_shape, channels=form[1]
     )
     with unchanged(X, other), only_documented_warnings(), place(*where):
         if result_or_documented_error(model.fit, X, y) is None:
@@ -645,20 +657,19 @@ def test_fits_do_not_depend_on_how_images_lie_in_memory(
 @examples(40)
 @given(
     images=some.images(sizes=(6, 20)),
-    options=some.feature_options,
-    learning=some.learning_options,
+    options=some.linear_estimators,
     labels=st.sampled_from(["two ints", "texts", "one rare", "all different"]),
     weights=some.weightings,
     where=some.places,
     cut=st.integers(2, 4),
 )
 def test_sums_of_parts_predict_classes_and_probabilities(
-    images, options, learning, labels, weights, where, cut
+    images, options, labels, weights, where, cut
 ):
     X = images.array()
     y = some.labels_of(labels, len(X), images.seed)
     w = some.weights_of(weights, len(X), images.seed)
-    model = ConvRFMClassifier(**options, **learning, n_filters=6)
+    model = ConvRFMClassifier(**options)
     parts = [slice(0, cut), slice(cut, None)]
     with unchanged(X, y, w), only_documented_warnings(), place(*where):
         for part in parts:
@@ -683,10 +694,10 @@ def test_sums_of_parts_predict_classes_and_probabilities(
     ),
     options=some.estimators,
 )
-def test_three_hundred_classes(images, options):
+def test_three_hundred_classes_are_predicted(images, options):
     X = images.array()
     y = np.arange(len(X)) % 300
-    options = some.affordable(options, images) | {"n_rounds": 1, "feature_layers": 1}
+    options = affordable(options, images) | {"n_rounds": 1}
     model = ConvRFMClassifier(**options)
     with unchanged(X, y), only_documented_warnings(), place():
         if result_or_documented_error(model.fit, X, y) is None:
@@ -702,7 +713,7 @@ def test_three_hundred_classes(images, options):
 @given(
     images=some.images(**fit_sizes),
     options=some.estimators,
-    output=st.sampled_from(["filters", "eigen", "saliency", "image"]),
+    output=st.sampled_from(["filters", "eigen", "saliency", "image", "features"]),
     rectification=st.sampled_from(["absolute", "halves"]),
     labels=st.sampled_from(sorted(some.LABELS)),
     where=some.places,
@@ -710,24 +721,16 @@ def test_three_hundred_classes(images, options):
     layout=st.sampled_from(some.LAYOUTS),
     exponent=st.integers(-20, 20),
 )
-def test_features_are_finite_and_keep_step_with_images(
+def test_transformed_images_are_finite_and_scale_with_images(
     images, options, output, rectification, labels, where, form, layout, exponent
 ):
     X, image_shape = as_input(images.array(), *form)
     X = some.laid_out(X, layout)
     y = some.labels_of(labels, len(X), images.seed)
-    options = {
-        name: value
-        for name, value in options.items()
-        if name not in ("pool_grid", "feature_layers")
-    }
-    model = PatchAGOPTransformer(
-        **options,
-        output=output,
-        rectification=rectification,
-        image_shape=image_shape,
-        channels=form[1],
+    estimator = ConvRFMClassifier(
+        **affordable(options, images), image_shape=image_shape, channels=form[1]
     )
+    model = PatchAGOPTransformer(estimator, output=output, rectification=rectification)
     with unchanged(X, y), only_documented_warnings(), place(*where):
         if result_or_documented_error(model.fit, X, y) is None:
             return
@@ -739,7 +742,7 @@ def test_features_are_finite_and_keep_step_with_images(
             assert features.shape == X.shape
         else:
             assert features.shape == (len(X), len(model.get_feature_names_out()))
-        biased = output == "filters" and options["method"] == "features"
+        biased = output == "features"
         if biased or X.dtype != np.float64 or options["dtype"] == "float32":
             return
         factor = 2.0**exponent

@@ -1,11 +1,12 @@
 """PatchAGOPTransformer: features under a learned patch metric."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from by_hand import patches_by_hand
+from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
@@ -16,9 +17,13 @@ from sklearn.preprocessing import StandardScaler
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
 from skconvrfm.datasets import make_star
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK, Gaussian
 
 OUTPUTS = ("filters", "eigen", "saliency", "image")
-SMALL = {"depth": 1, "n_rounds": 1, "n_filters": 5, "n_components": 3}
+LEARNER = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1)
+PADDED = ConvRFMClassifier(ConvNTK(depth=1, padding="same"), n_rounds=1)
+SMALL = {"estimator": LEARNER, "n_filters": 5, "n_components": 3}
 
 
 @pytest.fixture
@@ -29,8 +34,10 @@ def data(rng):
 
 def maps_by_hand(model, X, matrix):
     """Products of the rows of a matrix with every patch, (n, rows, columns, rows)."""
-    padding = model.padding
-    return np.stack([patches_by_hand(x, 3, padding) for x in X]) @ matrix.T
+    if model.estimator.kernel.padding == "same":
+        X = np.pad(X, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(X, (3, 3), axis=(1, 2))
+    return windows.reshape(*windows.shape[:3], -1) @ matrix.T
 
 
 def test_filters_are_convolved_rectified_and_pooled(data):
@@ -47,7 +54,7 @@ def test_filters_are_convolved_rectified_and_pooled(data):
 
 
 @pytest.mark.parametrize("rectification", ["absolute", "halves"])
-def test_projections_on_eigenvectors_lose_their_sign(data, rectification):
+def test_eigen_features_are_rectified_projections(data, rectification):
     X, y = data
     model = PatchAGOPTransformer(
         output="eigen", rectification=rectification, pool=None, **SMALL
@@ -68,35 +75,37 @@ def test_projections_on_eigenvectors_lose_their_sign(data, rectification):
 
 def test_saliency_is_the_length_of_the_transformed_patch(data):
     X, y = data
-    model = PatchAGOPTransformer(output="saliency", padding="same", **SMALL).fit(X, y)
+    model = PatchAGOPTransformer(PADDED, output="saliency").fit(X, y)
     maps = maps_by_hand(model, X, model.patch_transform_)
     expected = np.linalg.norm(maps, axis=3).reshape(len(X), -1)
     assert_allclose(model.transform(X), expected, atol=1e-12)
     assert model.output_shape_ == (8, 7, 1)
 
 
+@pytest.mark.thorough
 def test_saliency_is_largest_where_the_signal_is():
     X, y = make_star(150, random_state=0)
-    model = PatchAGOPTransformer(output="saliency", depth=1, patch_size=5, n_rounds=2)
+    learner = ConvRFMClassifier(ConvNTK(depth=1, patch_size=5), n_rounds=2)
+    model = PatchAGOPTransformer(learner, output="saliency")
     maps = model.fit(X[:100], y[:100]).transform(X[100:])
     with_star = y[100:] == np.unique(y)[1]
     peaks = maps.max(axis=1)
     assert peaks[with_star].min() > np.median(peaks[~with_star])
 
 
-def test_the_image_is_seen_as_the_mean_of_its_transformed_patches(data):
+def test_image_is_the_mean_of_its_transformed_patches(data):
     X, y = data
     model = PatchAGOPTransformer(output="image", **SMALL).fit(X, y)
     seen = model.transform(X)
     assert seen.shape == X.shape
     patches = maps_by_hand(model, X, model.patch_transform_)[0, 0, 0]
     assert_allclose(seen[0, 0, 0], patches.reshape(2, 3, 3)[:, 0, 0])  # one patch there
-    model.patch_transform_ = np.eye(18)
+    model.maps_ = [replace(model.maps_[0], transform=np.eye(18))]
     assert_allclose(model.transform(X), X, atol=1e-12)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_the_transform_moves_with_the_image_before_pooling(data, output):
+def test_features_without_pool_move_with_the_image(data, output):
     X, y = data
     model = PatchAGOPTransformer(output=output, pool=None, **SMALL).fit(X, y)
     moved = np.roll(X, (1, 2), axis=(1, 2))
@@ -111,10 +120,11 @@ def test_the_transform_moves_with_the_image_before_pooling(data, output):
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_every_output_survives_pickling_pipelines_and_data_frames(data, output):
+def test_every_output_in_pickles_pipelines_and_frames(data, output):
     X, y = data
     flat = X.reshape(len(X), -1)
-    model = PatchAGOPTransformer(output=output, image_shape=(8, 7, 2), **SMALL)
+    learner = clone(LEARNER).set_params(image_shape=(8, 7, 2))
+    model = PatchAGOPTransformer(learner, output=output, n_filters=5)
     pipeline = make_pipeline(model, StandardScaler(), LogisticRegression())
     copy = pickle.loads(pickle.dumps(pipeline.fit(flat, y)))
     assert_array_equal(copy.predict(flat), pipeline.predict(flat))
@@ -138,24 +148,62 @@ def test_features_are_named_by_map_row_and_column(data):
     ]
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("task", "y", "Learner"),
+    ("y", "Learner"),
     [
-        ("auto", np.arange(40) % 3, ConvRFMClassifier),
-        ("auto", np.arange(40) % 3 / 2, ConvRFMRegressor),
-        ("regression", np.arange(40) % 3, ConvRFMRegressor),
-        ("auto", np.random.default_rng(0).random((40, 2)), ConvRFMRegressor),
-        ("auto", np.array(["a", "b"] * 20), ConvRFMClassifier),
+        (np.arange(40) % 3, ConvRFMClassifier),
+        (np.arange(40) % 3 / 2, ConvRFMRegressor),
+        (np.random.default_rng(0).random((40, 2)), ConvRFMRegressor),
+        (np.array(["a", "b"] * 20), ConvRFMClassifier),
     ],
 )
-def test_the_type_of_the_targets_chooses_the_learner(data, task, y, Learner):
-    X, _ = data
-    model = PatchAGOPTransformer(task=task, **SMALL).fit(X, y)
-    learner = Learner(depth=1, n_rounds=1).fit(X, y)
+def test_type_of_the_targets_chooses_the_default_estimator(data, y, Learner):
+    X = data[0][:, :4, :4]
+    model = PatchAGOPTransformer().fit(X, y)
+    assert type(model.estimator_) is Learner
+    learner = Learner().fit(X, y)
     assert_array_equal(model.patch_agop_, learner.patch_agop_)
-    assert_array_equal(model.history_["gcv"], learner.history_["gcv"])
     assert model.best_round_ == learner.best_round_
+
+
+def test_given_estimator_is_cloned_and_fitted(data):
+    X, y = data
+    learner = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=1)
+    model = PatchAGOPTransformer(learner).fit(X, y)
+    assert type(model.estimator_) is ConvRFMRegressor
+    assert model.estimator_ is not learner and not hasattr(learner, "kernel_")
+    assert_array_equal(model.estimator_.predict(X), clone(learner).fit(X, y).predict(X))
+
+
+@pytest.mark.parametrize("kernel", ["linear", Gaussian()], ids=str)
+def test_features_are_the_maps_that_the_kernel_sees(data, kernel):
+    X, y = data
+    layers = [
+        ConvFeatures(4, patch_size=3, pool_grid=None),
+        ConvFeatures(5, patch_size=3, pool_grid=(2, 1)),
+    ]
+    learner = ConvRFMClassifier(kernel, layers, n_rounds=1, selection="last")
+    model = PatchAGOPTransformer(learner, output="features").fit(X, y)
+    features = model.transform(X)
+    assert model.output_shape_ == (2, 1, 5)
+    assert list(model.get_feature_names_out()[[0, 4, 5]]) == [
+        *("filter0_0_0", "filter4_0_0", "filter0_1_0"),
+    ]
+    fitted = model.estimator_
+    if kernel == "linear":
+        expected = features @ fitted.coef_ + fitted.intercept_
+        assert_allclose(expected[:, 0], fitted.decision_function(X), atol=1e-9)
+    else:
+        assert_allclose(features, fitted.X_fit_, atol=1e-12)
+
+
+def test_outputs_without_what_they_need_are_refused(data):
+    X, y = data
+    with pytest.raises(ValueError, match="output='features'.*features=None"):
+        PatchAGOPTransformer(LEARNER, output="features").fit(X, y)
+    whole = ConvRFMClassifier("gaussian", n_rounds=0)
+    with pytest.raises(ValueError, match=r"kernel=Gaussian\(\).*no patch metric"):
+        PatchAGOPTransformer(whole).fit(X, y)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -166,44 +214,48 @@ def test_small_integers_give_float32(rng, output):
     assert model.transform(X.astype(np.float64)).dtype == np.float64
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_neither_blocks_nor_workers_change_the_features(data, output):
+def test_features_independent_of_blocks_and_workers(data, output):
     X, y = data
     model = PatchAGOPTransformer(output=output, **SMALL).fit(X, y)
     expected = model.transform(X)
     with config_context(working_memory=0.01):
         assert_allclose(model.transform(X), expected, atol=1e-12)
-    assert_allclose(model.set_params(n_jobs=2).transform(X), expected, atol=1e-12)
+    model.estimator_.set_params(n_jobs=2)
+    with parallel_config("threading"):
+        assert_allclose(model.transform(X), expected, atol=1e-12)
 
 
 def test_weights_equal_repeated_rows(data, rng):
     X, y = data
     weights = rng.integers(0, 3, size=len(X))
-    model = PatchAGOPTransformer(agop_samples=10, **SMALL)
+    learner = clone(LEARNER).set_params(agop_samples=10)
+    model = PatchAGOPTransformer(learner, n_filters=5)
     weighted = model.fit(X, y, sample_weight=weights).transform(X)
     repeated = model.fit(X.repeat(weights, axis=0), y.repeat(weights)).transform(X)
     assert_allclose(repeated, weighted, atol=1e-7)
 
 
-def test_channels_first_gives_the_same_features(data):
+def test_channels_first_equals_channels_last_features(data):
     X, y = data
     first = X.transpose(0, 3, 1, 2)
     expected = PatchAGOPTransformer(**SMALL).fit_transform(X, y)
-    model = PatchAGOPTransformer(channels="first", **SMALL)
+    learner = clone(LEARNER).set_params(channels="first")
+    model = PatchAGOPTransformer(learner, n_filters=5)
     assert_allclose(model.fit_transform(first, y), expected, atol=1e-12)
     seen = model.set_params(output="image").fit_transform(first, y)
     assert seen.shape == first.shape
 
 
-def test_a_grid_search_runs_over_patch_size_and_filters(data):
+def test_grid_search_over_patch_size_and_filters(data):
     X, y = data
     flat = X.reshape(len(X), -1)
-    features = PatchAGOPTransformer(image_shape=(8, 7, 2), depth=1, n_rounds=1)
+    learner = clone(LEARNER).set_params(image_shape=(8, 7, 2))
+    features = PatchAGOPTransformer(learner)
     search = GridSearchCV(
         make_pipeline(features, StandardScaler(), LogisticRegression()),
         {
-            "patchagoptransformer__patch_size": [2, 3],
+            "patchagoptransformer__estimator__kernel__patch_size": [2, 3],
             "patchagoptransformer__n_filters": [4, 16],
         },
         cv=2,
@@ -214,7 +266,8 @@ def test_a_grid_search_runs_over_patch_size_and_filters(data):
 def test_features_serve_a_regression(data):
     X, _ = data
     y = np.abs(X[:, 2:5, 2:5, 0]).sum((1, 2))
-    model = make_pipeline(PatchAGOPTransformer(depth=1, n_rounds=1), Ridge())
+    learner = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=1)
+    model = make_pipeline(PatchAGOPTransformer(learner), Ridge())
     assert model.fit(X, y).score(X, y) > 0.9
 
 
@@ -225,7 +278,7 @@ def test_features_serve_a_regression(data):
         ({"pool": (2, 2, 2)}, "pool="),
         ({"output": "maps"}, "'output' parameter"),
         ({"n_components": 0}, "'n_components' parameter"),
-        ({"task": "ranking"}, "'task' parameter"),
+        ({"estimator": "classifier"}, "'estimator' parameter"),
     ],
 )
 def test_bad_parameters_are_refused(data, parameters, message):

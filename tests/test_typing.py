@@ -1,4 +1,4 @@
-"""Signatures: what is public says its types, and scikit-learn's tools leave them."""
+"""Public signatures have type annotations."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from test_doctests import public_objects
 
 
 def public_signatures():
-    """Functions, constructors and public methods of what is public."""
+    """Yield functions, constructors and methods of all public objects."""
     for parameter in public_objects():
         value, name = parameter.values[0], parameter.id
         if not inspect.isclass(value):
@@ -21,7 +21,7 @@ def public_signatures():
 
 
 @pytest.mark.parametrize("function", list(public_signatures()))
-def test_what_is_public_says_its_types(function):
+def test_public_signature_is_annotated(function):
     signature = inspect.signature(function)
     parameters = [
         parameter

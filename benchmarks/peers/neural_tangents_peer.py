@@ -43,7 +43,7 @@ from serving import serve, timed
 
 @dataclass(frozen=True)
 class Options:
-    """What a request asks for; the defaults were the fastest on two cores.
+    """Fields of a request; the defaults were the fastest on two cores.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What the workers share; it runs in the environments of the peers."""
+"""Loop and clock of all workers, in the environments of the peers."""
 
 import json
 import os

@@ -91,16 +91,16 @@ for name, model in (("untrained", untrained), ("trained", network)):
 # The ansatz, trained against untrained
 # -------------------------------------
 # 200 images that were not trained on, all ten outputs. `drift` is the correlation of
-# the filter covariances before and after training: where it is low, the filters have
-# moved.
+# the filter covariances before and after training: where it is low, training has
+# changed the filters.
 
 report = AnsatzScorer(max_images=200).report(network, X_test, baseline=untrained)
 print(report)
 
 # %%
 # A picture of the same numbers. Random filters are in part proportional to their AGOP
-# already, since it contains them on both sides; what training did is the distance from
-# the dashed line, and where this is above, training brought the layer no nearer.
+# already, since it contains them on both sides. The effect of training is the distance
+# from the dashed line.
 
 report.plot()
 plt.show()
@@ -108,7 +108,7 @@ plt.show()
 # %%
 # A network of your own
 # ---------------------
-# Build it, read your checkpoint, and hand both to the scorer::
+# Build it, read your checkpoint, and pass both to the scorer::
 #
 #     network = MyNetwork()
 #     untrained = copy.deepcopy(network)

@@ -3,8 +3,8 @@ A fit on a cluster
 ==================
 
 The loops of a fit go through joblib, so that a Dask cluster can run them. This one has
-two worker processes on one machine; on many machines only the address is another one.
-Processes are started anew and read this file, hence the guard at the end.
+two worker processes on one machine; on many machines only the address differs.
+New processes import this file, hence the guard at the end.
 """
 
 import time
@@ -16,6 +16,7 @@ from dask.distributed import Client, LocalCluster, get_task_stream
 
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.datasets import make_framed_digits
+from skconvrfm.features import ConvFeatures
 
 # %%
 # The same fit, wherever it runs
@@ -24,7 +25,7 @@ from skconvrfm.datasets import make_framed_digits
 
 X, y = make_framed_digits(random_state=0)
 X, y = X.astype(np.float32)[:1000], y[:1000]
-clf = ConvRFMClassifier(method="features", n_filters=64, patch_size=5, n_rounds=1)
+clf = ConvRFMClassifier("linear", features=ConvFeatures(64, patch_size=5), n_rounds=1)
 
 
 def timed_fit():
@@ -36,7 +37,7 @@ def timed_fit():
 
 def run():
     """Fit here and on the cluster; the tasks of the second fit, for the picture."""
-    timed_fit()  # whatever is built and loaded at the first fit
+    timed_fit()  # compiles and loads
     seconds, expected = timed_fit()
     print(f"in this process: {seconds:.1f} s")
     with (
@@ -62,8 +63,7 @@ def run():
 # --------------------
 # A row for each worker, a bar for each task. White is time in which a worker waited for
 # the parent, which decomposes, or for a task to arrive. On problems as small as this
-# one waiting is most of it: a cluster is worth it where passes over images take
-# minutes.
+# one workers mostly wait: a cluster is worth it where passes over images take minutes.
 
 
 def draw(start, tasks):

@@ -2,9 +2,9 @@
 What a fit costs
 ================
 
-The exact kernel costs the square of the images, its decomposition their cube, and the
-machine of random features is linear in them. Measured here, on the machine that built
-these pages, with the exponents that come out.
+The time of a kernel of pairs grows with the square of the number of images, that of its
+decomposition with the cube, and that of a linear kernel of features linearly. Here they
+are measured on the machine that built these pages, with their exponents.
 """
 
 import os
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from skconvrfm import ConvRFMClassifier
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK
 
 SIDE, DEPTH, AGOP_IMAGES = 20, 3, 20
 IMAGES = np.array([75, 150, 300, 600])
@@ -28,34 +30,35 @@ def problem(n, n_classes=10):
 
 def exact(n, depth=DEPTH, n_classes=10):
     """Seconds of kernel, decomposition and AGOP of one round at n images."""
-    clf = ConvRFMClassifier(
-        method="exact", depth=depth, n_rounds=1, agop_samples=AGOP_IMAGES
-    ).fit(*problem(n, n_classes))
-    # Of round 1, whose kernel is measured with a patch transform.
+    clf = ConvRFMClassifier(ConvNTK(depth), n_rounds=1, agop_samples=AGOP_IMAGES).fit(
+        *problem(n, n_classes)
+    )
+    # Kernel and ridge of round 1, which has a patch transform.
     rounds = {"kernel": 1, "solve": 1, "agop": 0}
     return {part: clf.history_[f"seconds_{part}"][at] for part, at in rounds.items()}
 
 
 def features(n):
-    """Seconds of a whole fit by features."""
-    clf = ConvRFMClassifier(method="features", n_filters=32, patch_size=5, n_rounds=0)
+    """Seconds of a whole fit with a linear kernel of features."""
+    layer = ConvFeatures(32, patch_size=5)
+    clf = ConvRFMClassifier("linear", features=layer, n_rounds=0)
     start = time.perf_counter()
     clf.fit(*problem(n))
     return time.perf_counter() - start
 
 
 print(f"{os.cpu_count()} cores, torch with {torch.get_num_threads()} threads")
-exact(IMAGES[0]), features(IMAGES[0])  # whatever is built and loaded at the first fit
+exact(IMAGES[0]), features(IMAGES[0])  # compiles and loads
 parts = [exact(n) for n in IMAGES]
 seconds = {part: np.array([one[part] for one in parts]) for part in parts[0]}
-seconds["whole fit by features"] = np.array([features(n) for n in IMAGES])
+seconds["whole fit, linear"] = np.array([features(n) for n in IMAGES])
 
 # %%
 # Seconds and exponents
 # ---------------------
-# The exponent is that of the line through the logarithms. A decomposition of few images
-# is over before its cube shows, and of the kernel of few images a part is linear: both
-# exponents grow with the number of images, towards 3 and 2.
+# The exponent is the slope of the line through the logarithms. For few images lower
+# powers have a share in decomposition and kernel: both exponents grow with the number
+# of images, towards 3 and 2.
 
 print(f"{'images':24}", *(f"{n:8}" for n in IMAGES), "exponent")
 exponents = {}
@@ -78,8 +81,9 @@ ax.legend()
 # %%
 # Layers and classes
 # ------------------
-# Each layer adds its locations to the kernel and to the AGOP. Classes share the sweep
-# through the layers, and cost a product of matrices each until there are many of them.
+# Each layer adds its locations to the kernel and to the AGOP. All classes share one
+# sweep through the layers, and each costs a matrix product until there are many of
+# them.
 
 figure, axes = plt.subplots(1, 2, figsize=(6.6, 3.2), layout="constrained")
 for ax, name, values in (

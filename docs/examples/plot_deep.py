@@ -2,9 +2,8 @@
 A deeper layer
 ==============
 
-Deep ConvRFM learns a metric, draws filters from it, and learns the next metric on the
-maps that they give. The second metric is that of patches whose channels are the filters
-of the first.
+Deep ConvRFM learns a metric, draws filters from it, and learns the next metric on their
+maps. The channels of the second metric's patches are the filters of the first layer.
 """
 
 import matplotlib.pyplot as plt
@@ -13,15 +12,26 @@ import numpy as np
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.datasets import load_digit_images
 from skconvrfm.display import PatchFiltersDisplay
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK
 
 X, y = load_digit_images(return_X_y=True)
 X = X.astype(np.float32)
 X_train, y_train, X_test, y_test = X[:200], y[:200], X[200:], y[200:]
 
+layer = ConvFeatures(
+    16,
+    patch_size=3,
+    filters="gaussian",
+    metric="identity",
+    bias=0,
+    threshold=0,
+    pool_grid=None,
+)
 clf = ConvRFMClassifier(
-    depth=3, feature_layers=2, n_filters=16, n_rounds=2, agop_samples=20
+    ConvNTK(depth=2), features=[layer], n_rounds=2, agop_samples=20, selection="last"
 ).fit(X_train, y_train)
-for number, layer in enumerate(clf.layers_):
+for number, layer in enumerate(clf.learned_layers_):
     best = layer.best_round_
     print(
         f"layer {number}: {len(layer.patch_agop_)} entries a patch, round {best} kept, "
@@ -36,7 +46,7 @@ print(
 # ---------------
 # Above, eigenvectors of the first layer's patch AGOP: strokes and edges. Below, those
 # of the second: with 16 channels, 3 · 3 · 16 = 144 entries. They are drawn by their
-# norm over the channels: where in the patch they look, not for what.
+# norm over the channels, which shows where in the patch they are large.
 
 figure, axes = plt.subplots(2, 1, figsize=(6.6, 3.6), layout="constrained")
 for number, ax in enumerate(axes):

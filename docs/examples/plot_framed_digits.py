@@ -3,9 +3,8 @@ Digits in a frame of noise
 ==========================
 
 scikit-learn's digits of 8×8 pixels, each pasted at a random place into a frame of
-noise. The noise is as strong as the digits are, and fills more than half of an image.
-Which directions of a patch are strokes, and which are noise, is what a machine must
-find out.
+noise. The noise is as strong as the digits are, and fills more than half of an image. A
+model has to learn which directions of a patch are strokes and which are noise.
 """
 
 import matplotlib.pyplot as plt
@@ -17,6 +16,7 @@ from sklearn.svm import SVC
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.datasets import make_framed_digits
 from skconvrfm.display import PatchFiltersDisplay
+from skconvrfm.features import ConvFeatures
 
 X, y = make_framed_digits(random_state=0)
 X = X.astype(np.float32)
@@ -32,15 +32,18 @@ for ax, image, label in zip(axes.flat, X_train, y_train, strict=False):
     ax.set_title(f"{label}", fontsize="small")
 
 # %%
-# Fixed, learned, and two models of pixels
-# ----------------------------------------
-# The parameters of ConvRFM are the defaults but for the number of images that carry the
-# AGOP; ridge and round are chosen by generalised cross-validation of the training
+# Fixed, learned, feature layers, and two models of pixels
+# --------------------------------------------------------
+# The parameters of ConvRFM are the defaults except for the number of images that carry
+# the AGOP; ridge and round are chosen by generalised cross-validation of the training
 # images.
 
 models = {
     "fixed kernel": ConvRFMClassifier(n_rounds=0),
     "ConvRFM": ConvRFMClassifier(n_rounds=3, agop_samples=20),
+    "Gaussian of features": ConvRFMClassifier(
+        "gaussian", features=ConvFeatures(64, patch_size=5), n_rounds=0
+    ),
     "SVC on pixels": SVC(C=10),
     "random forest on pixels": RandomForestClassifier(random_state=0),
 }
@@ -78,8 +81,8 @@ for ax in axes:
     ax.grid(alpha=0.3)
 
 # %%
-# The patterns that it looks for
-# ------------------------------
+# The patterns that it responds to
+# --------------------------------
 # The leading eigenvectors of the patch AGOP and their shares: blue is negative, white
 # zero, red positive.
 

@@ -2,8 +2,8 @@
 A pipeline under GridSearchCV
 =============================
 
-:class:`~skconvrfm.PatchAGOPTransformer` learns the patch metric, and gives features
-that any classifier takes. As a step of a pipeline it is searched like any other: here
+:class:`~skconvrfm.PatchAGOPTransformer` learns a patch metric, and makes features for
+any classifier. As a step of a pipeline it is searched like any other: here
 the size of the patch, the number of filters, and the grid that their responses are
 averaged on.
 """
@@ -16,8 +16,9 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skconvrfm import PatchAGOPTransformer
+from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
 from skconvrfm.datasets import load_digit_images
+from skconvrfm.kernels import ConvNTK
 
 X, y = load_digit_images(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(
@@ -29,20 +30,21 @@ X_train, X_test, y_train, y_test = train_test_split(
 # ----------
 # Three folds of 300 training images.
 
+learner = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1, agop_samples=20)
 model = make_pipeline(
-    PatchAGOPTransformer(depth=1, n_rounds=1, agop_samples=20),
+    PatchAGOPTransformer(learner),
     StandardScaler(),
     LogisticRegression(C=0.1, max_iter=500),
 )
 grid = {
-    "patchagoptransformer__patch_size": [3, 5],
+    "patchagoptransformer__estimator__kernel__patch_size": [3, 5],
     "patchagoptransformer__n_filters": [16, 64],
     "patchagoptransformer__pool": [(2, 2), (3, 3)],
 }
 search = GridSearchCV(model, grid, cv=3).fit(X_train, y_train)
 
 table = pd.DataFrame(search.cv_results_).rename(
-    columns=lambda name: name.replace("param_patchagoptransformer__", "")
+    columns=lambda name: name.split("__")[-1]
 )
 columns = ["patch_size", "n_filters", "pool", "mean_test_score", "std_test_score"]
 print(table[columns].round(3).to_string(index=False))

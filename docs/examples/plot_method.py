@@ -2,19 +2,20 @@
 A round of ConvRFM by hand
 ==========================
 
-The method, step by step, with plain functions: the kernel machine, its gradients with
-respect to patches, the patch AGOP, the patch transform, and what that does to patches,
-distances and predictions. :doc:`/method` explains the pictures that are drawn here.
+The method, step by step, with a kernel and a few functions: the kernel machine, its
+gradients with respect to patches, the patch AGOP, the patch transform, and its effect
+on patches, distances and predictions. :doc:`/method` explains the pictures that are
+drawn here.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from skconvrfm.datasets import make_star
-from skconvrfm.kernels import convolutional_kernel, patch_agop
+from skconvrfm.kernels import ConvNTK, patch_agop
 
 PATCH = 11
-SETTINGS = {"depth": 1, "patch_size": PATCH}
+NTK = ConvNTK(depth=1, patch_size=PATCH, bias=0)
 RIDGE = 1e-2
 
 X, y = make_star(150, random_state=0)
@@ -43,8 +44,8 @@ def as_pixels(vector):
 
 
 def kernel(A, B, T):
-    """The kernel of images A and B where patches are measured by T."""
-    return convolutional_kernel(A, B, patch_transform=T, **SETTINGS)
+    """The kernel of images A and B under the patch transform T."""
+    return NTK(A, B, patch_transform=T)
 
 
 def fit(T):
@@ -76,9 +77,9 @@ draw_scores(ax, scores, "Fixed kernel")
 # %%
 # 2. Its gradients with respect to patches
 # ----------------------------------------
-# With one layer the kernel is a mean over locations, so that the predictor's share of a
-# location is, up to a factor, the predictor on crops. The AGOP of one crop is the outer
-# product of one gradient, and a row of it that gradient again.
+# With one layer the kernel is a mean over locations, so that the predictor is a mean of
+# predictors on crops of one location. The AGOP of one crop is the outer product of its
+# gradient, which is a row of that matrix up to a factor.
 
 stars = y_test == 1
 image = X_test[stars][np.argmax(scores[stars])]
@@ -87,7 +88,7 @@ gradients = np.empty((len(corners), len(corners), d))
 for at in np.ndindex(gradients.shape[:2]):
     row, column = corners[at[0]], corners[at[1]]
     here = np.s_[:, row : row + PATCH, column : column + PATCH]
-    outer = patch_agop(X_train[here], alpha[:, None], image[None][here], **SETTINGS)
+    outer = patch_agop(NTK, X_train[here], alpha, image[None][here])
     largest = outer.diagonal().argmax()
     gradients[at] = outer[largest] / np.sqrt(outer[largest, largest])
 lengths = np.linalg.norm(gradients, axis=-1)
@@ -110,10 +111,10 @@ for ax, place in zip(below.subplots(1, 4), longest, strict=True):
 # %%
 # 3. The patch AGOP
 # -----------------
-# The mean over all training images of the sum of these outer products. One call has it
-# for all locations and outputs, without a loop over either.
+# The mean over all training images of the sum of these outer products. One call
+# computes it for all locations and outputs.
 
-G = patch_agop(X_train, alpha[:, None], patch_transform=T, **SETTINGS)
+G = patch_agop(NTK, X_train, alpha, patch_transform=T)
 eigenvalues, eigenvectors = np.linalg.eigh(G)
 shares = eigenvalues[::-1] / eigenvalues.sum()
 
@@ -199,8 +200,8 @@ figure.colorbar(drawn, ax=axes, label="Distance, of the largest")
 # %%
 # 6. Fit again, and again
 # -----------------------
-# Left-out predictions come from the same inverse. The test images are drawn beside
-# them, and choose nothing.
+# Left-out predictions come from the same inverse. The test images are drawn for
+# comparison only.
 
 accuracy = {"left-out training images": [], "test images": []}
 scores_by_round = []
@@ -216,7 +217,7 @@ for number in range(4):
         f"round {number}:",
         ", ".join(f"{values[-1]:.0%} of {name}" for name, values in accuracy.items()),
     )
-    T = transform(patch_agop(X_train, alpha[:, None], patch_transform=T, **SETTINGS))
+    T = transform(patch_agop(NTK, X_train, alpha, patch_transform=T))
 
 figure, axes = plt.subplots(2, 1, figsize=(6, 5), layout="constrained", sharex=True)
 draw_scores(axes[0], scores_by_round[0], "Fixed kernel")

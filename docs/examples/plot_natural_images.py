@@ -4,8 +4,8 @@ Edge detectors from two photographs
 
 The first filters of a trained network are edges. Here a kernel machine finds its own in
 scikit-learn's two sample photographs, without any backpropagation and without labels:
-it has to tell whether a small grey crop was turned by a quarter. Light and contrast are
-taken out of every crop, so that only its edges can tell.
+it learns whether a small grey crop was turned by a quarter. Brightness and contrast are
+removed from every crop, so that only edges carry information.
 """
 
 import matplotlib.pyplot as plt
@@ -14,6 +14,7 @@ from sklearn.datasets import load_sample_images
 from sklearn.model_selection import train_test_split
 
 from skconvrfm import ConvRFMClassifier
+from skconvrfm.kernels import ConvNTK
 
 SIDE, PATCH = 16, 7
 
@@ -48,9 +49,11 @@ for ax, crop, turn in zip(axes.flat, X_train, y_train, strict=False):
 # %%
 # The machine
 # -----------
-# The test crops come from the same two photographs: they say nothing about others.
+# The test crops come from the same two photographs, so that the accuracy does not hold
+# for others.
 
-clf = ConvRFMClassifier(depth=1, patch_size=PATCH, n_rounds=2, agop_samples=30)
+kernel = ConvNTK(depth=1, patch_size=PATCH)
+clf = ConvRFMClassifier(kernel, n_rounds=2, agop_samples=30)
 clf.fit(X_train, y_train)
 for number, (gcv, score) in enumerate(
     zip(clf.history_["gcv"], clf.history_["loo_score"], strict=True)
@@ -60,11 +63,11 @@ print(f"round {clf.best_round_} is kept: {clf.score(X_test, y_test):.1%} of test
 print("by chance: 50 %")
 
 # %%
-# What it looks for, and what is simply there
-# -------------------------------------------
+# Learned patterns, and the variation of patches
+# ----------------------------------------------
 # Above, the leading eigenvectors of the patch AGOP, blue negative and red positive.
-# Below, for comparison, those of the covariance of the patches: what varies in a
-# photograph, whoever looks at it.
+# Below, for comparison, those of the covariance of the patches, which do not depend on
+# the classes.
 
 windows = np.lib.stride_tricks.sliding_window_view(X_train, (PATCH, PATCH), axis=(1, 2))
 covariance = np.cov(windows.reshape(-1, PATCH**2).T)
@@ -83,10 +86,10 @@ for part, (name, matrix) in zip(figure.subfigures(2, 1), matrices.items(), stric
         ax.set_title(f"{value / values.sum():.0%}", fontsize="small")
 
 # %%
-# An edge detector does not respond to uniform light. How much of each matrix does:
+# An edge detector does not respond to uniform brightness. Its share of each matrix:
 
 uniform = np.full(PATCH**2, 1 / PATCH)
 for name, matrix in matrices.items():
     share = uniform @ matrix @ uniform / np.trace(matrix)
-    print(f"{name}: {share:.1%} of the trace is uniform light")
+    print(f"{name}: {share:.1%} of the trace is uniform brightness")
 plt.show()

@@ -2,14 +2,17 @@
 The kernel in an SVC and in a Gaussian process
 ==============================================
 
-:func:`~skconvrfm.kernels.convolutional_kernel` is a plain function of images, and a
-fitted ConvRFM is a patch transform that it takes. Any kernel method can use both: a
-support vector machine by `kernel="precomputed"`, a Gaussian process by a small class.
+:class:`~skconvrfm.kernels.ConvNTK` can be called on images, under the patch transform
+of a fitted ConvRFM. Any kernel method can use it: a support vector machine as a
+callable or with `kernel="precomputed"`, a Gaussian process with a small class.
 """
+
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.ndimage import rotate
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel, WhiteKernel
 from sklearn.model_selection import train_test_split
@@ -17,7 +20,7 @@ from sklearn.svm import SVC
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
 from skconvrfm.datasets import load_digit_images, make_framed_digits
-from skconvrfm.kernels import convolutional_kernel
+from skconvrfm.kernels import ConvNTK
 
 # %%
 # A support vector machine
@@ -28,20 +31,21 @@ X, y = make_framed_digits(random_state=0)
 X_train, X_test, y_train, y_test = train_test_split(
     X.astype(np.float32), y, train_size=300, test_size=300, random_state=0
 )
-clf = ConvRFMClassifier(depth=2, n_rounds=2, agop_samples=20).fit(X_train, y_train)
+kernel = ConvNTK(depth=2)
+clf = ConvRFMClassifier(kernel, n_rounds=2, agop_samples=20).fit(X_train, y_train)
 
 
-def accuracy_of_svc(**settings):
-    """Accuracy of an SVC with a convolutional kernel, scaled to order one."""
-    K_train = convolutional_kernel(X_train, **settings)
-    K_test = convolutional_kernel(X_test, X_train, **settings)
+def accuracy_of_svc(patch_transform=None):
+    """Accuracy of an SVC with the kernel under a transform, scaled to order one."""
+    K_train = kernel(X_train, patch_transform=patch_transform)
+    K_test = kernel(X_test, X_train, patch_transform=patch_transform)
     scale = K_train.diagonal().max()
     svc = SVC(kernel="precomputed", C=10).fit(K_train / scale, y_train)
     return svc.score(K_test / scale, y_test)
 
 
-fixed = accuracy_of_svc(depth=2)
-learned = accuracy_of_svc(depth=2, patch_transform=clf.patch_transform_)
+fixed = accuracy_of_svc()
+learned = accuracy_of_svc(clf.patch_transform_)
 rows_train, rows_test = (part.reshape(len(part), -1) for part in (X_train, X_test))
 pixels = SVC(C=10).fit(rows_train, y_train).score(rows_test, y_test)
 print(f"SVC, RBF kernel on pixels:    {pixels:.1%}")
@@ -52,12 +56,12 @@ print(f"ConvRFM itself:               {clf.score(X_test, y_test):.1%}")
 # %%
 # A Gaussian process
 # ------------------
-# scikit-learn's Gaussian processes take kernel objects. This one has nothing to
-# optimise; the noise added to it has.
+# scikit-learn's Gaussian processes take kernel objects. This one has no parameters to
+# optimise; the variance of the noise is optimised.
 
 
 class ImageKernel(Kernel):
-    """The convolutional kernel of flat rows, as a Gaussian process wants it."""
+    """The convolutional kernel of flat rows for a Gaussian process."""
 
     def __init__(self, image_shape, depth=2, patch_transform=None):
         self.image_shape = image_shape
@@ -70,9 +74,7 @@ class ImageKernel(Kernel):
             None if rows is None else rows.reshape(-1, *self.image_shape)
             for rows in (X, Y)
         )
-        K = convolutional_kernel(
-            X, Y, depth=self.depth, patch_transform=self.patch_transform
-        )
+        K = ConvNTK(self.depth)(X, Y, patch_transform=self.patch_transform)
         return (K, np.empty((*K.shape, 0))) if eval_gradient else K
 
     def diag(self, X):
@@ -85,10 +87,9 @@ class ImageKernel(Kernel):
 
 
 # %%
-# A regression: by what angle was a digit turned? A Gaussian process answers with a
-# standard deviation, which can be held against its errors. Strokes matter to the angle
-# wherever they are, and there is no noise to leave out: the learned metric has little
-# to add here.
+# A regression: by what angle was a digit turned? A Gaussian process predicts a standard
+# deviation as well, which can be compared with its errors. All strokes matter to the
+# angle and there is no noise, so that a learned metric adds little here.
 
 digits, _ = load_digit_images(return_X_y=True)
 rng = np.random.default_rng(0)
@@ -101,15 +102,17 @@ turned = np.stack(
 ).reshape(500, -1)
 train, test = np.s_[:250], np.s_[250:]
 
-reg = ConvRFMRegressor(image_shape=(12, 12), depth=2, n_rounds=2, agop_samples=20)
+# The best variance of the noise is at its lower bound, which scikit-learn warns about.
+warnings.simplefilter("ignore", ConvergenceWarning)
+reg = ConvRFMRegressor(kernel, image_shape=(12, 12), n_rounds=2, agop_samples=20)
 reg.fit(turned[train], angles[train])
 results = {}
 for name, T in (("fixed kernel", None), ("learned metric", reg.patch_transform_)):
-    kernel = ImageKernel((12, 12), patch_transform=T)
-    scale = kernel.diag(turned[train]).mean()
+    image_kernel = ImageKernel((12, 12), patch_transform=T)
+    scale = image_kernel.diag(turned[train]).mean()
     process = GaussianProcessRegressor(
         # Targets are standardised, and so is the kernel: the noise is a share of it.
-        (1 / scale) * kernel + WhiteKernel(1e-2, (1e-8, 1e1)),
+        (1 / scale) * image_kernel + WhiteKernel(1e-2, (1e-8, 1e1)),
         normalize_y=True,
     ).fit(turned[train], angles[train])
     mean, deviation = process.predict(turned[test], return_std=True)

@@ -1,10 +1,10 @@
 """
-Where it finds the signal
-=========================
+Saliency: where the signal is
+=============================
 
-The learned metric is the same at all locations. Measured by it, a patch is long where
-there is something that the predictor responds to, and short where there is not: a map
-of this length is the *saliency* of an image.
+The learned metric is the same at all locations. Under it, a patch is long where it has
+a pattern to which the predictor responds, and short elsewhere: the map of this length
+is the *saliency* of an image.
 """
 
 import matplotlib.pyplot as plt
@@ -13,6 +13,7 @@ import numpy as np
 from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
 from skconvrfm.datasets import make_framed_digits, make_star
 from skconvrfm.display import SaliencyDisplay
+from skconvrfm.kernels import ConvNTK
 
 # %%
 # Stars in noise
@@ -24,7 +25,8 @@ from skconvrfm.display import SaliencyDisplay
 
 X, y = make_star(80, random_state=0)
 X = X.astype(np.float32)
-clf = ConvRFMClassifier(depth=1, patch_size=11, n_rounds=2).fit(X[:50], y[:50])
+kernel = ConvNTK(depth=1, patch_size=11)
+clf = ConvRFMClassifier(kernel, n_rounds=2).fit(X[:50], y[:50])
 stars = X[50:][y[50:] == 1]
 SaliencyDisplay.from_estimator(clf, stars, n_images=3)
 
@@ -48,11 +50,12 @@ print(f"the most salient patch has the whole star in {hits} of {len(stars)} imag
 # Digits in noise
 # ---------------
 # Where more directions matter, saliency and projections differ. The metric of 3×3
-# patches finds strokes, and is fooled where noise looks like one.
+# patches responds to strokes, and to noise that looks like a stroke.
 
 X, y = make_framed_digits(random_state=0)
 X = X.astype(np.float32)
-features = PatchAGOPTransformer(depth=2, n_rounds=2, agop_samples=20)
+learner = ConvRFMClassifier(ConvNTK(depth=2), n_rounds=2, agop_samples=20)
+features = PatchAGOPTransformer(learner)
 features.fit(X[:300], y[:300])
 SaliencyDisplay.from_estimator(features, X[300:], n_images=3)
 

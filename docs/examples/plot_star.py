@@ -2,10 +2,10 @@
 Fifty images, half of them with a star
 ======================================
 
-The smallest problem on which features matter. An image is noise, and half of the images
-have a star somewhere, 7 pixels wide. A fixed convolutional kernel weighs all 363
-directions of an 11×11 colour patch alike, and must find one of them in fifty images.
-ConvRFM asks its own predictor which direction matters, and measures patches by that.
+A small problem on which learned features matter. An image is noise, and half of the
+images have a star somewhere, 7 pixels wide. A fixed convolutional kernel weighs all 363
+directions of an 11×11 colour patch alike, although only one of them matters. ConvRFM
+learns that direction from the gradients of its own predictor.
 """
 
 import matplotlib.pyplot as plt
@@ -14,6 +14,7 @@ import numpy as np
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.datasets import make_star
 from skconvrfm.display import PatchFiltersDisplay, RoundsDisplay
+from skconvrfm.kernels import ConvNTK
 
 X, y = make_star(550, random_state=0)
 X = X.astype(np.float32)  # half the time of float64
@@ -24,17 +25,18 @@ X_train, y_train, X_test, y_test = X[:50], y[:50], X[50:200], y[50:200]
 # --------------------------------
 # Everything, the round that is kept included, is chosen from the fifty images.
 
-fixed = ConvRFMClassifier(depth=1, patch_size=11, n_rounds=0).fit(X_train, y_train)
-clf = ConvRFMClassifier(depth=1, patch_size=11, n_rounds=2).fit(X_train, y_train)
+kernel = ConvNTK(depth=1, patch_size=11)
+fixed = ConvRFMClassifier(kernel, n_rounds=0).fit(X_train, y_train)
+clf = ConvRFMClassifier(kernel, n_rounds=2).fit(X_train, y_train)
 for name, model in (("fixed kernel", fixed), ("two rounds", clf)):
     print(f"{name}: {model.score(X_test, y_test):.1%} of {len(y_test)} new images")
 
 # %%
 # What happened
 # -------------
-# Above, four images of each class. In the middle, what each round was worth by the
-# criteria of the training data, and the spectrum of the metric it measured patches
-# with: flat at first, and in the end one direction with nearly all of the weight.
+# Above, four images of each class. In the middle, score and criterion of each round on
+# the training data, and the spectrum of its metric: flat at first, and in the end one
+# direction with nearly all of the weight.
 # Below, the leading eigenvectors of the patch AGOP: that direction is a spot of the
 # star's colour.
 
@@ -47,7 +49,7 @@ for ax, image in zip(images.subplots(1, len(shown)), X[shown], strict=True):
     ax.set(xticks=[], yticks=[])
 RoundsDisplay.from_estimator(clf, ax=rounds.subplots())
 patterns.suptitle(
-    "What the predictor responds to: eigenvectors of the patch AGOP, their share",
+    "Eigenvectors of the patch AGOP, and their shares",
     fontsize="medium",
 )
 PatchFiltersDisplay.from_estimator(clf, ax=patterns.subplots())

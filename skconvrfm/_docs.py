@@ -1,0 +1,222 @@
+"""Texts that docstrings share."""
+
+import inspect
+
+_REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes)s.
+    After each solve the patch average gradient outer product (AGOP) of the predictor
+    becomes the metric of patches for the next one: ConvRFM.
+
+    Parameters
+    ----------
+    kernel : str or kernel object, default="ntk"
+        Kernel that compares two images, or what the feature layers make of them: an
+        object of :mod:`skconvrfm.kernels`, or the name of one with its defaults:
+        "ntk" (:class:`~skconvrfm.kernels.ConvNTK`, the kernel of the paper), "nngp",
+        "patch_gaussian", "patch_laplace"; or of whole maps "gaussian", "laplace",
+        "linear".
+    features : ConvFeatures, list of ConvFeatures, "auto" or None, default=None
+        Convolutional feature layers below the kernel, from the image up. None is the
+        kernel of the images; ``"auto"`` is a layer that suits the shape of the images.
+        Under a kernel of whole maps all layers learn together; under a kernel of
+        patches this is Deep ConvRFM: layer by layer, each a predictor, of which
+        `selection` keeps the best.
+    alpha : float or array-like of float, default=half decades from 1e-6 to 1e2
+        The ridge, in units of the largest diagonal entry of the kernel; of several,
+        `selection` chooses. One decomposition serves them all.
+    n_rounds : int, default=4
+        Updates of the patch metrics after the first fit. 0 is the fixed machine. More
+        rounds cost time and no accuracy, for `selection` keeps the best. A kernel of
+        whole images without feature layers has no patch metric, and one round.
+    agop_power : float, default=0.5
+        The power of the patch AGOP that becomes the patch transform.
+    agop_samples : "auto", int, float or None, default="auto"
+        Images that carry the AGOP: a number, a fraction, or None for all. They are
+        drawn evenly over classes (or targets), and in proportion to the weights.
+        ``"auto"`` takes as many as make 20,000 patches, and at least 20; more did not
+        raise the accuracy (measured: see "How many images" in the guide). Behind
+        feature layers, where they are cheap, it takes 200,000 patches, and under
+        "gaussian" and "laplace" 100 images at most.
+    selection : {"gcv", "loo", "holdout", "last"}, default="gcv"
+        Criterion that chooses ridge, round and layer: generalised cross-validation, the
+        default because it needs no second fit; the leave-one-out error; the error of a
+        held-out fifth of the rows, drawn evenly over classes (or targets) and with
+        copies of an image kept together, after which all rows are fitted anew; or the
+        last round, with the ridge by GCV. By GCV and leave-one-out, a round of learned
+        feature layers must be better than those before by two per cent, which is its
+        optimism. Where the metric is large against the data, as in deeper layers, only
+        ``"holdout"`` is honest (see :ref:`optimistic`).
+    %(class_weight)simage_shape : tuple of int, default=None
+        Rows and columns of an image, ``(h, w)``, or with channels ``(h, w, c)``, in
+        this order for either value of `channels`. None takes it from `X` where that has
+        three or four dimensions; a flat row is a square image where its width is a
+        perfect square from 16 on, else one row of pixels. Colour images in flat rows
+        need it.
+    channels : {"last", "first"}, default="last"
+        How the pixels of a flat row are laid out, (h, w, c) or (c, h, w); the same
+        for four-dimensional `X`.
+    warm_start : bool, default=False
+        True lets `fit` begin from the metrics that are there, of a former fit or of
+        `refine`, and from the same filters.
+    checkpoint : str, path-like or None, default=None
+        A folder in which the fit is kept after every round. The same call, with the
+        same data and parameters, goes on from there, with the result of a fit that was
+        not interrupted; once it is finished, it returns it. One folder is for one fit;
+        the checkpoint of another one is an error (see :ref:`checkpoints`).
+    device : str, default="auto"
+        ``"auto"`` is CUDA where torch finds it, else the CPU.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Precision of kernel and features. ``"auto"`` is the smaller that holds the
+        images exactly: float64 stays float64, uint8 is computed in float32. Ridge and
+        eigenvalues are always float64.
+    n_jobs : int, default=None
+        Tasks that share tiles and blocks of images, through joblib. None is 1 unless in
+        a :obj:`joblib.parallel_config` context, which may be that of a cluster; a
+        single task uses the threads of torch.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draws: filters, `agop_samples`, held-out rows. None is a seed as
+        well: fits are repeatable by default.
+    verbose : int, default=0
+        With 1, one line per round.
+
+    Attributes
+    ----------
+    %(class_attributes)skernel_ : kernel object
+        The fitted kernel, with its bandwidth and patch metric where it has one.
+    features_ : list of ConvFeatures
+        The fitted layers whose maps the kernel compares. Where `selection` kept a lower
+        layer of Deep ConvRFM, these are the layers below it.
+    X_fit_ : ndarray of shape (n_samples, n_features)
+        Rows that a kernel compares new ones with: the training rows of positive weight
+        in their own dtype; behind feature layers under "gaussian" or "laplace", their
+        maps as flat rows. Not there for "linear".
+    dual_coef_ : ndarray of shape (n_samples, n_outputs)%(or_1d_dual)s
+        Coefficients of the kernel as ``kernel_`` returns it, not scaled: the prediction
+        is ``K @ dual_coef_ + intercept_``. Not there for "linear".
+    coef_ : ndarray of shape (n_features_out, n_outputs)%(or_1d)s
+        Of "linear": coefficients of the features, in the order (row, column of the
+        grid, filter).
+    intercept_ : %(intercept)s
+        The intercept, which is not penalised.
+    alpha_, best_round_, best_layer_ : float, int, int
+        The ridge, the round and the layer chosen. That layer predicts; 0 is the one
+        that sees the images.
+    patch_transform_ : ndarray of shape (d, d)
+        The patch transform T of the layer that sees the images, symmetric, for patches
+        of d = c·rows·columns entries in the order (channel, row, column). Its Frobenius
+        norm is sqrt(d) where rounds begin from the identity.
+    patch_agop_ : ndarray of shape (d, d)
+        The patch AGOP of that layer, of the chosen predictor.
+    patch_shape_ : tuple of int
+        Rows and columns of a patch of that layer.
+    learned_layers_ : list
+        Fitted layers, and the kernel, that learned a metric, from the image up, each
+        with its ``patch_transform_``, ``patch_agop_``, ``filter_transform_`` (the
+        learned transform also where round 0 was kept), ``best_round_``, ``history_``.
+    history_ : dict of ndarray
+        One entry per round: ``round``, ``alpha``, ``gcv``, ``loo_loss``, ``loo_score``
+        (%(score)s of left-out rows), ``seconds_kernel``, ``seconds_solve``,
+        ``seconds_agop``, ``spectrum`` (the eigenvalues of the metric T Tᵀ as shares of
+        their sum, the largest first), and ``holdout_loss`` with
+        ``selection="holdout"``, where all of them are of the fit that chose.
+    stream_ : Stream
+        After `partial_fit`: the sums over what it has seen, and a sample of the rows.
+    image_shape_, channels_
+        Shape (h, w, c) and layout of an image in the fit.
+    n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
+        Number of features of a row, and their names where `X` had string names.
+
+    See Also
+    --------
+    %(other)s
+    skconvrfm.kernels : The kernels.
+    skconvrfm.features.ConvFeatures : The feature layers.
+
+    Notes
+    -----
+    Prediction uses fitted attributes alone, and of the parameters `device`,
+    `dtype` and `n_jobs`.
+
+    A fit with a kernel costs, per round, ``n² / 2`` pairs of images times locations
+    times layers, an eigendecomposition of ``n³``, and the AGOP; see "What costs what"
+    in the guide. It is refused where its matrices do not fit in free memory, and warns
+    from ten minutes on. With "linear" and D features, a round costs n times the
+    convolution and D², and an eigendecomposition of D³ (or of n³ where rows are
+    fewer). Sample weights count rows: weight 2 is the row twice, also in the selection
+    by GCV or held-out rows. Weights that sum to less than the number of rows are scaled
+    to mean one.%(more_notes)s
+
+    References
+    ----------
+    Beaglehole, Radhakrishnan, Pandit, Belkin, "Mechanism of feature learning in
+    convolutional neural networks", arXiv:2309.00570, Algorithm 1."""
+
+IMAGES = """Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, laid out as in `fit`."""
+
+FIT = """X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
+                (n_samples, h, w, c)
+            Images, or rows of pixels, of any real dtype. Of a memmap, a dataset of h5py
+            or zarr, or another array that is read by slices, feature layers hold no
+            more than blocks; a kernel of patches reads it whole."""
+
+WEIGHTS = """sample_weight : array-like of shape (n_samples,), default=None
+            Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator. If the fit fails or is interrupted, it is as it was.
+
+        Raises
+        ------
+        ValueError
+            If X, y or a parameter is not usable; the message says what to do.
+        MemoryError
+            If the matrices of the fit exceed the free memory.
+        OSError
+            If the checkpoint cannot be written or read."""
+
+_STREAM = """For ``kernel="linear"``, whose machine sums over the images determine: the
+        result is that of one fit to all images, in whatever order they came. The first
+        call draws the filters from its images, which should be typical, unless `fit`
+        has learned a metric before: that, and its filters, then stay, and the sums
+        begin with the images of this call. The ridge is chosen by GCV, or for
+        ``selection="loo"`` by the leave-one-out error of a sample of the rows.
+        A call costs a decomposition of all features: give many images at a time.
+
+        %(rows)s"""
+
+_ROWS = """Parameters
+        ----------
+        %(fit)s
+        y : array-like of shape (n_samples,)%(or_2d)s
+            %(targets)s."""
+
+_RETURNS = "\n\n        Returns\n        -------"
+
+
+def documented(**words):
+    """Return a class decorator that fills in what both estimators' texts share."""
+    texts = {"reference": _REFERENCE, "stream": _STREAM, "rows": _ROWS, "fit": FIT}
+    return fill_in(**texts, weights=WEIGHTS, images=IMAGES + _RETURNS, **words)
+
+
+def fill_in(**texts):
+    """Return a class decorator that puts texts in the place of their ``%(name)s``."""
+
+    def fill(cls):
+        # What available_if makes of a method has it as ``fn``.
+        members = [getattr(member, "fn", member) for member in vars(cls).values()]
+        for item in (cls, *filter(inspect.isfunction, members)):
+            # Texts are indented as the docstrings that they stand in.
+            indent = "\n" + (4 if item is cls else 8) * " "
+            doc = inspect.cleandoc(item.__doc__ or "")
+            for name, text in texts.items():
+                doc = doc.replace(f"%({name})s", text.replace(indent, "\n"))
+            item.__doc__ = doc or None
+        return cls
+
+    return fill

@@ -1,0 +1,204 @@
+"""One fit of an estimator: choice, refit, reports, and the fitted attributes."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+
+from .learning.rounds import Schedule, Watcher, best_stage, fit_stages
+from .learning.stream import RowSample, Stream
+
+# selection="holdout": part of the rows that chooses.
+_HOLDOUT_FRACTION = 0.2
+
+
+class Fitting(Watcher):
+    """One fit of an estimator: the choice, perhaps a refit, the fitted attributes."""
+
+    checkpoint = None
+    callbacks = None
+
+    def __init__(self, estimator, recipe, common, output_shape):
+        self._estimator, self._recipe = estimator, recipe
+        self._common, self._output_shape = common, output_shape
+
+    def run(self, data):
+        """Return the fitted attributes of a fit to some rows."""
+        estimator = self._estimator
+        if estimator.selection != "holdout":
+            return self._attributes(data, self._fit_stages("fit", data))
+        kept, held_out = data.lineup.split(_HOLDOUT_FRACTION)
+        if min(len(kept), len(held_out)) < 2:
+            raise ValueError(
+                f"selection='holdout' leaves {len(kept)} rows to fit on and "
+                f"{len(held_out)} to choose by, of {len(data.targets)}; take "
+                "selection='gcv' for so few."
+            )
+        stages = self._fit_stages("choice", data.take(kept), data.take(held_out))
+        index = best_stage([stage.best for stage in stages], "holdout")
+        chosen = stages[: index + 1]
+        plan = [stage.history["alpha"][: stage.best.index + 1] for stage in chosen]
+        refitted = self._fit_stages("refit", data, plan=plan)
+        # The history is that of the choice, with the criterion that chose.
+        pairs = zip(refitted, chosen, strict=False)
+        refitted = [replace(stage, history=former.history) for stage, former in pairs]
+        return self._attributes(data, refitted, "last")
+
+    def add(self, data, rows):
+        """Return the fitted attributes after rows, also as flat images, were added."""
+        estimator = self._estimator
+        recipe = replace(self._recipe, rng=copy.deepcopy(self._recipe.rng))
+        model = recipe.model(data).with_metric(None)
+        moments = model.design().moments()
+        sample = RowSample.of(rows, data.targets, data.weights, data.counts)
+        stream = Stream(moments, len(rows), data.counts.sum(), sample)
+        if hasattr(estimator, "stream_"):
+            stream = estimator.stream_ + stream
+        units = stream.in_units()
+        sample = units.sample
+        columns = (sample.rows, sample.targets, sample.weights, sample.counts)
+        shape, rng = self._common["image_shape_"], copy.deepcopy(self._recipe.rng)
+        data = estimator._training_set(*columns, shape, rng)
+        self._recipe = recipe.summed(model, units.moments)
+        # There are no rounds, and of held-out rows there are no sums.
+        selection = "loo" if estimator.selection == "loo" else "gcv"
+        schedule = Schedule(0, estimator.agop_power, selection)
+        self._phase, self._data = None, data
+        stages = fit_stages(self._recipe, data, schedule, self)
+        return self._attributes(data, stages, "last") | {"stream_": stream}
+
+    def _fit_stages(self, phase, data, held_out=None, plan=None):
+        """Fit all stages on some rows; a "choice" is followed by a "refit"."""
+        estimator, recipe = self._estimator, self._recipe
+        self._data, self._plan, self._name = data, plan, phase
+        self._phase = None if self.checkpoint is None else self.checkpoint.phase(phase)
+        options = (estimator.n_rounds, estimator.agop_power, estimator.selection)
+        # With held-out rows there are two fits, with the same filters.
+        recipe = replace(recipe, rng=copy.deepcopy(recipe.rng))
+        return fit_stages(recipe, data, Schedule(*options, plan), self, held_out)
+
+    def score(self, loo_prediction):
+        """Return the score of the predictions of left-out rows."""
+        data, score = self._data, self._estimator._score_targets
+        return score(data.targets, loo_prediction, data.weights)
+
+    def load(self, stage, model):
+        """Return the progress of a stage in the checkpoint, or None."""
+        return None if self._phase is None else self._phase.load(stage, model)
+
+    def save(self, stage, progress):
+        """Keep the progress of a stage in the checkpoint."""
+        if self._phase is not None:
+            self._phase.save(stage, progress)
+
+    def report(self, stages, best, history):
+        """Print a line about the round, and tell the callbacks, which may stop."""
+        estimator, index = self._estimator, len(stages)
+        if self.callbacks is None:
+            return False
+        if estimator.verbose:
+            print(self._describe_round(index, history))
+        n_stages, n_rounds = self._recipe.n_stages, estimator.n_rounds
+        selection = estimator.selection
+        if self._plan is not None:
+            n_stages, n_rounds = len(self._plan), len(self._plan[index]) - 1
+            selection = "last"
+        last = index + 1 == n_stages and history["round"][-1] == n_rounds
+        return self.callbacks.end_round(
+            lambda: self._attributes(self._data, stages, selection, (best, history)),
+            last and self._name != "choice",
+        )
+
+    def _describe_round(self, index, history):
+        """Return one line about the last round of a stage."""
+        last = {key: values[-1] for key, values in history.items()}
+        seconds = sum(last[key] for key in last if key.startswith("seconds"))
+        estimator, n_stages = self._estimator, self._recipe.n_stages
+        layer = f"layer {index + 1}/{n_stages}  " if n_stages > 1 else ""
+        return (
+            f"[{type(estimator).__name__}] {layer}round {last['round']}/"
+            f"{estimator.n_rounds}  alpha={last['alpha']:.0e}  gcv={last['gcv']:.4g}  "
+            f"loo_loss={last['loo_loss']:.4g}  loo_score={last['loo_score']:.4f}  "
+            f"{seconds:.1f}s"
+        )
+
+    def _attributes(self, data, stages, selection=None, unfinished=None):
+        """Return the fitted attributes of stages, and perhaps an unfinished one."""
+        estimator = self._estimator
+        rounds = [(stage.best, stage.history) for stage in stages]
+        if unfinished is not None:
+            rounds.append(unfinished)
+        selection = selection or estimator.selection
+        index = best_stage([best for best, _ in rounds], selection)
+        best, history = rounds[index]
+        stage = stages[index] if index < len(stages) else None
+        below = [_learned_features(stage) for stage in stages[:index]]
+        solution = best.solution
+        learned = _learned(best, history, stage)
+        features, kernel, kept = best.model.fitted(below, solution.coef, learned)
+        for name in {"coef_", "dual_coef_"} & kept.keys():
+            kept[name] = self._shape(kept[name])
+        if "dual_coef_" in kept and "X_fit_" not in kept:
+            kept["X_fit_"] = self._flat_rows(data)
+        if learned:
+            sees_images = features[0] if features else kernel
+            kept["patch_shape_"] = sees_images.layer_.patch
+            kept["patch_transform_"] = sees_images.patch_transform_
+            if stage is not None:
+                kept["patch_agop_"] = sees_images.patch_agop_
+        held_out = solution.held_out_prediction
+        return {
+            **self._common,
+            "kernel_": kernel,
+            "features_": features,
+            "best_layer_": index,
+            "intercept_": self._shape(solution.intercept),
+            "alpha_": solution.alpha,
+            "best_round_": best.index,
+            "history_": _as_arrays(history),
+            **kept,
+            **estimator._calibrate(held_out, data.targets, data.weights),
+        }
+
+    def _flat_rows(self, data):
+        """Return the images of the first stage as flat rows, laid out as they came."""
+        images = np.asarray(data.images)
+        if self._estimator.channels == "first":
+            images = images.transpose(0, 3, 1, 2)
+        return np.array(images.reshape(len(images), -1))
+
+    def _shape(self, coef):
+        """Return one column per output for y of shape (n, k), none for (n,)."""
+        return self._estimator._shape_coef(coef, self._output_shape)
+
+
+def _learned(best, history, stage):
+    """Return what each layer of a model has learned, a list of dict."""
+    learned = [
+        {
+            "patch_transform": transform,
+            "best_round": best.index,
+            "alpha": best.solution.alpha,
+            "history": _as_arrays(history, layer),
+        }
+        for layer, transform in enumerate(best.transforms)
+    ]
+    if stage is not None:
+        triples = zip(learned, stage.agops, stage.learned_transforms, strict=True)
+        for layer, agop, transform in triples:
+            layer |= {"patch_agop": agop, "filter_transform": transform}
+    return learned
+
+
+def _learned_features(stage):
+    """Return the fitted feature layer of a stage of Deep ConvRFM."""
+    [learned] = _learned(stage.best, stage.history, stage)
+    return stage.features.fitted(stage.bank, stage.maps, **learned)
+
+
+def _as_arrays(history, layer=0):
+    """Return the history with arrays for lists, and the spectrum of one layer."""
+    arrays = {k: np.array(values) for k, values in history.items() if k != "spectra"}
+    if history["spectra"] and history["spectra"][0]:
+        arrays["spectrum"] = np.array([round_[layer] for round_ in history["spectra"]])
+    return arrays

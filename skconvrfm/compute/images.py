@@ -1,0 +1,94 @@
+"""Images, the layers that look at them, patches and locations."""
+
+import math
+from dataclasses import dataclass
+from functools import singledispatch
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution of stride one: its patch, its zero padding, its locations."""
+
+    patch: tuple[int, int]  # rows and columns
+    padding: tuple[int, int, int, int]  # zeros above, below, left and right
+    locations: tuple[int, int]  # rows and columns of the map that it puts out
+
+    @property
+    def n_locations(self):
+        """Number of locations."""
+        return math.prod(self.locations)
+
+
+def convolution_layers(image_shape, patch_size, padding, depth):
+    """Lay out ``depth`` convolutions of stride one on an image, a tuple of `Layer`.
+
+    Patches are clipped to the map that they look at. With padding ``"same"`` each layer
+    pads its own input with zeros, one more after than before for even patches.
+    """
+    rows, columns = np.broadcast_to(patch_size, 2).tolist()
+    height, width = image_shape[:2]
+    layers = []
+    for _ in range(depth):
+        patch = (min(rows, height), min(columns, width))
+        margins = (0, 0, 0, 0)
+        if padding == "same":
+            top, left = ((size - 1) // 2 for size in patch)
+            margins = (top, patch[0] - 1 - top, left, patch[1] - 1 - left)
+        height += margins[0] + margins[1] - patch[0] + 1
+        width += margins[2] + margins[3] - patch[1] + 1
+        layers.append(Layer(patch, margins, (height, width)))
+    return tuple(layers)
+
+
+def cells(size, count):
+    """Divide a dimension evenly into at most ``count`` slices, the cells of a pool."""
+    count = min(size, count)
+    return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
+
+
+def as_images(X, image_shape, channels):
+    """Return flat rows as images of shape (n, h, w, c): a view, or stored images."""
+    if not isinstance(X, np.ndarray):
+        return X.images(image_shape, channels)
+    height, width, depth = image_shape
+    if channels == "first":
+        return X.reshape(-1, depth, height, width).transpose(0, 2, 3, 1)
+    return X.reshape(-1, height, width, depth)
+
+
+@singledispatch
+def to_tensor(images, dtype, device):
+    """Copy a block of numpy images into a tensor; other kinds register here."""
+    images = np.asarray(images)
+    # Memory from torch begins where vectors do. Products of matrices are rounded in an
+    # order that depends on it, and would not always come out the same.
+    block = torch.empty(images.shape, dtype=dtype)
+    try:
+        with np.errstate(over="raise"):
+            np.copyto(block.numpy(), images, casting="unsafe")
+    except FloatingPointError as error:
+        raise ValueError(
+            f"dtype={torch.finfo(dtype).dtype!r} has no numbers as large as those of "
+            f"X, up to {np.abs(images).max():.3g}; scale the images, or take "
+            "dtype='float64'."
+        ) from error
+    return block.to(device)
+
+
+def extract_patches(images, layer, rows=None):
+    """Return the patches of images (n, h, w, c) as (rows, columns, d, n).
+
+    ``rows`` is a slice of locations or None. Entries d run (channel, row, column).
+    """
+    rows = slice(0, layer.locations[0]) if rows is None else rows
+    top, bottom, left, right = layer.padding
+    maps = pad(images.permute(3, 1, 2, 0), (0, 0, left, right, top, bottom))
+    maps = maps[:, rows.start : rows.stop + layer.patch[0] - 1]
+    windows = maps.contiguous().unfold(1, layer.patch[0], 1)
+    windows = windows.unfold(2, layer.patch[1], 1)
+    patches = windows.permute(1, 2, 0, 4, 5, 3)
+    return patches.reshape(len(patches), layer.locations[1], -1, len(images))

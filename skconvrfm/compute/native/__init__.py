@@ -1,0 +1,1 @@
+"""Compiled code: its build, its checks, its calls, and one source file a stage."""

@@ -1,0 +1,237 @@
+"""Calls of the compiled functions, which do the steps of array operations fused.
+
+As array operations, the steps of a layer pass its maps through memory about forty
+times; here maps stay in the cache or in registers. Results are equal up to rounding.
+The first argument of each call is the library (`build.load`), all others are checked.
+"""
+
+import ctypes
+import math
+import operator
+from ctypes import POINTER, c_double, c_long, c_void_p
+
+import torch
+from torch.nn.functional import pad
+
+from ..threads import share_out
+from . import checks
+from .checks import REALS, check_array
+
+_VECTOR_BYTES = 64  # the largest of vectors.h, a multiple of the others
+_LEFT_TOGETHER = 8
+LOCATIONS_TOGETHER = 16  # that one thread takes at once
+_MAP_LOCATIONS_TOGETHER = 16384  # for which filters pass through the cache once
+
+
+def _structure(*fields):
+    """Return a structure of C from pairs of names and their type."""
+    pairs = [(name, kind) for names, kind in fields for name in names.split()]
+    return type("Structure", (ctypes.Structure,), {"_fields_": pairs})
+
+
+_Layer = _structure(("rows columns patch_rows patch_columns top left", c_long))
+_Kernel = _structure(
+    ("depth tangent patch_dim", c_long),
+    ("channels bias_square parallel_gap", c_double),
+    ("layers", POINTER(_Layer)),
+)
+_Block = _structure(
+    ("n", c_long), ("patches", c_void_p), ("roots inverse_roots", POINTER(c_void_p))
+)
+_FilterLayer = _structure(
+    ("height width channels rows columns patch_rows patch_columns", c_long),
+    ("grid_rows grid_columns vectors", c_long),
+    ("least", c_double),
+)
+
+
+class CompiledTiles:
+    """Tiles of a pair of blocks on the CPU, the compiled twin of `tiles.Tiles`."""
+
+    ROWS_TOGETHER = 16  # which share the maps of a vector of columns in the cache
+
+    def __init__(self, library, kernel, left, right):
+        checks.check_kernel(kernel)
+        checks.check_block("left", left, kernel)
+        checks.check_block("right", right, kernel, left.patches.dtype)
+        self._dtype, self._locations = left.patches.dtype, kernel.layers[0].locations
+        real = REALS[self._dtype]
+        self._lanes = getattr(library, f"kernel_lanes_{real}")()
+        self._value = getattr(library, f"kernel_value_{real}")
+        self._pullback = getattr(library, f"kernel_pullback_{real}")
+        stack = [_Layer(*a.locations, *a.patch, *a.padding[::2]) for a in kernel.layers]
+        integers = len(stack), kernel.tangent, kernel.patch_dim
+        reals = kernel.channels, kernel.bias**2, kernel.parallel_gap(self._dtype)
+        self._kernel = _Kernel(*integers, *reals, (_Layer * len(stack))(*stack))
+        self._left, self._right = _pack_block(left, 1), _pack_block(right, self._lanes)
+
+    def value(self, rows, columns, diagonal=None):
+        """Return `tiles.Tiles.value`; columns begin at a multiple of 16."""
+        rows, columns, shape = self._check_spans(rows, columns)
+        diagonal = -rows.stop if diagonal is None else operator.index(diagonal)
+        out = torch.empty(shape, dtype=self._dtype)
+
+        def call(part):  # without whole vectors of columns left of the diagonal
+            vectors = max(0, diagonal + part.start - columns.start) // self._lanes
+            start = min(columns.stop, columns.start + vectors * self._lanes)
+            target = out[part.start - rows.start :, start - columns.start :]
+            self._call(self._value, part, slice(start, columns.stop), target, shape[1])
+
+        share_out(call, rows, self.ROWS_TOGETHER)
+        return out
+
+    def pullback(self, rows, columns, dual_coef):
+        """Return the kernel's `pullback` for slices of the blocks."""
+        rows, columns, shape = self._check_spans(rows, columns)
+        check_array("dual_coef", dual_coef, (shape[1], "n_outputs"), {}, self._dtype)
+        both = torch.empty((2, *self._locations, *shape), dtype=self._dtype)
+        weights, self_weights = both
+        checks.check_count(weights.numel())
+
+        def call(part):
+            first = part.start - rows.start
+            targets = weights[:, :, first:], self_weights[:, :, first:]
+            self._call(self._pullback, part, columns, *targets, *shape)
+
+        share_out(call, rows, self.ROWS_TOGETHER)
+        return weights, self_weights @ dual_coef
+
+    def _check_spans(self, rows, columns):
+        """Return rows and columns of a tile, which lie in the blocks, and its shape."""
+        rows = checks.check_span("rows", rows, self._left.n)
+        columns = checks.check_span("columns", columns, self._right.n, self._lanes)
+        return rows, columns, (rows.stop - rows.start, columns.stop - columns.start)
+
+    def _call(self, function, rows, columns, *arguments):
+        failed = function(
+            *map(ctypes.byref, (self._kernel, self._left, self._right)),
+            *(rows.start, rows.stop, columns.start, columns.stop),
+            *(_address(a) if isinstance(a, torch.Tensor) else a for a in arguments),
+        )
+        if failed:
+            raise MemoryError("no memory for the maps of an image")
+
+
+def gram_product(library, weights, coef_product, patches):
+    """Return `agop.gram_product`, computed in the calling thread."""
+    sizes = {}
+    check_array("weights", weights, ("locations", "m", "n"), sizes)
+    dtype, n = weights.dtype, sizes["n"]
+    check_array("coef_product", coef_product, ("n", "n"), sizes, dtype)
+    check_array("patches", patches, ("locations", "d", "n"), sizes, dtype)
+    weights, coef_product, patches = _whole_vectors(weights, coef_product, patches)
+    if weights.shape[2] > n:
+        coef_product = pad(coef_product, (0, 0, 0, weights.shape[2] - n))
+    out = torch.empty_like(patches)
+    getattr(library, f"gram_product_{REALS[dtype]}")(
+        *(sizes["locations"], sizes["m"], sizes["d"], weights.shape[2]),
+        *map(_address, (weights, coef_product, patches, out)),
+    )
+    return out[..., :n]
+
+
+def add_output_product(library, weights, coef, patches, out):
+    """Add as `agop.add_output_product` does; d is padded to `padded_entries`."""
+    sizes = {}
+    check_array("weights", weights, ("locations", "m", "n"), sizes)
+    dtype = weights.dtype
+    check_array("coef", coef, ("n_outputs", "n"), sizes, dtype)
+    check_array("patches", patches, ("locations", "d", "n"), sizes, dtype)
+    width = padded_entries(sizes["d"], dtype)
+    shape = "locations", "m", "n_outputs", width
+    check_array("out", out, shape, sizes, dtype, contiguous=True)
+    weights, coef, patches = _whole_vectors(weights, coef, patches)
+    function = getattr(library, f"output_product_{REALS[dtype]}")
+
+    def call(part):
+        counts = part.stop - part.start, sizes["m"], sizes["n_outputs"], sizes["d"]
+        addresses = map(_address, (weights[part], coef, patches[part]))
+        function(*counts, coef.shape[1], *addresses, width, _address(out[part]))
+
+    share_out(call, slice(0, sizes["locations"]), LOCATIONS_TOGETHER)
+
+
+def filter_maps(library, features, images):
+    """Return `features.FilterLayer.__call__` but for the power."""
+    filters, biases = checks.check_filters(features, images)
+    layer, real = features.layer, REALS[images.dtype]
+    function = getattr(library, f"filter_maps_{real}")
+    lanes = getattr(library, f"filter_lanes_{real}")()
+    filters, biases = _pack_filters(layer, filters, biases, images.dtype, lanes)
+    out = images.new_empty((len(images), *features.grid, biases.numel()))
+    top, bottom, left, right = layer.padding
+    least = 0 if features.activation == "relu" else -math.inf
+
+    def call(part):
+        padded = pad(images[part], (0, 0, left, right, top, bottom)).contiguous()
+        sizes = *padded.shape[1:], *layer.locations, *layer.patch, *features.grid
+        structure = _FilterLayer(*sizes, len(biases), least)
+        arrays = padded, filters, biases, out[part]
+        if function(ctypes.byref(structure), len(padded), *map(_address, arrays)):
+            raise MemoryError("no memory for the places of a map")
+
+    largest = math.ceil(_MAP_LOCATIONS_TOGETHER / layer.n_locations)
+    share_out(call, slice(0, len(images)), largest)
+    return out[..., : features.n_maps]
+
+
+def _pack_filters(layer, filters, biases, dtype, lanes):
+    """Return filters (vectors, d, lanes), entries as in an image, and biases."""
+    padding = (0, -len(filters) % lanes)
+    entries = filters.to(dtype).unflatten(1, (-1, *layer.patch)).permute(2, 3, 1, 0)
+    vectors = pad(entries.flatten(0, 2), padding).unflatten(1, (-1, lanes))
+    biases = pad(biases.to(dtype), padding).unflatten(0, (-1, lanes))
+    return vectors.transpose(0, 1).contiguous(), biases
+
+
+def padded_entries(d, dtype):
+    """Return the entries of a patch in `add_output_product`, some of them 0."""
+    return d + -d % (2 * _VECTOR_BYTES // dtype.itemsize)
+
+
+def _whole_vectors(*arrays):
+    """Return arrays whose last dimension, the centres, is padded to whole vectors."""
+    padding = 0, -arrays[0].shape[-1] % (_VECTOR_BYTES // arrays[0].dtype.itemsize)
+    return [(pad(a, padding) if padding[1] else a).contiguous() for a in arrays]
+
+
+def _address(tensor):
+    """Return the address of an array whose entries C++ can count."""
+    checks.check_count(tensor.numel())
+    return tensor.data_ptr()
+
+
+def _pack_block(block, lanes):
+    """Return a block as the C++ code reads it, by vectors of ``lanes`` images."""
+    arrays = block.patches, *block.roots, *block.inverse_roots
+    tensors = [_pack(array, lanes) for array in arrays]
+    patches, *roots = map(_address, tensors)
+    depth, pointers = len(block.roots), c_void_p * len(block.roots)
+    roots = pointers(*roots[:depth]), pointers(*roots[depth:])
+    structure = _Block(block.patches.shape[-1], patches, *roots)
+    structure.tensors = tensors  # kept: the structure has no more than addresses
+    return structure
+
+
+def _pack(array, lanes):
+    """Return (rows, columns, ..., n) as (locations, ..., n), or by vectors of images.
+
+    These are (n / lanes, locations, ..., lanes), the last padded with blank images.
+    """
+    array = array.flatten(0, 1)
+    if lanes == 1:
+        return array.contiguous()
+    whole, rest = divmod(array.shape[-1], lanes)
+    packed = array.new_zeros((whole + (rest > 0), *array.shape[:-1], lanes))
+    if whole:
+        vectors = array[..., : whole * lanes].unflatten(-1, (whole, lanes))
+        packed[:whole] = vectors.movedim(-2, 0)
+    if rest:
+        packed[whole, ..., :rest] = array[..., whole * lanes :]
+    return packed
+
+
+def scratch_bytes(kernel, itemsize, pullback):
+    """Return the bytes that one thread needs for the maps of a vector of images."""
+    maps = _LEFT_TOGETHER + (2 * len(kernel.layers) + 9 if pullback else 2)
+    return _VECTOR_BYTES // itemsize * itemsize * kernel.layers[0].n_locations * maps

@@ -1,0 +1,106 @@
+"""Draws of images that treat a weight as a repetition of the row."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .blocks import image_blocks
+
+# Rows that are cast to float at once when they are projected.
+_PROJECTION_BATCH = 256
+# Distances of patches that settle a median, and the images that it takes at least.
+_MEDIAN_DISTANCES = 2_000_000
+_MEDIAN_IMAGES = 20
+# Draws that are made one by one; more would give every row what its weight gives it.
+_MOST_DRAWS = 2**24
+
+
+def content_positions(images, rng):
+    """Return the projection of each image on a direction drawn from ``rng``."""
+    direction = rng.standard_normal(math.prod(images.shape[1:]))
+    rows = (
+        np.asarray(images[batch]).reshape(-1, len(direction))
+        for batch in image_blocks(images, _PROJECTION_BATCH)
+    )
+    # Row by row, so that equal rows get equal numbers, to the last bit.
+    return np.concatenate([np.einsum("ij,j->i", block, direction) for block in rows])
+
+
+def binary_exponent(values):
+    """Return the exponent of the power of two that scales values to about 1."""
+    return int(np.frexp(np.abs(values).max())[1])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some rows, each with a weight."""
+
+    rows: np.ndarray  # (m,), int
+    weights: np.ndarray  # (m,)
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Rows in an order that depends on their content, see `systematic_sample`."""
+
+    strata: np.ndarray
+    positions: np.ndarray
+    weights: np.ndarray
+    offset: float
+
+    def draw(self, n_draws):
+        """Draw so many rows, a `Sample`; weights are scaled to a size of about 1."""
+        lines = self.strata, self.positions, self.weights
+        rows, weights = systematic_sample(*lines, n_draws, self.offset)
+        return Sample(rows, np.ldexp(weights, -binary_exponent(weights)))
+
+    def sequence(self, n_draws):
+        """Return so many rows, one per draw, some several times; an array of int."""
+        order = np.lexsort((self.positions, self.strata))
+        steps = (np.arange(n_draws) + self.offset) * (self.weights.sum() / n_draws)
+        cumulative = np.cumsum(self.weights[order])
+        drawn = np.searchsorted(cumulative, steps, side="right")
+        return order[drawn.clip(max=len(order) - 1)]
+
+    def take(self, rows):
+        """Return the line-up of some of the rows."""
+        lines = self.strata, self.positions, self.weights
+        return Lineup(*(line[rows] for line in lines), self.offset)
+
+    def split(self, fraction):
+        """Return the rows kept and held out, about a fraction of the weight.
+
+        The split is even over the strata. Rows with the same content and stratum count
+        as one, so that a copy of a held-out row is not trained on. A part is empty
+        where there are too few different rows.
+        """
+        content = np.column_stack([self.strata, self.positions])
+        found = np.unique(content, axis=0, return_index=True, return_inverse=True)
+        first, group = found[1], found[2].ravel()
+        groups = replace(self.take(first), weights=np.bincount(group, self.weights))
+        drawn = groups.sequence(max(1, round(fraction * len(first))))
+        held_out = np.isin(group, drawn)
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def bandwidth_draws(n_locations):
+    """Return the number of images on which a median of distances is measured."""
+    return max(_MEDIAN_IMAGES, math.isqrt(2 * _MEDIAN_DISTANCES // n_locations))
+
+
+def systematic_sample(strata, positions, weights, n_draws, offset):
+    """Draw rows in equal steps of weight along an order of the rows.
+
+    Rows (n,) are lined up by ``strata`` and, inside them, by ``positions``, numbers
+    that depend on the row's image alone. Equal steps along their cumulative weight give
+    every stratum its share, and the same images whether a row has weight 2 or stands
+    there twice. ``offset`` in [0, 1) is the place of the first draw in its step. Return
+    the rows drawn, each once, and how often each was drawn; where ``n_draws`` reaches
+    the sum of the weights, or more than can be made, all rows with their weights.
+    """
+    if n_draws >= min(weights.sum(), _MOST_DRAWS):
+        return np.arange(len(weights)), weights
+    drawn = Lineup(strata, positions, weights, offset).sequence(n_draws)
+    rows, counts = np.unique(drawn, return_counts=True)
+    return rows, counts.astype(float)

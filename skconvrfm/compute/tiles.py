@@ -1,0 +1,235 @@
+"""The walk over pairs of image blocks, tile by tile.
+
+No array of size pairs × locations outlives its tile, and blocks and tiles are as
+large as their share of the memory budget allows and no larger than pays.
+
+A kernel offers ``layers``, ``channels``, ``patch_dim``, ``prepare_block(images,
+transform)``, ``value(left, right)``, ``pullback(left, right, dual_coef)``,
+``diagonal(block)`` and ``has_compiled_tiles``.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from .blocks import balanced_blocks, image_blocks, largest_value
+from .native import build, calls
+from .parallel import halving_memory, spans
+from .threads import own_thread_count, own_threads, share_out, thread_count
+
+# Arrays of one value per pair and location that are alive at once in a tile, at the
+# worst moment; and those that every layer keeps for the pullback.
+_LIVE_ARRAYS, _KEPT_ARRAYS = 9, 2
+# A tile's array beyond this spills from the cache of a CPU core and gains nothing.
+_CPU_TILE_BYTES = 2**20
+_PATCH_COPIES = 3  # alive while a block is prepared and packed
+_WHOLE_VECTOR = 16  # images on the right fill the vectors of a CPU
+
+
+def image_bytes(kernel, image_shape, itemsize):
+    """Return the bytes that one image takes in a block, while it is prepared."""
+    locations = [layer.n_locations for layer in kernel.layers]
+    numbers = _PATCH_COPIES * locations[0] * kernel.patch_dim
+    return itemsize * (numbers + 5 * sum(locations) + 2 * math.prod(image_shape))
+
+
+def tile_pairs(kernel, resources, pullback=False):
+    """Return the number of pairs of images in a tile of array operations."""
+    array = resources.itemsize * kernel.layers[0].n_locations  # bytes of a pair
+    n_arrays = _LIVE_ARRAYS + (_KEPT_ARRAYS * len(kernel.layers) if pullback else 0)
+    pairs = resources.memory // 4 // (n_arrays * array)
+    if resources.device.type == "cpu":
+        pairs = min(pairs, _CPU_TILE_BYTES // array)
+    return max(1, pairs)
+
+
+def block_side(kernel, image_shape, resources):
+    """Return the number of images that are prepared together on the right."""
+    size = image_bytes(kernel, image_shape, resources.itemsize)
+    side = max(1, resources.memory // 3 // (1 + own_thread_count()) // size)
+    return side // _WHOLE_VECTOR * _WHOLE_VECTOR or side
+
+
+def left_side(kernel, image_shape, resources):
+    """Return the number of images of the left block, which all others pass by."""
+    numbers = sum(2 * layer.n_locations for layer in kernel.layers)
+    numbers += kernel.layers[0].n_locations * kernel.patch_dim
+    held = resources.memory // 2 // (resources.itemsize * numbers)
+    return max(held, block_side(kernel, image_shape, resources))
+
+
+def work(kernel, pairs):
+    """Return pairs × locations × layers."""
+    return pairs * sum(layer.n_locations for layer in kernel.layers)
+
+
+def load_blocks(kernel, images, parts, transform, resources):
+    """Yield (slice, prepared block) for slices of images, one per thread ahead."""
+
+    def prepare(ahead):
+        [part] = parts[ahead]
+        return part, kernel.prepare_block(resources.tensor(images[part]), transform)
+
+    for wave in balanced_blocks(slice(0, len(parts)), own_thread_count()):
+        yield from share_out(prepare, wave, 1)
+
+
+class Tiles:
+    """Tiles of a left (rows) and a right block by array operations, on any device."""
+
+    def __init__(self, kernel, left, right, side):
+        self._kernel, self._left, self._right, self._side = kernel, left, right, side
+
+    def value(self, rows, columns, diagonal=None):
+        """Return the kernel of slices; row i may be wrong left of ``diagonal + i``."""
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        out = self._left.patches.new_empty(shape)
+        for i in balanced_blocks(rows, self._side):
+            strip = out[i.start - rows.start : i.stop - rows.start]
+            for j in balanced_blocks(columns, self._side):
+                if diagonal is not None and j.stop <= diagonal + i.start:
+                    continue
+                tile = self._kernel.value(self._left[i], self._right[j])
+                strip[:, j.start - columns.start : j.stop - columns.start] = tile
+        return out
+
+    def pullback(self, rows, columns, dual_coef):
+        """Return the kernel's `pullback` for slices of the blocks."""
+        right = self._right[columns]
+        tiles = [
+            self._kernel.pullback(self._left[i], right, dual_coef)
+            for i in balanced_blocks(rows, self._side**2 // len(right))
+        ]
+        weights, self_weights = zip(*tiles, strict=True)
+        return torch.cat(weights, 2), torch.cat(self_weights, 2)
+
+
+def load_block(kernel, images, rows, largest, transform, resources):
+    """Return the prepared block of a slice, put together from smaller ones."""
+    whole, n, parts = None, rows.stop - rows.start, balanced_blocks(rows, largest)
+    for part, block in load_blocks(kernel, images, parts, transform, resources):
+        if len(block) == n:
+            return block
+        whole = block.room_for(n) if whole is None else whole
+        whole[part.start - rows.start : part.stop - rows.start] = block
+    return whole
+
+
+def open_tiles(kernel, left, right, library, resources, pullback=False):
+    """Return the tiles of two blocks: compiled where there is a library."""
+    if library is not None:
+        return calls.CompiledTiles(library, kernel, left, right)
+    side = math.isqrt(tile_pairs(kernel, resources, pullback))
+    return Tiles(kernel, left, right, side)
+
+
+def find_library(kernel, pairs, resources, pullback=False):
+    """Return the compiled functions if they pay, can be had, and fit in memory."""
+    if resources.device.type != "cpu" or not kernel.has_compiled_tiles:
+        return None
+    scratch = calls.scratch_bytes(kernel, resources.itemsize, pullback)
+    if scratch * thread_count() > resources.memory // 4:
+        return None
+    return build.load(work(kernel, pairs))
+
+
+def kernel_matrix(kernel, X, Y, transform, resources):
+    """Return the kernel matrix (n_X, n_Y) of a bound kernel, tile by tile.
+
+    X and Y are images (n, h, w, c). Without Y, one triangle of the matrix is computed.
+    """
+    symmetric = Y is None
+    Y = X if symmetric else Y
+    pairs = len(X) * len(Y) / (2 if symmetric else 1)
+    options = transform, pairs, resources.one_worker()
+    strips = _strips(kernel, X, len(Y), resources)
+    tasks = (
+        (kernel, *((X, rows, None) if symmetric else (X[rows], None, Y)), *options)
+        for rows in strips
+    )
+    matrix = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
+    for rows, strip in zip(strips, resources.run(_strip, tasks), strict=True):
+        first = rows.start if symmetric else 0
+        matrix[rows, first:] = strip
+        if symmetric:
+            matrix[rows.stop :, rows] = strip[:, rows.stop - rows.start :].T
+    return matrix
+
+
+def kernel_product(kernel, X, centres, transform, coef, resources):
+    """Return ``kernel_matrix(...) @ coef``, float64, without holding the matrix."""
+    pairs, worker = len(X) * len(centres), resources.one_worker()
+    tasks = (
+        (kernel, X[rows], centres, transform, coef, pairs, worker)
+        for rows in _strips(kernel, X, len(centres), resources)
+    )
+    return np.concatenate(list(resources.run(_strip_product, tasks)))
+
+
+def _strips(kernel, X, n_columns, resources):
+    """Return the slices of rows of the kernel matrix that one task computes."""
+    worker = resources.one_worker()
+    held = max(1, worker.memory // 8 // (worker.itemsize * n_columns))
+    largest = min(left_side(kernel, X.shape[1:], worker), held)
+    return spans(len(X), resources, largest=largest)
+
+
+@halving_memory
+def _strip(kernel, X, rows, Y, transform, pairs, resources):
+    """Return some rows of the kernel matrix, from the diagonal on where Y is None."""
+    symmetric = Y is None
+    if symmetric:  # by slices of the one array that all tasks share
+        X, Y = X[rows], X[rows.start :]
+    library = find_library(kernel, pairs, resources)
+    with own_threads(library is not None):
+        return _compute_strip(kernel, X, Y, transform, symmetric, library, resources)
+
+
+def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
+    transform = resources.tensor(transform)
+    largest = block_side(kernel, X.shape[1:], resources)
+    strip = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
+    for rows in image_blocks(X, left_side(kernel, X.shape[1:], resources)):
+        left = load_block(kernel, X, rows, largest, transform, resources)
+        first = rows.start if symmetric else 0
+        walk = left, Y[first:], transform, symmetric, largest, resources
+        for part, right in _right_blocks(kernel, *walk):
+            tiles = open_tiles(kernel, left, right, library, resources)
+            # Rows that are not below the diagonal.
+            count = min(len(left), part.stop) if symmetric else len(left)
+            diagonal = -part.start if symmetric else None
+            tile = tiles.value(slice(0, count), slice(0, len(right)), diagonal)
+            columns = slice(first + part.start, first + part.stop)
+            strip[rows.start : rows.start + count, columns] = tile.cpu().numpy()
+        diagonal = kernel.diagonal(left) if symmetric else None
+        if diagonal is not None:
+            index = np.arange(rows.start, rows.stop)
+            strip[index, index] = diagonal.cpu().numpy()
+    if symmetric:
+        square = strip[:, : len(X)]
+        square[...] = np.triu(square) + np.triu(square, 1).T
+    if not np.isfinite(strip).all():
+        raise ValueError(
+            f"the kernel overflows {strip.dtype}: X has values up to "
+            f"{largest_value(X, Y):.3g}, added up over the patches of "
+            f"{len(kernel.layers)} layers; scale the images, for instance to [0, 1], "
+            "or take a smaller depth, or dtype='float64'."
+        )
+    return strip
+
+
+def _right_blocks(kernel, left, images, transform, symmetric, largest, resources):
+    """Yield blocks of columns; those that are rows too are not made again."""
+    start = len(left) if symmetric else 0
+    for part in balanced_blocks(slice(0, start), largest) if symmetric else ():
+        yield part, left[part]
+    if start < len(images):
+        rest = balanced_blocks(slice(start, len(images)), largest)
+        yield from load_blocks(kernel, images, rest, transform, resources)
+
+
+def _strip_product(kernel, X, centres, transform, coef, pairs, resources):
+    """Return some rows of the kernel matrix times the coefficients."""
+    strip = _strip(kernel, X, None, centres, transform, pairs, resources)
+    return strip.astype(np.float64, copy=False) @ coef

@@ -1,0 +1,12 @@
+"""Pictures of learned features, in the manner of scikit-learn's displays.
+
+This folder has one display per file. It may use `features`, `learning` and `compute`.
+Matplotlib is optional: it is imported when something is drawn, not before.
+"""
+
+from .ansatz import AnsatzDisplay
+from .filters import PatchFiltersDisplay
+from .rounds import RoundsDisplay
+from .saliency import SaliencyDisplay
+
+__all__ = ["AnsatzDisplay", "PatchFiltersDisplay", "RoundsDisplay", "SaliencyDisplay"]

@@ -1,0 +1,85 @@
+"""Display of the correlations of an ansatz report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ._axes import make_axes
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class AnsatzDisplay:
+    """Correlation of filter covariance and patch AGOP by layer, beside a baseline.
+
+    Use :meth:`from_report`, or ``report.plot()`` of a report that
+    :class:`skconvrfm.AnsatzScorer` makes.
+
+    Parameters
+    ----------
+    names, correlation : sequence of str, array-like of shape (n_layers,)
+        Layers in forward order, and their correlations; NaN leaves a gap.
+    standard_error, baseline_correlation : array-like of shape (n_layers,), default=None
+        Drawn as bars if finite; correlations of the baseline, mostly the untrained
+        network.
+    correlation_name : str, default="Correlation"
+        Label of the axis.
+
+    Attributes
+    ----------
+    figure_, ax_, lines_ : Figure, Axes, list of Line2D (matplotlib)
+        The figure, and the curves of the network and the baseline if there is one.
+
+    Examples
+    --------
+    >>> from skconvrfm.display import AnsatzDisplay
+    >>> display = AnsatzDisplay(names=["conv1", "conv2"], correlation=[0.97, 0.85])
+    >>> display.plot().ax_.get_xlabel()
+    'Layer'
+    """
+
+    names: Sequence[str]
+    correlation: ArrayLike
+    standard_error: ArrayLike | None = None
+    baseline_correlation: ArrayLike | None = None
+    correlation_name: str = "Correlation"
+
+    @classmethod
+    def from_report(cls, report: Any, *, ax: Any = None) -> AnsatzDisplay:
+        """Draw a report of :meth:`skconvrfm.AnsatzScorer.report`, return the display.
+
+        `ax` is as in :meth:`plot`.
+        """
+        baseline = np.array([row.baseline_correlation for row in report])
+        power = "" if report.agop_power == 1 else f", AGOP$^{{{report.agop_power:g}}}$"
+        return cls(
+            names=[row.name for row in report],
+            correlation=[row.correlation for row in report],
+            standard_error=[row.standard_error for row in report],
+            baseline_correlation=baseline if np.isfinite(baseline).any() else None,
+            correlation_name=f"{report.correlation.capitalize()} correlation{power}",
+        ).plot(ax)
+
+    def plot(self, ax: Any = None) -> AnsatzDisplay:
+        """Draw correlations in `ax`, by default of a new figure; return the display."""
+        if ax is None:
+            size = (max(4.0, 1.5 + 0.3 * len(self.names)), 3.4)
+            [ax] = make_axes(None, 1, 1, size, "one for all layers")
+        places = np.arange(len(self.names))
+        self.ax_, self.figure_ = ax, ax.figure
+        self.lines_ = ax.plot(places, self.correlation, marker="o", label="network")
+        if self.standard_error is not None:
+            bars = {"fmt": "none", "ecolor": "C0"}
+            ax.errorbar(places, self.correlation, self.standard_error, **bars)
+        if self.baseline_correlation is not None:
+            style = {"mfc": "none", "color": "C7", "label": "baseline"}
+            self.lines_ += ax.plot(places, self.baseline_correlation, "o--", **style)
+            ax.legend()
+        ax.set(xlabel="Layer", ylabel=self.correlation_name)
+        ax.set_xticks(places, self.names, rotation=90, fontsize="small")
+        ax.grid(alpha=0.3)
+        return self

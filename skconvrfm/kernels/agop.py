@@ -1,0 +1,352 @@
+r"""The patch AGOP of a kernel machine, by two exact routes.
+
+For :math:`f_o(z) = \sum_j \alpha_{jo} k(x_j, z)` and images z with weights ω,
+
+.. math:: G = \frac1{\sum\omega} \sum_z \omega_z \sum_o \sum_u
+          g_{o,u}(z)\, g_{o,u}(z)^\top, \qquad g_{o,u}(z) = s\, T h_{o,u}(z),
+
+where s is the kernel's `patch_scale`. By outputs, h itself is formed, location by
+location: ``h = (w ∘ α)ᵀ (T v(x)) + 2 β T v(z)``. Without outputs, the sum over z and o
+is taken first, ``Σ (w_z ∘ α_o)(w_z ∘ α_o)ᵀ = (Wᵀ ω W) ∘ (α αᵀ)``, at a cost that does
+not depend on their number. The cheaper route is taken. A pooled kernel is a sum of
+terms that pair u with different locations of x: h, the sum over terms, is formed.
+
+Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 (patch AGOP).
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.utils import check_array
+
+from .._input import check_device_parameters, check_weights, make_resources
+from .._sklearn_compat import validated
+from .._typing import Device, Dtype, Floats
+from ..compute import tiles
+from ..compute.blocks import balanced_blocks, image_blocks, largest_value
+from ..compute.images import extract_patches
+from ..compute.native import calls
+from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
+from ..compute.sampling import binary_exponent
+from ..compute.threads import own_threads, share_out
+from .base import PatchKernel, check_image_pair
+
+# Cost of an operation of the route by outputs in those of the other, measured: its
+# matrix products are narrow.
+_OUTPUT_COST = 3
+_CACHE_BYTES = 2**20  # of temporaries that stay in the cache of a CPU core
+_MOST_CENTRES = 256  # of a block; larger ones gain nothing
+
+
+@validated(
+    {
+        "kernel": [PatchKernel],
+        "X": ["array-like"],
+        "dual_coef": ["array-like"],
+        "Y": ["array-like", None],
+        "patch_transform": ["array-like", None],
+        "sample_weight": ["array-like", Real, None],
+        **check_device_parameters,
+    }
+)
+def patch_agop(
+    kernel: PatchKernel,
+    X: ArrayLike,
+    dual_coef: ArrayLike,
+    Y: ArrayLike | None = None,
+    *,
+    patch_transform: ArrayLike | None = None,
+    sample_weight: ArrayLike | float | None = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    n_jobs: int | None = None,
+) -> Floats:
+    """Patch average gradient outer product of a kernel machine on patches.
+
+    For ``f_o(z) = Σ_j dual_coef[j, o] k(X[j], z)``, the sum over outputs o and
+    locations u of the outer products of the gradient of f_o with respect to the
+    patch of z at u, averaged over the images z in `Y` (Beaglehole et al.,
+    arXiv:2309.00570, Algorithm 1).
+
+    Parameters
+    ----------
+    kernel : ConvNTK, ConvNNGP, PatchGaussian or PatchLaplace
+        The kernel k.
+    X : array-like of shape (n_X, h, w), (n_X, h, w, c) or (n_X, h * h)
+        The centres of the machine.
+    dual_coef : array-like of shape (n_X,) or (n_X, n_outputs)
+        Its coefficients, for the kernel as ``kernel(X)`` returns it.
+    Y : array-like of such a shape, default=None
+        The images at which gradients are taken; None means `X`.
+    patch_transform : array-like of shape (d, d), default=None
+        The symmetric patch transform T. Gradients are taken with respect to the
+        patches before the transform.
+    sample_weight : array-like of shape (n_Y,), default=None
+        Weights of the average over `Y`.
+    device, dtype, n_jobs
+        As in a call of `kernel`; the tasks share the images of `Y`.
+
+    Returns
+    -------
+    agop : ndarray of shape (d, d), float64
+        Symmetric positive semi-definite, entries in the order (channel, row,
+        column) of a patch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skconvrfm.kernels import ConvNTK, patch_agop
+    >>> X = np.random.default_rng(0).normal(size=(5, 8, 8))
+    >>> patch_agop(ConvNTK(depth=2), X, dual_coef=[1, -1, 2, 0, -2]).shape
+    (9, 9)
+    """
+    images, others = check_image_pair(X, Y)
+    others = images if others is None else others
+    options = {"ensure_2d": False, "allow_nd": True}  # refused below, in better words
+    coef = check_array(dual_coef, dtype=np.float64, input_name="dual_coef", **options)
+    if coef.ndim not in (1, 2) or len(coef) != len(images):
+        raise ValueError(
+            f"dual_coef has shape {coef.shape}; it needs one row for each of "
+            f"the {len(images)} images in X: (n_X,) or (n_X, n_outputs)."
+        )
+    weights = check_weights(sample_weight, others)
+    kernel = kernel.bind(images.shape[1:])
+    transform = kernel._check_transform(patch_transform)
+    resources = make_resources(device, dtype, n_jobs, images, others)
+    kernel = kernel.measured_evenly(images, transform, resources)
+    coef = coef.reshape(len(images), -1)
+    return kernel_agop(kernel, images, coef, others, transform, weights, resources)
+
+
+def kernel_agop(kernel, centres, dual_coef, images, transform, weights, resources):
+    """Return the patch AGOP (d, d) of a machine, the weighted mean over images."""
+    # To about 1, by a power of two: their squares neither overflow nor vanish.
+    exponent = binary_exponent(dual_coef)
+    scaled_coef = compress_outputs(np.ldexp(dual_coef, -exponent))
+    weights = np.ldexp(weights, -binary_exponent(weights))
+    worker = resources.one_worker()
+    route, largest = _choose_route(kernel, centres, scaled_coef, images, worker)
+    pairs = len(centres) * len(images)
+    machine = kernel, centres, scaled_coef, transform
+    tasks = (
+        (route, machine, images[part], weights[part], pairs, worker)
+        for part in spans(len(images), resources, SUM_TASKS, largest)
+    )
+    total = sum_tasks(_sum_of_products, tasks, resources)
+    agop = total * (kernel.patch_scale**2 / weights.sum())
+    if transform is not None:
+        agop = transform.T @ agop @ transform
+    with np.errstate(over="ignore"):  # refused in better words
+        agop = np.ldexp((agop + agop.T) / 2, 2 * exponent)
+    if not np.isfinite(agop).all():
+        raise ValueError(
+            f"the patch AGOP overflows {resources.numpy_dtype}: X has values up to "
+            f"{largest_value(centres, images):.3g} and dual_coef up to "
+            f"{largest_value(dual_coef):.3g}; scale the images, for instance to "
+            "[0, 1], and the targets, or take dtype='float64'."
+        )
+    return agop
+
+
+def compress_outputs(dual_coef):
+    """Return coefficients with the same α αᵀ, all that counts, in at most n columns."""
+    few = dual_coef.shape[1] <= len(dual_coef)
+    return dual_coef if few else np.linalg.qr(dual_coef.T, mode="r").T
+
+
+def _choose_route(kernel, centres, dual_coef, images, resources):
+    """Return the cheaper route by operations, and the images it takes at once."""
+    n, n_outputs = dual_coef.shape
+    d, locations = kernel.patch_dim, kernel.layers[0].n_locations
+    numbers = resources.memory // 4 // (resources.itemsize * locations)
+    prepared = tiles.image_bytes(kernel, centres.shape[1:], resources.itemsize)
+    prepared = math.ceil(prepared / (resources.itemsize * locations))
+    by_outputs = max(1, numbers // (3 * n_outputs * d + prepared))
+    without = min(len(images), 4 * numbers // 3 // (n + prepared))
+    if without > 0 and not kernel.is_pooled:
+        # Operations per pair and location: products, and centres that are prepared anew
+        # for every group of images.
+        by_groups = _OUTPUT_COST * n_outputs * d + d * d / min(by_outputs, len(images))
+        if n * (1 + d / without) + d * d / without < by_groups:
+            return _sum_without_outputs, without
+    return _sum_by_outputs, by_outputs
+
+
+def _walk(machine, left, library, resources):
+    """Yield (slice, right block, readout, w, β) over the centres and the terms."""
+    kernel, centres, dual_coef, transform = machine
+    # Blocks of centres whose tiles with the images on the left fit in memory.
+    result = 2 * resources.itemsize * kernel.layers[0].n_locations * len(left)
+    side = tiles.block_side(kernel, centres.shape[1:], resources)
+    largest = min(side, max(1, resources.memory // 8 // result), _MOST_CENTRES)
+    if library is None:
+        largest = min(largest, tiles.tile_pairs(kernel, resources, pullback=True))
+    parts = image_blocks(centres, largest)
+    for part, right in tiles.load_blocks(kernel, centres, parts, transform, resources):
+        every = slice(0, len(left)), slice(0, len(right))
+        for term in kernel.terms:
+            tile = tiles.open_tiles(
+                term, left, right, library, resources, pullback=True
+            )
+            yield part, right, term.readout, *tile.pullback(*every, dual_coef[part])
+
+
+@halving_memory
+def _sum_of_products(route, machine, images, weights, pairs, resources):
+    """Return Σ_z ω_z Σ_o,u h hᵀ by one of the routes, for some images z."""
+    kernel, centres, *arrays = machine
+    library = tiles.find_library(kernel, pairs, resources, pullback=True)
+    with own_threads(library is not None):
+        machine = kernel, centres, *map(resources.tensor, arrays)
+        roots = resources.tensor(np.sqrt(weights))
+        return route(machine, images, roots, library, resources)
+
+
+def _sum_by_outputs(machine, images, roots, library, resources):
+    """Return the sum from the gradients h themselves."""
+    kernel, _, dual_coef, transform = machine
+    left = kernel.prepare_block(resources.tensor(images), transform)
+    patches = left.patches.flatten(0, 1).transpose(1, 2)  # (locations, m, d)
+    locations, m, d = patches.shape
+    width = d if library is None else calls.padded_entries(d, patches.dtype)
+    gradients = patches.new_zeros((locations, m, dual_coef.shape[1], width))
+    places = torch.arange(locations, device=patches.device).view(left.patches.shape[:2])
+    self_weights = 0
+    walk = _walk(machine, left, library, resources)
+    for part, right, readout, pair_weights, tile_self_weights in walk:
+        w, v = pair_weights.flatten(0, 1), right.patches[readout.right].flatten(0, 1)
+        coef, met = dual_coef[part].T.contiguous(), places[readout.left].flatten()
+        add_output_product(w, coef, v, gradients, met, library, resources)
+        self_weights = self_weights + tile_self_weights
+    self_weights = self_weights.flatten(0, 1)[..., None]
+    gradients[..., :d].addcmul_(self_weights, patches[:, :, None], value=2)
+    gradients *= roots[:, None, None]
+    return _outer_sum(gradients, gradients)[:d, :d].cpu().numpy()
+
+
+def add_output_product(weights, coef, patches, gradients, places, library, resources):
+    """Add ``(W ∘ α_o) V`` to the gradients, for every location, image and output.
+
+    W is (locations, m, n), α (n_outputs, n), Vᵀ (locations, d, n); gradients are (all
+    locations, m, n_outputs, d or more), of which ``places`` are those of W.
+    """
+    if library is not None:
+        # Compiled functions take all locations, in order.
+        calls.add_output_product(library, weights, coef, patches, gradients)
+        return
+    locations, m, n = weights.shape
+    n_outputs, d = len(coef), patches.shape[1]
+    # α goes to the smaller factor: the centres' patches serve every image.
+    to_patches = 2 * m >= d
+    numbers = n_outputs * n * (d if to_patches else m)
+    for at in _location_blocks(locations, numbers, resources):
+        w, v = weights[at], patches[at]
+        if to_patches:
+            v = (v[:, None] * coef[:, None]).flatten(1, 2)
+        else:
+            w = (w[:, :, None] * coef).flatten(1, 2)
+        products = (w @ v.transpose(1, 2)).view(-1, m, n_outputs, d)
+        gradients.index_add_(0, places[at], products)
+
+
+def _sum_without_outputs(machine, images, roots, library, resources):
+    """Return the sum from the sum over images and outputs, taken first."""
+    kernel, centres, dual_coef, transform = machine
+    images = resources.tensor(images)
+    left = kernel.prepare_block(images, transform)
+    rows, columns, _, m = left.patches.shape
+    pair_weights = left.patches.new_empty((rows, columns, m, len(centres)))
+    self_weights = 0
+    walk = _walk(machine, left, library, resources)
+    for part, _, _, tile_weights, tile_self_weights in walk:
+        pair_weights[..., part] = tile_weights
+        self_weights = self_weights + tile_self_weights
+    del left
+
+    # Under a wide bandwidth they are small: to about 1, so that squares do not vanish.
+    ends = map(float, (*pair_weights.aminmax(), *self_weights.aminmax()))
+    exponent = binary_exponent([*ends, torch.finfo(resources.dtype).tiny])
+    roots = roots[:, None] * 2.0**-exponent
+    # With h = h₁ + 2 β v(z): the products of h₁, of both, and of v(z).
+    pair_weights *= roots
+    self_weights *= 2 * roots
+    coefs = dual_coef, dual_coef @ dual_coef.T
+    # The patches of all centres are needed again: to save memory they are taken from
+    # the images, by bands of locations that fit, and the transform waits to the end.
+    n = len(centres)
+    numbers = columns * (4 * (n + m) * kernel.patch_dim + m * n)
+    largest = resources.memory // 3 // (resources.itemsize * numbers)
+    total = 0
+    for band in balanced_blocks(slice(0, rows), largest):
+        weights = (pair_weights[band].flatten(0, 1), self_weights[band].flatten(0, 1))
+        theirs = _band_patches(kernel, centres, band, resources)
+        own = extract_patches(images, kernel.layers[0], band).flatten(0, 1)
+        total += _band_product(weights, theirs, own, coefs, library, resources)
+    if transform is not None:
+        transform = transform.double()
+        total = transform @ total @ transform.T
+    return np.ldexp(total.cpu().numpy(), 2 * exponent)
+
+
+def _band_patches(kernel, centres, band, resources):
+    """Return the patches of the centres in a band of locations, (locations, d, n)."""
+    layer = kernel.layers[0]
+    n_locations = (band.stop - band.start) * layer.locations[1]
+    shape = n_locations, kernel.patch_dim, len(centres)
+    patches = torch.empty(shape, dtype=resources.dtype, device=resources.device)
+    side = tiles.block_side(kernel, centres.shape[1:], resources)
+    for part in image_blocks(centres, side):
+        images = resources.tensor(centres[part])
+        patches[..., part] = extract_patches(images, layer, band).flatten(0, 1)
+    return patches
+
+
+def _band_product(weights, centre_patches, image_patches, coefs, library, resources):
+    """Return Σ h hᵀ over some locations, in float64."""
+    (pair_weights, self_weights), (dual_coef, coef_product) = weights, coefs
+    locations, m, n = pair_weights.shape
+
+    def products(at):
+        w, v = pair_weights[at], centre_patches[at]
+        product = _gram_product(w, coef_product, v, library, resources)
+        cross = (w * (self_weights[at] @ dual_coef.T)) @ v.transpose(1, 2)
+        z = image_patches[at].transpose(1, 2)
+        own = self_weights[at].square().sum(-1, keepdim=True) * z
+        total = _outer_sum(v.transpose(1, 2), product.transpose(1, 2))
+        return total + _outer_sum(cross, z) + _outer_sum(z, cross + own)
+
+    every = slice(0, locations)
+    if library is not None:
+        return sum(share_out(products, every, calls.LOCATIONS_TOGETHER))
+    numbers = n * max(m, centre_patches.shape[1])
+    return sum(products(at) for at in _location_blocks(locations, numbers, resources))
+
+
+def _gram_product(weights, coef_product, patches, library, resources):
+    """Return ``[(Wᵀ W) ∘ A] V``, transposed as V is to (locations, d, n)."""
+    if library is not None:
+        return calls.gram_product(library, weights, coef_product, patches)
+    product = torch.empty_like(patches)
+    locations, _, n = weights.shape
+    size = resources.memory // 8 // (resources.itemsize * locations * n)
+    for j in balanced_blocks(slice(0, n), size):
+        gram = weights.transpose(1, 2) @ weights[..., j]
+        product[..., j] = patches @ gram.mul_(coef_product[:, j])
+    return product
+
+
+def _location_blocks(locations, numbers, resources):
+    """Return slices of locations, of so many numbers each, for the cache."""
+    size = _CACHE_BYTES if resources.device.type == "cpu" else resources.memory // 8
+    largest = size // (resources.itemsize * numbers)
+    return balanced_blocks(slice(0, locations), largest)
+
+
+def _outer_sum(left, right):
+    """Return Σ l rᵀ over all but the last dimension, in float64."""
+    return (left.flatten(0, -2).T @ right.flatten(0, -2)).double()

@@ -1,0 +1,250 @@
+"""Checkpoints: the results of the rounds of a fit, kept in a folder.
+
+Each layer has one file, ``convrfm-PHASE-LAYER.npz``: an archive of numpy arrays with
+the rest in its first member, ``convrfm.json``, without pickled objects. A file is
+written beside its place, forced to the disk and renamed, so that it is never half
+written; and each is complete in itself. Results are kept, not the loop: on resuming it
+runs again, from the same draws, and finds them in place of rounds.
+
+A file has the fingerprint of its fit, without which it is foreign, and digests: of the
+arrays in ``convrfm.json``, and of this in the comment of the archive.
+"""
+
+import copy
+import errno
+import functools
+import hashlib
+import json
+import os
+import zipfile
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from ..compute.blocks import byte_blocks
+from ..compute.files import TEMPORARY, write_whole
+from .ridge import RidgeSolution
+from .rounds import Progress, Round
+
+# Of the layout of the files; another one is foreign.
+FORMAT = 2
+
+_PREFIX, _SUFFIX = "convrfm-", ".npz"
+_VALUES = "convrfm.json"
+# How our files begin, truncated or not: the header of a member, 30 bytes, and its name.
+_MAGIC, _NAME_AT = b"PK\x03\x04", 30
+_DIGEST_BYTES = 16
+_HASH_BLOCK = 2**22  # bytes of an array
+
+
+class Checkpoint:
+    """The folder of one fit, whose parameters and data's digests are dicts by name."""
+
+    def __init__(self, folder, parameters, data):
+        self._name, self._folder = os.fspath(folder), Path(folder)
+        self._fit = {"parameters": {"format": FORMAT} | parameters, "data": data}
+        with self._explained("cannot be used"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self._folder, os.W_OK | os.X_OK):
+                raise OSError(errno.EACCES, "the folder is not writable")
+            for leftover in self._folder.glob(f".{_PREFIX}*{TEMPORARY}"):
+                leftover.unlink(missing_ok=True)
+            paths = sorted(self._folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+            for path in paths:
+                if not _is_ours(path):
+                    raise ValueError(
+                        f"checkpoint={self._name!r} has {path.name}, which is not of "
+                        "this package and in its way: move it, or take another folder."
+                    )
+            self._states = {path.name: self._read(path) for path in paths}
+
+    @property
+    def n_rounds(self):
+        """Number of rounds that were found in the folder, of all layers."""
+        return sum(len(v["history"]["round"]) for v, _ in self._states.values())
+
+    def phase(self, name):
+        """Return the checkpoint for one pass over the stages, such as a choice."""
+        part = copy.copy(self)
+        part._phase = name
+        return part
+
+    def load(self, stage, model):
+        """Return the `Progress` of a stage that was found, or None; only once."""
+        found = self._states.pop(self._file_name(stage), None)
+        return None if found is None else _unpack(*found, model)
+
+    def save(self, stage, progress):
+        """Keep the `Progress` of a stage, in the place of an earlier one."""
+        write = functools.partial(_write_archive, self._fit, *_pack(progress))
+        with self._explained("could not be written, and holds what it held before"):
+            write_whole(self._folder / self._file_name(stage), write)
+
+    def _file_name(self, stage):
+        return f"{_PREFIX}{self._phase}-{stage}{_SUFFIX}"
+
+    def _read(self, path):
+        """Return the values and arrays of a file of this fit."""
+        name = self._name
+        remedy = f"Take another folder, or remove {name!r} to fit from the beginning."
+        with open(path, "rb") as file:
+            try:
+                fit, values, arrays = _read_archive(file)
+            except Exception as error:  # of any type, by the place of the damage
+                raise ValueError(
+                    f"checkpoint={name!r} is damaged: {path.name} is truncated "
+                    f"or was changed ({error!r}). {remedy}"
+                ) from error
+        differences = _differences(fit, self._fit)
+        if differences:
+            raise ValueError(
+                f"checkpoint={name!r} holds another fit, which differs in "
+                f"{', '.join(differences)}. {remedy} The fits of a search or of a "
+                "cross-validation differ from each other, and need checkpoint=None."
+            )
+        return values, arrays
+
+    @contextmanager
+    def _explained(self, what):
+        """Name the checkpoint in errors of the file system."""
+        try:
+            yield
+        except OSError as error:
+            message = f"checkpoint={self._name!r} {what}: {error.strerror or error}"
+            raise OSError(error.errno, message) from error
+
+
+def describe(value):
+    """Return a parameter in terms of JSON; a random state becomes a digest."""
+    if isinstance(value, np.random.RandomState):
+        state = describe(value.get_state(legacy=False))
+        return f"RandomState {_hash(json.dumps(state).encode())}"
+    if isinstance(value, dict):
+        pairs = [[describe(key), describe(item)] for key, item in value.items()]
+        return sorted(pairs, key=json.dumps)
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value if isinstance(value, str | int | float | None) else repr(value)
+
+
+def digest(array):
+    """Return the dtype, the shape and a hash of an array, which is read by blocks."""
+    state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for rows in byte_blocks(array, _HASH_BLOCK):
+        block = np.asarray(array[rows])
+        # Pointers differ from process to process.
+        is_plain = not block.dtype.hasobject
+        state.update(block.tobytes() if is_plain else repr(block.tolist()).encode())
+    return f"{array.dtype} {list(array.shape)} {state.hexdigest()}"
+
+
+def _differences(there, here):
+    """Return the differences of two fits in words, parameters with both values."""
+    texts = []
+    for part in ("parameters", "data"):
+        for name in {**there[part], **here[part]}:
+            old, new = there[part].get(name), here[part].get(name)
+            if json.dumps(old) != json.dumps(new):
+                values = f"{name} ({old!r} there, {new!r} here)"
+                texts.append(values if part == "parameters" else f"the data {name}")
+    return texts
+
+
+def _pack(progress):
+    """Return the progress of a stage as values for JSON, and as arrays."""
+    best, solution = progress.best, vars(progress.best.solution)
+    groups = {
+        "transform": progress.transforms,
+        "agop": progress.agops,
+        "best_transform": best.model.transforms,
+    }
+    groups |= {f"spectra_{i}": x for i, x in enumerate(progress.history["spectra"])}
+    arrays = {
+        f"{name}_{layer}": array
+        for name, group in groups.items()
+        for layer, array in enumerate(group or ())
+        if array is not None
+    }
+    arrays |= {name: x for name, x in solution.items() if isinstance(x, np.ndarray)}
+    values = {
+        "history": progress.history | {"spectra": None},  # which keeps its place
+        # None is the identity, or the absence of all of a group.
+        "groups": {
+            name: None if group is None else [array is not None for array in group]
+            for name, group in groups.items()
+        },
+        "stopped": progress.stopped,
+        "ended": progress.ended,
+        "index": best.index,
+        "criterion": best.criterion,
+        "solution": {name: x for name, x in solution.items() if name not in arrays},
+    }
+    return values, arrays
+
+
+def _unpack(values, arrays, model):
+    """Return the progress, with the model under the transforms of the best round."""
+
+    def group(name):
+        there = values["groups"][name]
+        if there is None:
+            return None
+        return tuple(arrays.get(f"{name}_{i}") for i in range(len(there)))
+
+    found = values["solution"] | arrays
+    solution = RidgeSolution(**{f.name: found[f.name] for f in fields(RidgeSolution)})
+    current = model.with_metric(group("best_transform"))
+    best = Round(values["index"], current, solution, values["criterion"])
+    spectra = [list(group(f"spectra_{i}")) for i in values["history"]["round"]]
+    history = values["history"] | {"spectra": spectra}
+    ends = {name: values[name] for name in ("stopped", "ended")}
+    return Progress(history, best, group("agop"), group("transform"), **ends)
+
+
+def _write_archive(fit, values, arrays, file):
+    """Write one state as an archive."""
+    digests = {name: digest(array) for name, array in arrays.items()}
+    text = json.dumps({"fit": fit, "rounds": values, "arrays": digests}, indent=1)
+    text = text.encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.comment = _hash(text).encode()
+        # A time of its own would make files of equal states differ.
+        archive.writestr(zipfile.ZipInfo(_VALUES), text)
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy")
+            with archive.open(member, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def _read_archive(file):
+    """Return the fit, values and arrays of an archive; any error if it is damaged."""
+    with zipfile.ZipFile(file) as archive:
+        text = archive.read(_VALUES)
+        if archive.comment != _hash(text).encode():
+            raise ValueError(f"{_VALUES} was changed")
+        known = json.loads(text)
+        arrays = {}
+        for name, expected in known["arrays"].items():
+            with archive.open(f"{name}.npy") as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+            if digest(arrays[name]) != expected:
+                raise ValueError(f"{name}.npy was changed")
+    return known["fit"], known["rounds"], arrays
+
+
+def _hash(data):
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def _is_ours(path):
+    """Return True if a file begins like ours, or is empty."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(_NAME_AT + len(_VALUES))
+    name = _VALUES.encode()
+    return _MAGIC.startswith(start[: len(_MAGIC)]) and name.startswith(start[_NAME_AT:])

@@ -1,0 +1,58 @@
+"""Combinations of kernels and feature layers, and layers for a shape of images."""
+
+from .._input import check_pair
+from ..features.layer import ConvFeatures
+from ..kernels.base import PatchKernel
+
+# Sides of an image from which on larger patches were the more accurate.
+_PATCH_SIZES = ((24, 6), (12, 5), (1, 3))
+
+
+def auto_features(image_shape):
+    """Return the one feature layer, in a list, for images, or rows, of a shape."""
+    side = max(image_shape[:2])
+    patch = next(size for smallest, size in _PATCH_SIZES if side >= smallest)
+    return [ConvFeatures(patch_size=patch)]
+
+
+def check_composition(kernel, features):
+    """Refuse kernels and feature layers that cannot be combined, and name both."""
+    kernel._validate_params()
+    for index, layer in enumerate(features):
+        if not isinstance(layer, ConvFeatures):
+            raise ValueError(
+                f"features[{index}]={layer!r} is not a ConvFeatures: pass one, or a "
+                "list of them from the image up."
+            )
+        layer._validate_params()
+    for index, above in enumerate([*features[1:], kernel][: len(features)]):
+        _check_room(index, features[index], above, index + 1 == len(features))
+
+
+def _check_room(index, layer, above, is_last):
+    """Refuse a pool whose grid has no room for the patches of the layer above."""
+    if layer.pool_size is not None or layer.pool_grid is None:
+        return
+    if is_last and not isinstance(above, PatchKernel):
+        return
+    grid, name = layer.grid, f"features[{index + 1}]"
+    settings = f"patch_size={above.patch_size!r}"
+    if is_last:
+        name = f"kernel={type(above).__name__}"
+        settings = f"depth={above.depth}, {settings}"
+    if max(grid) == 1:
+        raise ValueError(
+            f"features[{index}].pool_grid={layer.pool_grid!r} leaves one location, on "
+            f"which {name} ({settings}) has no patches to compare: take pool_grid=None "
+            "or pool_size=2 below it, or a kernel of whole maps such as Gaussian()."
+        )
+    if above.padding == "valid" and is_last and above.depth > 1:
+        sizes = check_pair(above.patch_size, "patch_size")
+        needed = [above.depth * (size - 1) + 1 for size in sizes]
+        if any(n > g > 1 for n, g in zip(needed, grid, strict=True)):
+            raise ValueError(
+                f"features[{index}].pool_grid={layer.pool_grid!r} leaves a map that "
+                f"{name} ({settings}) does not fit on, which needs {needed[0]} × "
+                f"{needed[1]} locations: take pool_grid=None or pool_size=2, or a "
+                "smaller depth."
+            )

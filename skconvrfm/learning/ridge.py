@@ -1,0 +1,308 @@
+r"""Ridge regression for a whole path of ridges from one decomposition.
+
+For sample weights W = diag(w) and an intercept b that is not penalised,
+
+.. math:: \min_{\alpha, b} \sum_i w_i \|y_i - (K\alpha)_i - b\|^2
+          + \lambda \operatorname{tr} \alpha^\top K \alpha
+
+is solved by :math:`\alpha = P y` with :math:`A = K + \lambda W^{-1}` and
+:math:`P = A^{-1} - A^{-1}1 1^\top A^{-1} / (1^\top A^{-1} 1)`; and the training
+residuals are :math:`\lambda W^{-1} \alpha`, the leave-one-out residuals
+:math:`\alpha_i / P_{ii}`, the degrees of freedom
+:math:`n - \lambda \sum_i P_{ii} / w_i`. All come from the eigenvectors of
+:math:`W^{1/2} K W^{1/2}`, for every ridge.
+
+With D features Φ and K = ΦΦᵀ, the same machine comes from the D × D matrix
+:math:`A = \tilde\Phi^\top W \tilde\Phi`, where features are centred at their weighted
+mean: the coefficients are :math:`(A + \lambda)^{-1} \tilde\Phi^\top W \tilde y`, the
+degrees of freedom :math:`1 + \operatorname{tr} A (A + \lambda)^{-1}`, of which the one
+is the intercept's, and :math:`H_{ii} = w_i (1 / \sum w + \tilde\varphi_i^\top
+(A + \lambda)^{-1} \tilde\varphi_i)`. The centred n × n matrix has a null direction, the
+constant; neither form leaves it in a trace, where it would make GCV vanish at tiny
+ridges.
+
+Source: Golub, Heath and Wahba (1979) for GCV; the leave-one-out formula with
+an intercept is that of least-squares support vector machines (Cawley 2006).
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from ..compute.blocks import image_blocks
+
+_SHIFT_ROWS = 512  # of a matrix that are corrected at once
+_EPS = np.finfo(float).eps  # least 1 - H_ii, or mean of these
+
+
+@dataclass(frozen=True)
+class RidgeSolution:
+    """The machine at one ridge, and its predictions of left-out rows."""
+
+    alpha: float  # λ
+    coef: np.ndarray  # (n or D, n_outputs), for the kernel matrix or features as given
+    intercept: np.ndarray  # (n_outputs,)
+    gcv: float  # summed over outputs
+    loo_loss: float  # weighted mean of squares, summed over outputs
+    loo_prediction: np.ndarray  # (n, n_outputs), by the machine without the row
+    held_out_prediction: np.ndarray  # by that without one of the row's observations
+
+
+class _Path:
+    """Base of the paths of both sides."""
+
+    def __init__(self, largest, targets, weights, alphas, counts):
+        # A kernel of blanks only is zero, and stays so.
+        self.scale = largest if largest > 0 else 1.0
+        self.alphas, self._targets, self._weights = alphas, targets, weights
+        self._counts = weights if counts is None else counts
+
+    def gcv(self):
+        """Return GCV, ``Σw Σ w_i r_i² / (Σw - tr H)²``, at every ridge."""
+        return np.array([self._gcv(alpha) for alpha in self.alphas])
+
+    def loo_loss(self):
+        """Return the mean squared leave-one-out residual at every ridge."""
+        return np.array([self._loo_loss(self._left_out(a)[0]) for a in self.alphas])
+
+    def coefficients(self):
+        """Return all ridges' coefficients side by side, and all their intercepts."""
+        coefs, intercepts = zip(*map(self._machine, self.alphas), strict=True)
+        return self._given(np.hstack(coefs)), np.concatenate(intercepts)
+
+    def solve(self, alpha):
+        """Return the machine at the ridge ``alpha``, a `RidgeSolution`."""
+        coef, intercept = self._machine(alpha)
+        loo_residual, kept = self._left_out(alpha)
+        # Taking a share of the weight w_i away divides the residual by 1 - share H_ii.
+        share = 1 / np.maximum(self._counts, 1)
+        held_out_residual = loo_residual * (kept / (1 - share + share * kept))[:, None]
+        machine = float(alpha), self._given(coef), intercept
+        errors = self._gcv(alpha), self._loo_loss(loo_residual)
+        predictions = self._targets - loo_residual, self._targets - held_out_residual
+        return RidgeSolution(*machine, *errors, *predictions)
+
+    def _given(self, coef):
+        """Return coefficients of `_machine` for the matrix, or features, as given."""
+        return coef
+
+    def _loo_loss(self, loo_residual):
+        return float((self._weights @ loo_residual**2).sum() / self._weights.sum())
+
+    def _decompose(self, matrix):
+        eigenvalues, self._vectors = eigh(matrix)
+        self._eigenvalues = eigenvalues.clamp_(min=0)
+
+    def _at_least_rounding(self, alpha):
+        """Return a ridge, or the rounding of the eigenvalues where that is larger."""
+        return max(alpha, _EPS * float(self._eigenvalues.max()))
+
+    def _inverse(self, alpha):
+        return 1 / (self._eigenvalues + self._at_least_rounding(alpha))
+
+
+class RidgePath(_Path):
+    """The ridge regressions of one kernel matrix K (n, n), for every ridge at once.
+
+    The scale of K is set by its largest diagonal entry, in whose units the ridges
+    ``alphas`` are, so that they mean the same for every kernel. Targets are (n,
+    n_outputs), weights (n,), all positive: a row of weight 2 counts as two rows.
+    ``counts`` (n,) are the observations of each row, where they differ from the
+    weights. ``combine`` turns coefficients of rows into those of features.
+    """
+
+    def __init__(
+        self, kernel_matrix, targets, weights, alphas, device, counts=None, combine=None
+    ):
+        largest = float(np.diagonal(kernel_matrix).max())
+        super().__init__(largest, targets, weights, alphas, counts)
+        self._combine = combine
+        options = {"dtype": torch.float64, "device": device}
+        self._root = torch.tensor(weights, **options).sqrt()
+        scaled = torch.tensor(kernel_matrix, **options)
+        scaled *= self._root[:, None] * self._root / self.scale
+        self._decompose(scaled)
+        self._ones = self._vectors.T @ self._root
+        weighted = self._root[:, None] * torch.tensor(targets, **options)
+        self._rotated = self._vectors.T @ weighted
+
+    def _machine(self, alpha):
+        """Return dual coefficients for the scaled kernel matrix, and the intercept."""
+        inverse, intercept, remainder = self._reduce(alpha)
+        coef = self._root[:, None] * (self._vectors @ (inverse[:, None] * remainder))
+        return coef.cpu().numpy(), intercept.cpu().numpy()
+
+    def _given(self, coef):
+        coef = coef / self.scale
+        return coef if self._combine is None else self._combine(coef)
+
+    def _left_out(self, alpha):
+        """Return the leave-one-out residuals, and 1 - H_ii."""
+        inverse, effective = self._inverse(alpha), self._at_least_rounding(alpha)
+        ones = self._vectors @ (inverse * self._ones)
+        taken = ones.square() / (self._ones.square() @ inverse)
+        # 1 - H_ii = λ P_ii / w_i, which rounding must not make zero.
+        kept = effective * (self._vectors.square() @ inverse - taken)
+        kept = kept.clamp_min(_EPS).cpu().numpy()
+        coef, _ = self._machine(alpha)
+        return effective * coef / (self._weights * kept)[:, None], kept
+
+    def _reduce(self, alpha):
+        """Return (Λ + λ)⁻¹, the intercept, and rotated targets less the intercept."""
+        inverse = self._inverse(alpha)
+        weighted = self._ones * inverse
+        intercept = (weighted @ self._rotated) / (weighted @ self._ones)
+        return inverse, intercept, self._rotated - self._ones[:, None] * intercept
+
+    def _gcv(self, alpha):
+        inverse, _, remainder = self._reduce(alpha)
+        alpha, total = self._at_least_rounding(alpha), float(self._weights.sum())
+        loss = (alpha * inverse[:, None] * remainder).square().sum() / total
+        taken = (self._ones * inverse).square().sum() / (self._ones.square() @ inverse)
+        # Σw - tr H, the degrees of freedom that are left to the residuals.
+        left = total - len(self._eigenvalues) + alpha * (inverse.sum() - taken)
+        return float(loss / (left / total).clamp_min(_EPS) ** 2)
+
+
+def eigh(matrix):
+    """Return eigenvalues and eigenvectors of a symmetric matrix, and overwrite it."""
+    if matrix.device.type != "cpu" or len(matrix) == 1:  # which SciPy 1.10 refuses
+        return torch.linalg.eigh(matrix)
+    # On a CPU, divide and conquer in LAPACK takes two thirds of torch's time.
+    values, vectors = scipy.linalg.eigh(
+        matrix.numpy().T, overwrite_a=True, check_finite=False, driver="evd"
+    )
+    return torch.from_numpy(values), torch.from_numpy(vectors)
+
+
+@dataclass(frozen=True)
+class Moments:
+    r"""Sums over rows that a ridge regression on features needs.
+
+    Those of two sets of rows add up to those of both, in any order: :math:`\Sigma =
+    \Sigma_1 + \Sigma_2 + \frac{w_1 w_2}{w_1 + w_2} \delta\delta^\top` with the
+    difference δ of the means (Chan, Golub and LeVeque 1983).
+    """
+
+    weight: float  # Σ w
+    mean: np.ndarray  # (D,), weighted, μ
+    target_mean: np.ndarray  # (n_outputs,), ȳ
+    gram: np.ndarray  # (D, D), Σ w (φ - μ)(φ - μ)ᵀ
+    cross: np.ndarray  # (D, n_outputs), Σ w (φ - μ)(y - ȳ)ᵀ
+    spread: np.ndarray  # (n_outputs,), Σ w (y - ȳ)²
+    largest: float  # squared length of a row, the scale of the ridges
+
+    def __add__(self, other):
+        """Return the moments of the rows of both."""
+        weight = self.weight + other.weight
+        share = other.weight / weight
+        factor, shift = self.weight * share, other.mean - self.mean
+        target_shift = other.target_mean - self.target_mean
+        gram = self.gram + other.gram
+        for rows in image_blocks(gram, _SHIFT_ROWS):
+            gram[rows] += np.outer(factor * shift[rows], shift)
+        cross = self.cross + other.cross + np.outer(factor * shift, target_shift)
+        spread = self.spread + other.spread + factor * target_shift**2
+        largest = max(self.largest, other.largest)
+        means = self.mean + share * shift, self.target_mean + share * target_shift
+        return Moments(weight, *means, gram, cross, spread, largest)
+
+    def scaled(self, factor):
+        """Return the moments with all weights times a factor."""
+        if factor == 1:
+            return self
+        names = "weight", "gram", "cross", "spread"
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
+
+
+class PrimalRidgePath(_Path):
+    """The regressions of `RidgePath` from the `Moments` of D features.
+
+    ``map_rows(function)`` makes another pass over the features of single rows, see
+    `Design.map_rows`. Targets, weights and counts, see `RidgePath`, are of these rows,
+    which may be some of those in the moments.
+    """
+
+    def __init__(self, moments, map_rows, targets, weights, alphas, device, counts):
+        super().__init__(moments.largest, targets, weights, alphas, counts)
+        self._map_rows = map_rows
+        self._total, self._spread = moments.weight, float(moments.spread.sum())
+        self._mean, self._target_mean = moments.mean, moments.target_mean
+        self._decompose(torch.tensor(moments.gram, device=device).div_(self.scale))
+        cross = torch.tensor(moments.cross, device=device) / math.sqrt(self.scale)
+        self._projections = self._vectors.T @ cross
+
+    def loo_loss(self):
+        """Return the same as `RidgePath.loo_loss`, in one pass over the features."""
+        total = 0.0
+        for rows, (predictions, hats) in self._pass(self.alphas):
+            residual = self._targets[rows] - predictions
+            loo = (residual / _kept(self._weights[rows] * hats)[..., None]) ** 2
+            total = total + self._weights[rows] @ loo.sum(-1).T
+        return total / self._weights.sum()
+
+    def _left_out(self, alpha):
+        """Return the same as for `RidgePath`, by one pass."""
+        passed = [row for _, row in self._pass([alpha])]
+        predictions, hats = map(np.hstack, zip(*passed, strict=True))
+        kept = _kept(self._weights * hats[0])
+        return (self._targets - predictions[0]) / kept[:, None], kept
+
+    def _gcv(self, alpha):
+        alpha, total = self._at_least_rounding(alpha), self._total
+        inverse = self._inverse(alpha)
+        explained = (1 + alpha * inverse) * inverse / total
+        explained = float(explained @ self._projections.square().sum(1))
+        loss = self._spread / total - explained
+        left = 1 - (1 + float(self._eigenvalues @ inverse)) / total
+        return max(loss, 0.0) / max(left, _EPS) ** 2
+
+    def _machine(self, alpha):
+        """Return coefficients for the features as they are given, and the intercept."""
+        coef = self._vectors @ (self._inverse(alpha)[:, None] * self._projections)
+        coef = (coef / math.sqrt(self.scale)).cpu().numpy()
+        return coef, self._target_mean - self._mean @ coef
+
+    def _pass(self, alphas):
+        """Return pairs (slice of rows, predictions and H_ii / w_i), see `RowPass`."""
+        coefs, intercepts = zip(*map(self._machine, alphas), strict=True)
+        inverses = torch.stack([self._inverse(alpha) for alpha in alphas]) / self.scale
+        vectors, inverses = self._vectors.cpu().numpy(), inverses.cpu().numpy()
+        machines = np.stack(coefs), np.stack(intercepts)
+        function = RowPass(self._mean, vectors, inverses, 1 / self._total, *machines)
+        return self._map_rows(function)
+
+
+@dataclass(frozen=True)
+class RowPass:
+    """Predictions and leverages of rows in a pass over the features; picklable."""
+
+    mean: np.ndarray  # (D,), μ
+    vectors: np.ndarray  # (D, D), eigenvectors of the Gram matrix
+    inverses: np.ndarray  # (n_alphas, D), 1 / (eigenvalue + ridge), features as given
+    base: float  # 1 / Σ w, the share of the intercept
+    coefs: np.ndarray  # (n_alphas, D, n_outputs)
+    intercepts: np.ndarray  # (n_alphas, n_outputs)
+
+    def __call__(self, n, blocks, device):
+        """Return predictions (n_alphas, n, n_outputs) and H_ii / w_i (n_alphas, n)."""
+        mean, vectors, inverses, coefs = (
+            torch.as_tensor(array, device=device)
+            for array in (self.mean, self.vectors, self.inverses, self.coefs)
+        )
+        # Made before the blocks: small arrays between large ones fragment the heap.
+        predictions = np.empty((len(coefs), n, coefs.shape[2]))
+        hats = np.empty((len(coefs), n))
+        for rows, block in blocks:
+            predictions[:, rows] = (block @ coefs).cpu().numpy()
+            squares = ((block - mean) @ vectors).square_()
+            hats[:, rows] = (inverses @ squares.T).cpu().numpy()
+        return predictions + self.intercepts[:, None], hats + self.base
+
+
+def _kept(hat):
+    """Return 1 - H_ii, which rounding must not make zero."""
+    return np.maximum(1 - hat, _EPS)

@@ -1,0 +1,319 @@
+r"""The loop over rounds: fit, score, take the patch AGOPs, measure patches anew.
+
+::
+
+    T ← I
+    for round 0..R:   K from T;  ridge path;  choose ridge;  score the round
+                      if not last:  G = patch AGOP;  T ← sqrt(d) Gᵖ / ‖Gᵖ‖_F
+    keep the round with the best score
+
+for the metric of a kernel of patches, or those of all feature layers under a kernel of
+their maps; and the loop over stages around it, Deep ConvRFM::
+
+    for layer 0..D-1: fit the rounds on the present maps;  T ← that of the round kept
+                      draw filters from N(0, T Tᵀ);  maps ← activation(filters * maps)
+    keep the layer with the best score
+
+Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 and Deep ConvRFM; the selection
+by a criterion of the training data is ours, as is the factor sqrt(d), the norm of the
+identity, which keeps the bias as large against the patches as in round 0.
+"""
+
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+import numpy as np
+
+from ..features.filters import FilterBank, draw_bank
+from ..features.layer import ConvFeatures
+from ..features.maps import FilterLayer
+from .ridge import RidgeSolution
+
+SELECTIONS = ("gcv", "loo", "holdout", "last")
+CLOCKS = ("seconds_kernel", "seconds_solve", "seconds_agop")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One fitted round."""
+
+    index: int  # 0 is the fixed kernel
+    model: object  # under the patch transforms of the round
+    solution: RidgeSolution  # at the chosen ridge
+    criterion: float  # error by which rounds are chosen
+
+    @property
+    def transforms(self):
+        """The patch transform T of each layer that learns, as arrays."""
+        pairs = zip(self.model.transforms, self.model.patch_dims, strict=True)
+        return tuple(np.eye(d) if t is None else t for t, d in pairs)
+
+    def patch_agops(self):
+        """Return the patch AGOPs of the round's predictor."""
+        return self.model.patch_agops(self.solution.coef)
+
+    def learned_transforms(self, agops, power):
+        """Return the transforms of the round, or after round 0 those of its AGOPs."""
+        if self.index:
+            return self.transforms
+        found = transforms_from(agops, power, self.model.initial_transforms)
+        pairs = zip(found or self.transforms, self.transforms, strict=True)
+        return tuple(own if new is None else new for new, own in pairs)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Rounds of one model that are done, between two of them."""
+
+    history: dict  # of lists, one entry per round
+    best: Round | None = None  # chosen so far
+    agops: tuple | None = None  # of its predictor, where they were taken
+    transforms: tuple | None = None  # of the round to come
+    stopped: bool = False  # by a report
+    ended: bool = False  # no round is to come
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Numbers and criteria by which a model is learned."""
+
+    n_rounds: int  # after round 0
+    agop_power: float  # p
+    selection: str  # of SELECTIONS; "last" takes the ridge by GCV
+    plan: list | None = None  # ridges of every stage, of a former fit
+
+    def of_stage(self, stage):
+        """Return the schedule of a stage, which takes the ridges of the plan if any."""
+        if self.plan is None:
+            return self
+        alphas = self.plan[stage]
+        return replace(self, plan=alphas, n_rounds=len(alphas) - 1, selection="last")
+
+
+class Watcher:
+    """Scores, takes note of and keeps rounds; this one does nothing."""
+
+    def score(self, loo_prediction):
+        """Return the score of the predictions of left-out rows, for the history."""
+
+    def report(self, stages, best, history):
+        """Take note of finished stages and the best round; True ends the fit."""
+
+    def load(self, stage, model):
+        """Return the `Progress` of a stage in a former run, or None."""
+
+    def save(self, stage, progress):
+        """Keep the `Progress` of a stage."""
+
+
+@dataclass(frozen=True)
+class FittedStage:
+    """Rounds of one model, and the feature layer that passes its maps on, if any."""
+
+    best: Round  # the chosen round
+    agops: tuple  # of its predictor
+    learned_transforms: tuple  # also where round 0 was chosen
+    history: dict  # of lists, one entry per round
+    stopped: bool  # by a report
+    features: ConvFeatures | None = None  # below the next stage
+    bank: FilterBank | None = None
+    maps: FilterLayer | None = None
+
+
+@dataclass
+class _Clock:
+    """Seconds of the parts of a round, by the names of the history."""
+
+    seconds: dict = field(default_factory=dict)
+    begun: float = field(default_factory=perf_counter)
+
+    def lap(self, name):
+        """Give the time since the last lap to a part."""
+        now = perf_counter()
+        self.seconds[name], self.begun = now - self.begun, now
+
+
+def fit_rounds(model, schedule, watcher=None, stages=()):
+    """Fit the rounds of a model above ``stages`` and choose one, a `FittedStage`."""
+    watcher, stage = Watcher() if watcher is None else watcher, len(stages)
+    progress = watcher.load(stage, model) or Progress(_empty_history(schedule))
+    while not progress.ended:
+        index, clock = len(progress.history["round"]), _Clock()
+        current = model.with_metric(progress.transforms)
+        design = current.design()
+        clock.lap("seconds_kernel")
+        path = current.ridge_path(design)
+        alpha, criterion = _choose_ridge(current, path, schedule, index)
+        current = Round(index, current, path.solve(alpha), criterion)
+        del design, path
+        clock.lap("seconds_solve")
+        agops = transforms = None
+        if index < schedule.n_rounds:
+            agops = current.patch_agops()
+            initials = model.initial_transforms
+            transforms = transforms_from(agops, schedule.agop_power, initials)
+        clock.lap("seconds_agop")
+        if is_better(current, progress.best, schedule.selection):
+            progress = replace(progress, best=current, agops=agops)
+        score = watcher.score(current.solution.loo_prediction)
+        _record(progress.history, current, score, clock.seconds)
+        # A round that was not reported is not kept either, and is done again.
+        stopped = bool(watcher.report(stages, progress.best, progress.history))
+        ends = {"stopped": stopped, "ended": stopped or transforms is None}
+        progress = replace(progress, transforms=transforms, **ends)
+        watcher.save(stage, progress)
+    return _finish(progress, schedule, watcher, stage)
+
+
+def _finish(progress, schedule, watcher, stage):
+    """Return the chosen round with its AGOPs, which the last round has yet to take."""
+    best, agops, history = progress.best, progress.agops, progress.history
+    if agops is None:
+        begun = perf_counter()
+        agops = best.patch_agops()
+        history["seconds_agop"][best.index] += perf_counter() - begun
+        watcher.save(stage, replace(progress, agops=agops))
+    learned = best.learned_transforms(agops, schedule.agop_power)
+    return FittedStage(best, agops, learned, history, progress.stopped)
+
+
+def fit_stages(recipe, data, schedule, watcher=None, held_out=None):
+    """Fit the models of a `Recipe` on a `TrainingSet`, a list of `FittedStage`.
+
+    Deep ConvRFM has several stages, each on the maps of the one below. Finished ones of
+    a former run are passed through again, for filters are drawn anew.
+    """
+    stages = []
+    n_stages = recipe.n_stages if schedule.plan is None else len(schedule.plan)
+    for index in range(n_stages):
+        model = recipe.model(data, held_out, index)
+        stage = fit_rounds(model, schedule.of_stage(index), watcher, tuple(stages))
+        if index + 1 < recipe.n_stages:
+            stage = _with_filters(stage, recipe, data, index)
+            data = data.behind(stage.maps, recipe.resources)
+            if held_out is not None:
+                held_out = held_out.behind(stage.maps, recipe.resources)
+        stages.append(stage)
+        if stage.stopped:
+            break
+    return stages
+
+
+def _with_filters(stage, recipe, data, index):
+    """Return a stage with the filters that carry its metric to the next one."""
+    features = recipe.features[index].bind(data.images.shape[1:])
+    bank = draw_bank(features, data.images, data.lineup, recipe.rng, recipe.resources)
+    [transform] = stage.learned_transforms
+    if bank.initial is not None and stage.best.model.initial is None:
+        transform = _in_metric(transform, bank.initial)
+    maps = bank.under(transform, features)
+    return replace(stage, features=features, bank=bank, maps=maps)
+
+
+def best_stage(rounds, selection):
+    """Return the index of the stage whose chosen round is the best."""
+    best = 0
+    for index, current in enumerate(rounds):
+        if is_better(current, rounds[best], selection):
+            best = index
+    return best
+
+
+def is_better(current, best, selection):
+    """Return True if a later round, or stage, is to be preferred."""
+    if best is None or selection == "last":
+        return True
+    # A model that learned from the same labels looks better by so much than it is.
+    optimism = 0 if selection == "holdout" else current.model.optimism
+    return current.criterion < (1 - optimism) * best.criterion
+
+
+def transforms_from(agops, power, initials):
+    """Return the transforms of AGOPs, the initial one for a zero, None if all are."""
+    pairs = zip(agops, initials, strict=True)
+    found = [transform_from_agop(agop, power, initial) for agop, initial in pairs]
+    if all(transform is None for transform in found):
+        return None
+    pairs = zip(found, initials, strict=True)
+    return tuple(initial if new is None else new for new, initial in pairs)
+
+
+def transform_from_agop(agop, power, initial=None):
+    """Return the patch transform T = sqrt(d) Gᵖ / ‖Gᵖ‖_F of a patch AGOP G, or None.
+
+    Where the rounds began from another transform T₀ than the identity, G is that of the
+    patches T₀ v, which is T₀⁻¹ G T₀⁻¹, and T the square root of T₀ (T T) T₀.
+    Eigenvalues that are rounding count as 0. A G of zero (a constant model) has none.
+    """
+    if initial is not None:
+        inverse = np.linalg.inv(initial)
+        seen = transform_from_agop(_symmetric(inverse @ agop @ inverse), power)
+        return None if seen is None else _in_metric(seen, initial)
+    eigenvalues, vectors = np.linalg.eigh(agop)
+    largest = eigenvalues[-1]
+    if not largest > 0:
+        return None
+    ratios = eigenvalues / largest
+    # With fewer filters than entries some are rounding, and its root would not be.
+    ratios[ratios < len(agop) * np.finfo(float).eps] = 0
+    transform = _symmetric((vectors * ratios**power) @ vectors.T)
+    return transform * (np.sqrt(len(agop)) / np.linalg.norm(transform))
+
+
+def _in_metric(transform, initial):
+    """Return the square root of T₀ (T T) T₀."""
+    # U S Vᵀ of T T₀ gives V S Vᵀ, the root of its square.
+    _, lengths, vectors = np.linalg.svd(transform @ initial)
+    return _symmetric((vectors.T * lengths) @ vectors)
+
+
+def _symmetric(matrix):
+    """Return a matrix without the rounding by which it is not symmetric."""
+    return (matrix + matrix.T) / 2
+
+
+def leading_eigenvectors(matrix, n_components):
+    """Return the leading eigenvectors (n_components, d), their peaks positive."""
+    vectors = np.linalg.eigh(matrix)[1].T[::-1][:n_components]
+    peaks = np.abs(vectors).argmax(axis=1)[:, None]
+    return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
+
+
+def _choose_ridge(model, path, schedule, index):
+    """Return the ridge with the least criterion, and its value there."""
+    if schedule.plan is not None:
+        return schedule.plan[index], np.nan
+    if schedule.selection == "holdout":
+        criterion = model.held_out_loss(path)
+    else:
+        criterion = path.loo_loss() if schedule.selection == "loo" else path.gcv()
+    if not np.isfinite(criterion).all():
+        raise ValueError(
+            f"the error of the fit is not finite for alpha={path.alphas.min():g}: take "
+            "larger ridges, or scale the targets y."
+        )
+    chosen = np.argmin(criterion)
+    return path.alphas[chosen], float(criterion[chosen])
+
+
+def _empty_history(schedule):
+    """Return the history before the first round, with a list for each key."""
+    keys = "round", "alpha", "gcv", "loo_loss", "loo_score", "spectra"
+    held_out = ("holdout_loss",) if schedule.selection == "holdout" else ()
+    return {key: [] for key in (*keys, *held_out, *CLOCKS)}
+
+
+def _record(history, current, score, seconds):
+    """Append one round to the history."""
+    values = vars(current.solution) | seconds
+    values |= {"round": current.index, "loo_score": score}
+    values["spectra"] = [_spectrum(transform) for transform in current.transforms]
+    values["holdout_loss"] = current.criterion
+    for key, entries in history.items():
+        entries.append(values[key])
+
+
+def _spectrum(transform):
+    """Return the eigenvalues of T Tᵀ as shares of their sum, the largest first."""
+    eigenvalues = np.linalg.eigvalsh(transform) ** 2
+    return np.sort(eigenvalues)[::-1] / eigenvalues.sum()

@@ -1,0 +1,211 @@
+"""``python -m skconvrfm.ansatz`` measures networks, and reports errors in one line."""
+
+import csv
+import math
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import networks
+from skconvrfm.ansatz import AnsatzScorer
+from skconvrfm.ansatz.command import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def archive(tmp_path, rng):
+    """Return the path of an archive of small colour images."""
+    path = tmp_path / "images.npz"
+    np.savez(path, X=rng.integers(0, 256, size=(12, 16, 16, 3), dtype=np.uint8))
+    return path
+
+
+NETWORK = "benchmarks.networks:mobilenet"
+
+
+def run_main(capsys, *arguments):
+    """Exit code, output and errors of the command line."""
+    code = main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.thorough
+def test_command_runs_without_a_warning(archive):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "skconvrfm.ansatz", NETWORK]
+        + ["--images", str(archive)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Pearson correlation of filter covariance")
+    assert "features.3" in done.stdout
+
+
+def test_command_loads_weights_and_writes_a_table(archive, tmp_path, capsys):
+    network = networks.mobilenet()
+    weights, table = tmp_path / "weights.pt", tmp_path / "table.csv"
+    state = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, weights)
+    options = (
+        "--weights",
+        weights,
+        "--csv",
+        table,
+        "--outputs",
+        "all",
+        "--power",
+        ".5",
+    )
+    code, out, err = run_main(capsys, NETWORK, "--images", archive, *options)
+    assert (code, err) == (0, "")
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with np.load(archive) as data:
+        X = data["X"] / np.float32(255)
+    expected = AnsatzScorer(agop_power=0.5).report(network, X)
+    for row, found in zip(expected, rows, strict=True):
+        assert row.name == found["name"]
+        assert float(found["correlation"]) == pytest.approx(row.correlation)
+        assert math.isfinite(float(found["baseline_correlation"]))
+
+
+def test_command_reads_weights_of_numpy(archive, tmp_path, capsys):
+    path = tmp_path / "weights.npz"
+    state = networks.mobilenet().state_dict()
+    np.savez(path, **{name: value.numpy() for name, value in state.items()})
+    code, out, _ = run_main(capsys, NETWORK, "--images", archive, "--weights", path)
+    assert code == 0
+
+
+def test_command_reads_folders_of_images(tmp_path, capsys, rng):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "deep").mkdir()
+    for number, folder in enumerate((tmp_path, tmp_path, tmp_path / "deep")):
+        pixels = rng.integers(0, 256, size=(20 + number, 24, 3), dtype=np.uint8)
+        image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    code, _, err = run_main(capsys, NETWORK, "--images", tmp_path)
+    assert code == 2
+    assert "different sizes" in err and "--size N" in err
+    code, out, _ = run_main(capsys, NETWORK, "--images", tmp_path, "--size", 16)
+    assert code == 0
+
+
+def fake_torchvision(monkeypatch, weights=None):
+    """Put something in the place of torchvision that has one network."""
+
+    class Weights:
+        url = "https://example.org/weights.pth"
+
+        def transforms(self):
+            return lambda image: image[:, 2:14, 2:14].float() / 255
+
+        def get_state_dict(self, **options):
+            if weights is None:
+                raise OSError("no route to host")
+            return weights
+
+    models = types.SimpleNamespace(
+        list_models=lambda module=None: ["tinynet"],
+        get_model=lambda name, weights=None: networks.mobilenet(),
+        get_model_weights=lambda name: types.SimpleNamespace(DEFAULT=Weights()),
+    )
+    module = types.ModuleType("torchvision")
+    module.models = models
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+
+
+def test_command_takes_names_weights_and_transforms_of_torchvision(
+    archive, capsys, monkeypatch
+):
+    torch.manual_seed(3)
+    network = networks.mobilenet()
+    fake_torchvision(monkeypatch, network.state_dict())
+    code, out, err = run_main(
+        capsys, "tinynet", "--images", archive, "--weights", "DEFAULT"
+    )
+    assert (code, err) == (0, "")
+    with np.load(archive) as data:
+        X = data["X"][:, 2:14, 2:14] / np.float32(255)
+    (row, *_) = AnsatzScorer(outputs=64).report(network, X)
+    assert f"{row.correlation:.3f} ± " in out
+
+
+def test_command_reports_errors_in_one_line(archive, tmp_path, capsys, monkeypatch):
+    empty, other = tmp_path / "empty", tmp_path / "other.npz"
+    empty.mkdir()
+    np.savez(other, images=np.zeros((2, 3)))
+    wrong = tmp_path / "wrong.pt"
+    torch.save(networks.alexnet(width=2).state_dict(), wrong)
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"nothing")
+    for arguments, message in (
+        ([NETWORK], "required: --images"),
+        ([NETWORK, "--images", empty], "has no image files"),
+        ([NETWORK, "--images", tmp_path / "none.npz"], "No such file"),
+        ([NETWORK, "--images", broken], "neither a folder nor an .npz file"),
+        ([NETWORK, "--images", other], "has none of X, X_test, X_train; it has images"),
+        ([NETWORK, "--images", archive, "--size", "9"], "--size is for folders"),
+        ([NETWORK, "--images", archive, "--outputs", "no"], "--outputs: needs an int"),
+        ([NETWORK, "--images", archive, "--power", "0"], "--power: needs a positive"),
+        ([NETWORK, "--images", archive, "--device", "tpu7"], "device='tpu7'"),
+        ([NETWORK, "--images", archive, "--csv", empty], "--csv"),
+        ([NETWORK, "--images", archive, "--weights", wrong], "are not those of"),
+        ([NETWORK, "--images", archive, "--weights", broken], "cannot be read as weig"),
+        ([NETWORK, "--images", archive, "--weights", empty / "x"], "No such file"),
+        ([NETWORK, "--images", archive, "--weights", "DEFAULT"], "only for names of t"),
+        (["no.such:thing", "--images", archive], "No module named 'no'"),
+        (["math:tau", "--images", archive], "math has no function 'tau'"),
+        (["builtins:dict", "--images", archive], "returns a dict, not a torch.nn.Mod"),
+    ):
+        code, out, err = run_main(capsys, *arguments)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert err.startswith("python -m skconvrfm.ansatz: error: ")
+        assert message in err
+
+
+def test_command_names_missing_or_broken_torchvision(archive, capsys, monkeypatch):
+    for torchvision, arguments, message in (
+        (
+            "missing",
+            ["resnet18"],
+            "not installed; pip install torchvision, or pass p",
+        ),
+        ("broken", ["resnet18"], "cannot be imported (operator does not exist)"),
+        ("fake", ["resnet18"], "near are tinynet"),
+        ("fake", ["tinynet", "--weights", "DEFAULT"], "elsewhere and pass --weights F"),
+    ):
+        if torchvision == "fake":
+            fake_torchvision(monkeypatch)
+        else:
+            monkeypatch.setitem(sys.modules, "torchvision", None)
+        if torchvision == "broken":
+            monkeypatch.delitem(sys.modules, "torchvision")
+            monkeypatch.setattr(sys, "meta_path", [BrokenFinder(), *sys.meta_path])
+        code, _, err = run_main(capsys, *arguments, "--images", archive)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert message in err
+
+
+class BrokenFinder:
+    """Finds a torchvision that was built for another torch."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torchvision":
+            raise RuntimeError("operator does not exist\nand more")
+        return None
+
+
+def test_command_names_missing_pillow(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    code, _, err = run_main(capsys, NETWORK, "--images", tmp_path)
+    assert code == 2
+    assert "pip install pillow, or pass an .npz file" in err

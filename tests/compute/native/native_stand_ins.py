@@ -1,0 +1,119 @@
+"""Kernels, blocks and filters as the compiled calls take them, and their formulas."""
+
+import math
+from types import SimpleNamespace
+
+import torch
+from torch.nn.functional import pad
+
+from skconvrfm.compute.images import cells, convolution_layers, extract_patches
+
+# Image, and options of the kernel.
+SHAPES = {
+    "plain": ((6, 6, 1), {}),
+    "colour": ((7, 5, 3), {"depth": 2}),
+    "same": ((5, 6, 1), {"padding": "same", "bias": 0.2}),
+    "even": ((7, 7, 2), {"patch": (2, 4), "depth": 2}),
+    "even, same": ((5, 5, 1), {"patch": 4, "padding": "same"}),
+    "clipped": ((4, 9, 1), {"patch": 5, "depth": 4}),
+    "one layer": ((6, 6, 2), {"depth": 1, "bias": 1.0}),
+    "one pixel": ((1, 1, 3), {"depth": 2}),
+    "one row": ((1, 12, 1), {}),
+}
+
+
+def make_kernel(shape, tangent=True, depth=3, patch=3, padding="valid", bias=0.0):
+    layers = convolution_layers(shape, patch, padding, depth)
+    return SimpleNamespace(
+        layers=layers,
+        channels=shape[2],
+        patch_dim=shape[2] * math.prod(layers[0].patch),
+        tangent=tangent,
+        bias=bias,
+        parallel_gap=lambda dtype: 32 * torch.finfo(dtype).eps,
+    )
+
+
+def make_block(kernel, images):
+    patches = extract_patches(images, kernel.layers[0])
+    variances = [patches.square().sum(2) / kernel.channels + kernel.bias**2]
+    for layer in kernel.layers[1:]:
+        variances.append(window_sum(variances[-1], layer) + kernel.bias**2)
+    roots = [variance.sqrt() for variance in variances]
+    inverses = [torch.where(root > 0, 1 / root, 0) for root in roots]
+    return SimpleNamespace(patches=patches, roots=roots, inverse_roots=inverses)
+
+
+def make_blocks(name, dtype, rng, n_left=19, n_right=35, tangent=True, blank=True):
+    """A kernel and two blocks of images; some are blank, two are equal."""
+    shape, options = SHAPES[name]
+    kernel = make_kernel(shape, tangent, **options)
+    left, right = (rng.normal(size=(n, *shape)) for n in (n_left, n_right))
+    if blank:
+        left[1], left[2, :2], right[3], right[5] = 0, 0, 0, left[4]
+    return kernel, *(
+        make_block(kernel, torch.tensor(images, dtype=dtype))
+        for images in (left, right)
+    )
+
+
+def window_sum(maps, layer):
+    """Sums over the windows of a layer along the first two dimensions."""
+    top, bottom, left, right = layer.padding
+    maps = pad(maps, (*[0] * (2 * maps.ndim - 4), left, right, top, bottom))
+    windows = maps.unfold(0, layer.patch[0], 1).unfold(1, layer.patch[1], 1)
+    return windows.sum((-1, -2))
+
+
+def recursion(kernel, s, a, b, gap):
+    """The kernel from S, a and b of the first layer, (rows, columns, m, n)."""
+    theta = s
+    for index, layer in enumerate(kernel.layers):
+        if index:
+            s, theta, a, b = (window_sum(m, layer) for m in (s, theta, a, b))
+            s, a, b = (m + kernel.bias**2 for m in (s, a, b))
+            theta = theta + s
+        square = a * b
+        r = torch.where(square > 0, square, 1).sqrt() * (square > 0)
+        kappa = (s / torch.where(r > 0, r, 1)).clamp(-1, 1)
+        kappa = kappa.masked_fill(kappa > 1 - gap, 1)
+        k0 = 1 - torch.arccos(kappa) / math.pi
+        s = r * ((1 - kappa**2).sqrt() / math.pi + k0 * kappa)
+        theta = k0 * theta
+    return (s + theta if kernel.tangent else s).mean((0, 1))
+
+
+def first_layer(kernel, left, right):
+    """S, a and b of the first layer in float64."""
+    p, q = left.patches.double(), right.patches.double()
+    bias = kernel.bias**2
+    s = torch.einsum("rcdm,rcdn->rcmn", p, q) / kernel.channels + bias
+    a, b = (m.square().sum(2) / kernel.channels + bias for m in (p, q))
+    return s, a[..., None], b[:, :, None]
+
+
+def make_filters(layer, channels, filters, activation, biases, pool=None):
+    """Filters as `FilterLayer` has them; ``pool`` None keeps all locations."""
+    gain = math.sqrt(2) if activation == "relu" else 1.0
+    grid = tuple(map(min, layer.locations, pool)) if pool else layer.locations
+    return SimpleNamespace(
+        layer=layer,
+        grid=grid,
+        n_maps=len(filters),
+        activation=activation,
+        affine=lambda c: (filters * (gain / math.sqrt(c)), biases * gain),
+    )
+
+
+def maps_by_formula(features, images):
+    """Convolution, activation and means of cells by plain array operations."""
+    images = images.double()
+    filters, biases = map(torch.from_numpy, features.affine(images.shape[3]))
+    patches = extract_patches(images, features.layer)
+    maps = torch.einsum("rcdn,kd->nrck", patches, filters) + biases
+    if features.activation == "relu":
+        maps = maps.clamp_min(0)
+    rows, columns = map(cells, features.layer.locations, features.grid)
+    return torch.stack(
+        [torch.stack([maps[:, r, c].mean((1, 2)) for c in columns], 1) for r in rows], 1
+    )

@@ -1,0 +1,134 @@
+"""Whatever does not fit is refused before it reaches the compiled functions."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import native_stand_ins as stand_ins
+import numpy as np
+import pytest
+import torch
+
+import skconvrfm
+from skconvrfm.compute.images import Layer
+from skconvrfm.compute.native import build, checks
+
+SCRIPT = Path(__file__).with_name("native_mutations.py")
+
+
+def test_changed_arguments_are_refused_and_end_no_process():
+    if not any(map(build.shutil.which, ("g++", "clang++", "c++"))):
+        pytest.skip("no C++ compiler here")
+    path = os.pathsep.join([str(Path(skconvrfm.__file__).parents[1]), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        env={**os.environ, build.SWITCH: "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr[-3000:]
+    refused, _ = re.findall(r"\d+", done.stdout.splitlines()[-1])
+    assert int(refused) > 2000
+
+
+def refusal(array, shape=("n", 3), error=ValueError, **options):
+    with pytest.raises(error) as caught:
+        checks.check_array("weights", array, shape, {"n": 2}, **options)
+    return str(caught.value)
+
+
+def test_message_names_the_array_its_shape_and_the_expected_one():
+    message = refusal(torch.zeros(2, 4))
+    assert message == "weights has shape (2, 4); expected (2, 3)"
+    message = refusal(torch.zeros(2, 3, 1), ("n", "m", 1, "k"))
+    assert message == "weights has shape (2, 3, 1); expected (2, m, 1, k)"
+
+
+def test_message_names_the_expected_dtype():
+    message = refusal(torch.zeros(2, 3), dtype=torch.float64)
+    assert message == "weights has dtype torch.float32; expected torch.float64"
+    assert "float32 or torch.float64" in refusal(torch.zeros(2, 3, dtype=torch.half))
+
+
+def test_arrays_that_are_no_tensors_are_refused():
+    assert "ndarray" in refusal(np.zeros((2, 3)), error=TypeError)
+
+
+def test_arrays_outside_the_memory_of_the_cpu_are_refused():
+    assert "CPU" in refusal(torch.zeros(2, 3, device="meta"))
+    assert "CPU" in refusal(torch.zeros(2, 3).to_sparse())
+
+
+def test_a_tensor_whose_memory_was_freed_is_refused():
+    array = torch.zeros(2, 3)
+    array.untyped_storage().resize_(0)
+    assert "memory" in refusal(array)
+
+
+def test_array_written_to_has_to_be_contiguous():
+    array = torch.zeros(3, 2).T
+    assert "strides" in refusal(array, contiguous=True)
+    checks.check_array("weights", array, ("n", 3), {})
+
+
+def test_named_sizes_are_kept_where_an_array_fits_and_only_there():
+    sizes = {"n": 2}
+    checks.check_array("weights", torch.zeros(2, 5), ("n", "m"), sizes)
+    assert sizes == {"n": 2, "m": 5}
+    with pytest.raises(ValueError):
+        checks.check_array("coef", torch.zeros(7, 6), ("k", "m"), sizes)
+    assert sizes == {"n": 2, "m": 5}
+
+
+def test_more_entries_than_cpp_counts_are_refused():
+    checks.check_count(checks.LARGEST)
+    with pytest.raises(ValueError, match="entries"):
+        checks.check_count(checks.LARGEST + 1)
+
+
+@pytest.mark.parametrize(
+    "part", [slice(-1, 2), slice(4, 3), slice(0, 21), slice(3, 9), slice(0, 8, 2)]
+)
+def test_slices_outside_a_block_are_refused(part):
+    assert checks.check_span("columns", slice(8, 19), 20, 8) == slice(8, 19)
+    with pytest.raises(ValueError, match="columns"):
+        checks.check_span("columns", part, 20, 8)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("patch", [1, 2, 5, (3, 9)])
+def test_kernels_of_all_layouts_are_accepted(patch, padding):
+    kernel = stand_ins.make_kernel((7, 6, 2), depth=2, patch=patch, padding=padding)
+    checks.check_kernel(kernel)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Layer((3, 3), (0, 0, 0, 0), (5, 6)),  # locations of another image
+        Layer((3, 3), (3, 0, 0, 0), (7, 4)),  # windows of nothing but zeros
+        Layer((3, 3), (2, 2, 2, 2), (8, 8)),  # larger than the map below
+        Layer((7, 7), (6, 0, 6, 0), (6, 6)),  # a patch that is not clipped
+        Layer((0, 1), (0, 0, 0, 0), (7, 6)),
+    ],
+    ids=str,
+)
+def test_layers_that_read_beyond_their_maps_are_refused(layer):
+    kernel = stand_ins.make_kernel((8, 8, 1), depth=1)
+    kernel.layers += (layer,)
+    with pytest.raises(ValueError, match=r"layers\[1\]"):
+        checks.check_kernel(kernel)
+
+
+def test_filters_of_another_patch_are_refused():
+    layer = Layer((3, 3), (0, 0, 0, 0), (6, 6))
+    features = stand_ins.make_filters(layer, 1, np.ones((5, 36)), "relu", np.ones(5))
+    with pytest.raises(ValueError, match=r"filters has shape \(5, 36\).*\(5, 9\)"):
+        checks.check_filters(features, torch.zeros(2, 8, 8, 1))
+    features = stand_ins.make_filters(layer, 1, np.ones((5, 9)), "relu", np.ones(99))
+    with pytest.raises(ValueError, match=r"biases has shape \(99,\).*\(5\)"):
+        checks.check_filters(features, torch.zeros(2, 8, 8, 1))
+    with pytest.raises(ValueError, match=r"layer.locations is \(6, 6\).*\(7, 6\)"):
+        checks.check_filters(features, torch.zeros(2, 9, 8, 1))

@@ -1,0 +1,123 @@
+"""Layers, patches and blocks are those of torch's convolutions."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import conv2d, unfold
+
+from skconvrfm.compute.blocks import balanced_blocks, image_blocks
+from skconvrfm.compute.images import convolution_layers, extract_patches, to_tensor
+
+# ------------------------------------------------------------------- layers
+
+
+def test_valid_maps_shrink_by_the_patch_less_one():
+    layers = convolution_layers((9, 7), 3, "valid", 3)
+    assert [layer.locations for layer in layers] == [(7, 5), (5, 3), (3, 1)]
+    assert all(layer.padding == (0, 0, 0, 0) for layer in layers)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 3, 4, 5, (2, 5)])
+def test_same_maps_keep_their_size(patch_size):
+    layers = convolution_layers((6, 5), patch_size, "same", 4)
+    assert [layer.locations for layer in layers] == [(6, 5)] * 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
+def test_same_padding_of_even_patches_has_one_zero_more_after(size):
+    (layer,) = convolution_layers((9, 9), size, "same", 1)
+    top, bottom, left, right = layer.padding
+    assert top + bottom == left + right == size - 1
+    assert bottom - top == right - left == 1 - size % 2
+
+
+def test_patches_are_clipped_to_the_map():
+    layers = convolution_layers((5, 2), 4, "valid", 3)
+    assert [layer.patch for layer in layers] == [(4, 2), (2, 1), (1, 1)]
+    assert [layer.locations for layer in layers] == [(2, 1), (1, 1), (1, 1)]
+    layers = convolution_layers((5, 2), 4, "same", 2)
+    assert [layer.patch for layer in layers] == [(4, 2), (4, 2)]
+
+
+def test_one_patch_size_is_a_square():
+    assert convolution_layers((9, 9), 4, "same", 2) == convolution_layers(
+        (9, 9), (4, 4), "same", 2
+    )
+
+
+# ------------------------------------------------------------------ patches
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("patch_size", [1, 3, (2, 4)])
+def test_patches_equal_those_of_torch_unfold(channels, patch_size):
+    images = torch.randn(4, 6, 5, channels, dtype=torch.float64)
+    (layer,) = convolution_layers((6, 5), patch_size, "valid", 1)
+    patches = extract_patches(images, layer)
+    expected = unfold(images.permute(0, 3, 1, 2), layer.patch)
+    assert patches.shape == (*layer.locations, channels * np.prod(layer.patch), 4)
+    assert torch.equal(patches.flatten(0, 1).permute(2, 1, 0), expected)
+    rows = slice(1, layer.locations[0])
+    assert torch.equal(extract_patches(images, layer, rows), patches[rows])
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("patch_size", [1, 2, 3, 4, 5, (2, 3)])
+def test_patch_entries_are_in_the_order_of_convolution_weights(padding, patch_size):
+    images = torch.randn(2, 6, 7, 3, dtype=torch.float64)
+    (layer,) = convolution_layers((6, 7), patch_size, padding, 1)
+    weight = torch.randn(4, 3, *layer.patch, dtype=torch.float64)
+    maps = torch.einsum(
+        "kd,uvdn->nkuv", weight.reshape(4, -1), extract_patches(images, layer)
+    )
+    expected = conv2d(images.permute(0, 3, 1, 2), weight, padding=padding)
+    torch.testing.assert_close(maps, expected)
+
+
+# ------------------------------------------------------------------- blocks
+
+
+@pytest.mark.parametrize("n", [1, 2, 12, 13, 97])
+@pytest.mark.parametrize("largest", [1, 4, 12, 1000])
+def test_blocks_cover_all_images_and_are_equal_but_for_one(n, largest):
+    blocks = balanced_blocks(slice(5, 5 + n), largest)
+    covered = [i for block in blocks for i in range(block.start, block.stop)]
+    assert covered == list(range(5, 5 + n))
+    sizes = {block.stop - block.start for block in blocks}
+    assert max(sizes) <= largest and max(sizes) - min(sizes) <= 1
+    assert len(blocks) == -(-n // largest)
+
+
+def test_blocks_hold_one_image_at_least():
+    assert len(balanced_blocks(slice(0, 3), 0)) == 3
+    assert image_blocks(np.empty((0, 3)), 5) == [slice(0, 0)]
+
+
+# ------------------------------------------------------------------ tensors
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images: images,
+        lambda images: images[::-1],
+        lambda images: images[:, ::2, ::-2],
+        lambda images: np.asfortranarray(images),
+        lambda images: images.astype(">f8"),
+        lambda images: images.astype(">i2"),
+        lambda images: images.astype(np.uint8),
+        lambda images: images > 3,
+        lambda images: np.broadcast_to(images[:1], images.shape),
+    ],
+)
+def test_every_numpy_array_is_copied_to_an_aligned_tensor(change):
+    images = change(np.arange(2.0 * 4 * 4 * 3).reshape(2, 4, 4, 3))
+    images.flags.writeable = False
+    for dtype in (torch.float32, torch.float64):
+        tensor = to_tensor(images, dtype, torch.device("cpu"))
+        assert tensor.dtype == dtype
+        np.testing.assert_array_equal(tensor.numpy(), images)
+        assert not np.shares_memory(tensor.numpy(), images)
+        # Where vectors begin: products are rounded alike, wherever the images lie.
+        assert tensor.data_ptr() % 64 == 0

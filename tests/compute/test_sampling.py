@@ -1,0 +1,80 @@
+"""Systematic sampling: balanced over strata, seeded, a weight is so many rows."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from skconvrfm.compute.sampling import Lineup, systematic_sample
+
+
+@pytest.fixture
+def rows(rng):
+    """Return strata, positions and integer weights of thirty rows."""
+    return np.arange(30) % 3, rng.normal(size=30), rng.integers(1, 4, size=30) * 1.0
+
+
+def test_as_many_as_asked_for_are_drawn(rows):
+    for n_draws in (1, 7, 29):
+        drawn, counts = systematic_sample(*rows, n_draws, 0.3)
+        assert counts.sum() == n_draws
+        assert_array_equal(np.unique(drawn), drawn)
+
+
+def test_every_row_is_taken_where_there_are_no_more(rows):
+    for n_draws in (int(rows[2].sum()), 1000):
+        drawn, counts = systematic_sample(*rows, n_draws, 0.3)
+        assert_array_equal(drawn, np.arange(30))
+        assert_array_equal(counts, rows[2])
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5, 0.999])
+def test_each_stratum_has_its_share(rows, offset):
+    strata, positions, _ = rows
+    drawn, counts = systematic_sample(strata, positions, np.ones(30), 12, offset)
+    assert np.abs(np.bincount(strata[drawn], counts) - 4).max() <= 1
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.37, 0.999])
+def test_weights_equal_repeated_rows(rows, offset, rng):
+    strata, positions, weights = rows
+    copies = rng.permutation(np.repeat(np.arange(30), weights.astype(int)))
+    drawn, counts = systematic_sample(*rows, 17, offset)
+    ones = np.ones(len(copies))
+    again, more = systematic_sample(strata[copies], positions[copies], ones, 17, offset)
+    expected, actual = np.zeros(30), np.zeros(30)
+    np.add.at(expected, drawn, counts)
+    np.add.at(actual, copies[again], more)
+    assert_array_equal(actual, expected)
+
+
+def test_mean_over_offsets_draws_rows_by_their_weight(rows):
+    strata, positions, weights = rows
+    mean = np.zeros(30)
+    offsets = (np.arange(2000) + 0.5) / 2000
+    for offset in offsets:
+        drawn, counts = systematic_sample(strata, positions, weights, 9, offset)
+        mean[drawn] += counts / len(offsets)
+    np.testing.assert_allclose(mean, 9 * weights / weights.sum(), atol=2e-3)
+
+
+def test_rounding_at_the_end_of_the_line_is_the_last_row():
+    weights = np.full(10, 0.1)
+    drawn, counts = systematic_sample(
+        np.zeros(10), np.arange(10.0), 30 * weights, 3, np.nextafter(1, 0)
+    )
+    assert drawn.max() <= 9 and counts.sum() == 3
+
+
+def test_copies_of_a_held_out_image_are_held_out_too(rng):
+    positions = np.repeat(rng.normal(size=20), 3)
+    lineup = Lineup(np.zeros(60), positions, np.ones(60), 0.5)
+    kept, held_out = lineup.split(0.2)
+    assert len(held_out) == 12 and len(kept) == 48
+    assert not set(positions[kept]) & set(positions[held_out])
+
+
+def test_every_stratum_is_held_out_in_its_share(rng):
+    strata = np.repeat([0, 1, 2], [100, 50, 10])
+    lineup = Lineup(strata, rng.normal(size=160), np.ones(160), 0.5)
+    _, held_out = lineup.split(0.2)
+    assert_array_equal(np.bincount(strata[held_out]), [20, 10, 2])

@@ -1,0 +1,293 @@
+"""Patch AGOPs of feature layers equal automatic differentiation of the same network."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from by_hand import assert_close
+from joblib import parallel_config
+from sklearn import config_context
+from torch.nn.functional import pad
+
+from skconvrfm._input import make_resources
+from skconvrfm.compute.native import build
+from skconvrfm.features import ConvFeatures
+from skconvrfm.features import gradients as gradients_module
+from skconvrfm.features.gradients import layer_agops, linear_agop
+from skconvrfm.features.maps import FilterLayer
+from skconvrfm.kernels import Gaussian, Laplace
+from skconvrfm.learning.feature_sums import LinearReadout, RadialReadout
+
+IMAGE = (7, 6, 2)
+BANDWIDTH = 2.0
+READOUTS = ["linear", "gaussian", "laplace"]
+# Layers from the image up.
+NETWORKS = {
+    "root": [{}],
+    "mean": [{"pool": "mean"}],
+    "no pool": [{"pool_grid": None}],
+    "global pool": [{"pool_grid": 1, "activation": "identity"}],
+    "same, cells of a size": [{"padding": "same", "pool_size": (2, 3)}],
+    "identity, root, same": [{"activation": "identity", "padding": "same"}],
+    "two layers": [{"pool_size": 2, "pool": "mean"}, {"pool_grid": 1}],
+    "two layers, root": [{"pool_grid": (3, 2)}, {"pool_grid": (1, 2), "patch_size": 2}],
+    "two layers, no pool": [{"pool_grid": None}, {"pool_grid": (2, 1)}],
+    "two layers, same": [
+        {"padding": "same", "pool_size": 2, "patch_size": (2, 3)},
+        {"padding": "same", "activation": "identity", "pool": "mean"},
+    ],
+    "three layers": [
+        {"pool_grid": None, "pool": "mean"},
+        {"padding": "same", "pool_size": 2},
+        {"patch_size": 2, "padding": "same", "pool_grid": (2, 1)},
+    ],
+    "three layers, identity": [
+        {"padding": "same", "activation": "identity", "pool_grid": None},
+        {"patch_size": (1, 2), "pool": "mean", "pool_grid": (4, 4)},
+        {"patch_size": 3, "activation": "identity", "pool_grid": None},
+    ],
+}
+
+
+def make_layers(network, rng, image_shape=IMAGE):
+    """Layers with random filters, biases and offsets, the first wider than the rest."""
+    layers = []
+    for index, options in enumerate(network):
+        defaults = {"patch_size": 3, "pool_grid": (3, 3)}
+        if options.get("pool_size") is None:
+            defaults["pool_grid"] = (2, 3)
+        features = ConvFeatures(5 - index, **{**defaults, **options})
+        features = features.bind(image_shape)
+        d = image_shape[2] * math.prod(features.layer_.patch)
+        layers.append(
+            FilterLayer(
+                features.layer_,
+                rng.normal(size=(5 - index, d)),
+                features.activation,
+                rng.normal(size=5 - index),
+                features.grid,
+                features.power,
+                rng.uniform(0.01, 0.2, size=5 - index),
+            )
+        )
+        image_shape = layers[-1].shape
+    return tuple(layers)
+
+
+def make_readout(name, width, n_outputs, rng):
+    """A readout of features, as the package has it and by its formula."""
+    n = width if name == "linear" else 6
+    coef, centres = rng.normal(size=(n, n_outputs)), rng.normal(size=(6, width))
+    if name == "linear":
+        return LinearReadout(coef), lambda row: row @ torch.from_numpy(coef)
+    Kernel = Gaussian if name == "gaussian" else Laplace
+
+    def outputs(row):
+        r = (torch.from_numpy(centres) - row).norm(dim=1) / BANDWIDTH
+        values = torch.exp(-(r**2) / 2 if name == "gaussian" else -r)
+        return values @ torch.from_numpy(coef)
+
+    kernel = Kernel(BANDWIDTH).bind((1, 1, width))
+    return RadialReadout(kernel, centres, coef), outputs
+
+
+def forward(layer, maps):
+    """Patches (rows, columns, d) that a layer sees, and its features (r, c, K)."""
+    (rows, columns), (top, bottom, left, right) = layer.layer.patch, layer.layer.padding
+    padded = pad(maps, (0, 0, left, right, top, bottom))
+    patches = padded.unfold(0, rows, 1).unfold(1, columns, 1).flatten(2)
+    responses = patches @ torch.from_numpy(layer.filters).T / math.sqrt(maps.shape[2])
+    responses = responses + torch.from_numpy(layer.biases)
+    if layer.activation == "relu":
+        responses = math.sqrt(2) * responses.relu()
+    means = responses
+    if layer.pool is not None:
+        size = responses.shape[:2]
+        count = [min(p, s) for p, s in zip(layer.pool, size, strict=True)]
+        bounds = [
+            [(i * s // c, (i + 1) * s // c) for i in range(c)]
+            for s, c in zip(size, count, strict=True)
+        ]
+        means = torch.stack(
+            [
+                torch.stack([responses[a:b, c:d].mean((0, 1)) for c, d in bounds[1]])
+                for a, b in bounds[0]
+            ]
+        )
+    if layer.power == 1:
+        return patches, means
+    offsets = torch.from_numpy(layer.offsets)
+    raised = (means.abs() + offsets) ** layer.power - offsets**layer.power
+    return patches, torch.sign(means) * raised
+
+
+def agops_by_autograd(layers, outputs, images, weights):
+    """Patch AGOP of every layer; each patch is a variable of its own."""
+    totals = [0] * len(layers)
+    for image, weight in zip(images, weights, strict=True):
+        maps, patches = torch.from_numpy(image).requires_grad_(), []
+        for layer in layers:
+            seen, maps = forward(layer, maps)
+            patches.append(seen)
+        for output in outputs(maps.flatten()):
+            gradients = torch.autograd.grad(output, patches, retain_graph=True)
+            for index, gradient in enumerate(gradients):
+                rows = gradient.flatten(0, 1).numpy()
+                totals[index] = totals[index] + weight * rows.T @ rows
+    return [total / weights.sum() for total in totals]
+
+
+def resources_of(images, n_jobs=None):
+    return make_resources("cpu", "float64", n_jobs, images)
+
+
+def assert_agops_close(agops, expected, tolerance):
+    assert len(agops) == len(expected)
+    for agop, value in zip(agops, expected, strict=True):
+        assert agop.dtype == np.float64
+        np.testing.assert_array_equal(agop, agop.T)
+        assert_close(agop, value, tolerance)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.normal(size=(4, *IMAGE)), np.array([1.0, 2.0, 0.5, 3.0])
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_agops_of_all_layers_equal_automatic_differentiation(
+    network, readout, images, rng
+):
+    layers = make_layers(NETWORKS[network], rng)
+    readout, outputs = make_readout(readout, math.prod(layers[-1].shape), 3, rng)
+    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
+    expected = agops_by_autograd(layers, outputs, *images)
+    assert all(value.any() for value in expected)
+    assert_agops_close(agops, expected, 1e-9)
+
+
+@pytest.mark.parametrize(
+    "network", [name for name, n in NETWORKS.items() if len(n) == 1]
+)
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_linear_agop_equals_that_of_the_sweep(network, n_outputs, images, rng):
+    [layer] = make_layers(NETWORKS[network], rng)
+    readout, outputs = make_readout("linear", math.prod(layer.shape), n_outputs, rng)
+    resources = resources_of(images[0])
+    agop = linear_agop(layer, readout.coef, *images, resources)
+    [swept] = layer_agops((layer,), readout, *images, resources)
+    assert_close(agop, swept, 1e-12)
+    [expected] = agops_by_autograd((layer,), outputs, *images)
+    assert_close(agop, expected, 1e-12)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 20])
+@pytest.mark.parametrize("cost", [-(10**6), 10**6], ids=["by images", "by rows"])
+def test_both_routes_of_a_cell_moment_agree(n_outputs, cost, images, rng, monkeypatch):
+    layers = make_layers(NETWORKS["two layers"], rng)
+    width = math.prod(layers[-1].shape)
+    readout, outputs = make_readout("gaussian", width, n_outputs, rng)
+    monkeypatch.setattr(gradients_module, "_PRODUCT_COST", cost)
+    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
+    expected = agops_by_autograd(layers, outputs, *images)
+    assert_agops_close(agops, expected, 1e-9)
+
+
+@pytest.fixture
+def machine(rng):
+    """Return a function of n_jobs that computes the AGOPs of some machines."""
+    images, weights = rng.normal(size=(37, *IMAGE)), rng.uniform(0.5, 2, size=37)
+    networks = [
+        make_layers(NETWORKS[name], rng)
+        for name in ("root", "two layers", "three layers")
+    ]
+    readouts = [
+        make_readout(name, math.prod(layers[-1].shape), 3, rng)[0]
+        for layers, name in zip(
+            networks, ("linear", "gaussian", "laplace"), strict=True
+        )
+    ]
+
+    def compute(n_jobs=None):
+        resources = resources_of(images, n_jobs)
+        agops = [
+            linear_agop(networks[0][0], readouts[0].coef, images, weights, resources)
+        ]
+        for layers, readout in zip(networks, readouts, strict=True):
+            agops += layer_agops(layers, readout, images, weights, resources)
+        return agops
+
+    return compute
+
+
+@pytest.mark.parametrize("memory", [1e-5, 0.05, 1])
+def test_agops_independent_of_memory(memory, machine):
+    expected = machine()
+    with config_context(working_memory=memory):
+        assert_agops_close(machine(), expected, 1e-12)
+
+
+@pytest.mark.parametrize("n_jobs", [2, 3])
+def test_agops_independent_of_workers(n_jobs, machine):
+    expected = machine()
+    with parallel_config("threading"):
+        assert_agops_close(machine(n_jobs), expected, 1e-12)
+
+
+@pytest.mark.parametrize("readout", ["linear", "gaussian"])
+def test_weights_equal_repeated_images(readout, images, rng):
+    layers = make_layers(NETWORKS["two layers"], rng)
+    readout, _ = make_readout(readout, math.prod(layers[-1].shape), 3, rng)
+    X, counts = images[0], np.array([1, 3, 2, 1])
+    resources = resources_of(X)
+    weighted = layer_agops(layers, readout, X, counts, resources)
+    repeated = np.repeat(X, counts, axis=0)
+    expected = layer_agops(layers, readout, repeated, np.ones(7), resources)
+    assert_agops_close(weighted, expected, 1e-12)
+
+
+@pytest.mark.parametrize("network", ["root", "two layers", "three layers"])
+def test_float32_is_close_to_float64(network, images, rng):
+    layers = make_layers(NETWORKS[network], rng)
+    readout, _ = make_readout("gaussian", math.prod(layers[-1].shape), 3, rng)
+    single, double = (
+        layer_agops(layers, readout, *images, make_resources("cpu", d, None, images[0]))
+        for d in ("float32", "float64")
+    )
+    assert_agops_close(single, double, 1e-4)
+
+
+def test_inactive_filters_have_a_gradient_of_zero(images, rng):
+    """Also where the slope of the root at a mean of zero is infinite."""
+    [layer] = make_layers(NETWORKS["root"], rng)
+    layer = replace(layer, biases=np.full(5, -1e3), offsets=None)
+    readout, _ = make_readout("linear", math.prod(layer.shape), 2, rng)
+    resources = resources_of(images[0])
+    for agop in (
+        linear_agop(layer, readout.coef, *images, resources),
+        *layer_agops((layer,), readout, *images, resources),
+    ):
+        assert not agop.any()
+
+
+def test_agop_that_overflows_is_refused(images, rng):
+    [layer] = make_layers(NETWORKS["mean"], rng)
+    readout, _ = make_readout("linear", math.prod(layer.shape), 2, rng)
+    readout = LinearReadout(1e200 * readout.coef)
+    with pytest.raises(ValueError, match="AGOP overflows float64: X has values up to"):
+        layer_agops((layer,), readout, *images, resources_of(images[0]))
+    with pytest.raises(ValueError, match="AGOP overflows float64: X has values up to"):
+        linear_agop(layer, readout.coef, *images, resources_of(images[0]))
+
+
+def test_gradients_use_no_automatic_differentiation(images, rng, monkeypatch):
+    monkeypatch.setenv(build.SWITCH, "0")
+    layers = make_layers(NETWORKS["two layers"], rng)
+    readout, _ = make_readout("gaussian", math.prod(layers[-1].shape), 3, rng)
+    with torch.inference_mode():
+        inside = layer_agops(layers, readout, *images, resources_of(images[0]))
+    outside = layer_agops(layers, readout, *images, resources_of(images[0]))
+    assert_agops_close(inside, outside, 1e-14)

@@ -1,0 +1,656 @@
+"""Checkpoints: resumed fits equal uninterrupted ones bit by bit; others are refused."""
+
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+import zipfile
+from dataclasses import is_dataclass
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import FitFailedWarning
+from sklearn.model_selection import cross_val_score
+
+from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK, Gaussian, PatchLaplace
+from skconvrfm.learning import checkpoint as checkpoints
+from skconvrfm.learning import rounds
+from skconvrfm.learning.models import PatchModel
+
+NTK = ConvNTK(depth=2)
+FEATURES = ConvFeatures(6, patch_size=3)
+LOCATIONS = ConvFeatures(6, patch_size=3, pool_grid=None)
+DEEP = {"kernel": ConvNTK(depth=1), "features": LOCATIONS, "n_rounds": 2}
+TWO_LAYERS = {"kernel": "linear", "features": [LOCATIONS, FEATURES], "n_rounds": 2}
+MODELS = {
+    "classifier": ConvRFMClassifier(NTK, n_rounds=2),
+    "regressor": ConvRFMRegressor(NTK, n_rounds=2),
+    "features": ConvRFMClassifier("linear", FEATURES, n_rounds=2),
+    "gaussian": ConvRFMRegressor(Gaussian(), FEATURES, n_rounds=2, selection="loo"),
+    "fixed kernel": ConvRFMClassifier(n_rounds=0),
+    "whole images": ConvRFMClassifier("gaussian", n_rounds=1),
+    "last round": ConvRFMRegressor(NTK, n_rounds=2, selection="last"),
+    "patch kernel": ConvRFMClassifier(PatchLaplace(metric="whiten"), n_rounds=2),
+    "deep": ConvRFMClassifier(**DEEP),
+    "two layers of features": ConvRFMRegressor(**TWO_LAYERS),
+    "holdout": ConvRFMRegressor(**DEEP, selection="holdout"),
+    "holdout of features": ConvRFMClassifier(
+        **TWO_LAYERS, selection="holdout", random_state=3
+    ),
+    "transformer": PatchAGOPTransformer(ConvRFMClassifier(NTK, n_rounds=2)),
+}
+
+KILLS = pytest.mark.skipif(
+    not hasattr(signal, "SIGKILL"), reason="no process is killed like that here"
+)
+
+
+def make_images(n=40):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 8, 7, 2))
+    signal = (X[:, 2:4, 2:4, 0] * X[:, 3:5, 2:4, 0]).sum((1, 2))
+    return X, signal
+
+
+def fit(model, X=None, y=None, **options):
+    """A clone with other options, fitted on what it is for."""
+    model = clone(model)
+    learner = getattr(model, "estimator", model)
+    learner.set_params(**options)
+    if X is None:
+        X, y = make_images()
+        y = y if isinstance(learner, ConvRFMRegressor) else (y > 0).astype(int)
+    return model.fit(X, y)
+
+
+def fitted(model):
+    """Return the fitted attributes of a model, a kernel or a layer."""
+    state = model.__getstate__()
+    return {name: value for name, value in state.items() if name.endswith("_")}
+
+
+def assert_identical(actual, expected):
+    """Check that two models, or attributes, are equal to the last bit."""
+    if hasattr(expected, "get_params"):
+        actual, expected = fitted(actual), fitted(expected)
+    if is_dataclass(expected):
+        actual, expected = vars(actual), vars(expected)
+    assert type(actual) is type(expected)
+    if isinstance(expected, dict):  # a Bunch as well
+        assert list(actual) == list(expected)
+        for name in expected:
+            if not name.startswith("seconds_"):
+                assert_identical(actual[name], expected[name])
+    elif isinstance(expected, list | tuple):
+        for pair in itertools.zip_longest(actual, expected):
+            assert_identical(*pair)
+    elif isinstance(expected, np.ndarray):
+        assert actual.dtype == expected.dtype and actual.shape == expected.shape
+        assert actual.tobytes() == expected.tobytes()
+        assert actual.flags.c_contiguous == expected.flags.c_contiguous
+    else:
+        assert actual == expected
+
+
+class Interruption(Exception):
+    """Comes in the midst of a fit."""
+
+
+class Interrupted:
+    """A function that raises in place of its n-th call, and in that one only."""
+
+    def __init__(self, function, at, error=Interruption):
+        self._function, self.at, self._error = function, at, error
+        self.calls = 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls - 1 == self.at:
+            raise self._error
+        return self._function(*args, **kwargs)
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def classifier():
+    return MODELS["classifier"]
+
+
+# Resuming
+
+
+def test_checkpoint_does_not_change_the_fit(model, folder):
+    assert_identical(fit(model, checkpoint=folder), fit(model))
+
+
+@pytest.mark.thorough
+def test_fit_resumed_after_every_round_equals_the_uninterrupted_one(
+    model, folder, monkeypatch
+):
+    expected = fit(model)
+    record, n_rounds = rounds._record, 0
+    while True:
+        # The second round of each attempt is lost.
+        interrupted = Interrupted(record, at=1)
+        monkeypatch.setattr(rounds, "_record", interrupted)
+        n_rounds += 1
+        try:
+            resumed = fit(model, checkpoint=folder)
+            break
+        except Interruption:
+            assert n_rounds < 100
+    assert_identical(resumed, expected)
+    monkeypatch.setattr(rounds, "_record", Interrupted(record, at=None))
+    fit(model)
+    assert n_rounds == rounds._record.calls
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("step", ["design", "ridge_path", "patch_agops"])
+def test_fit_can_be_resumed_from_every_step(folder, step, monkeypatch):
+    model = MODELS["deep"]
+    expected = fit(model)
+    method = getattr(PatchModel, step)
+    for at in itertools.count():
+        here = folder / str(at)
+        interrupted = Interrupted(method, at, KeyboardInterrupt)
+        monkeypatch.setattr(
+            PatchModel,
+            step,
+            lambda self, *args, interrupted=interrupted: interrupted(self, *args),
+        )
+        try:
+            fit(model, checkpoint=here)
+            break
+        except KeyboardInterrupt:
+            assert_identical(fit(model, checkpoint=here), expected)
+    assert at >= 5
+
+
+def test_finished_fit_is_returned_without_computation(model, folder, monkeypatch):
+    done = fit(model, checkpoint=folder)
+
+    def never(*_):
+        raise AssertionError("a round was done again")
+
+    monkeypatch.setattr(rounds, "_choose_ridge", never)
+    monkeypatch.setattr(rounds, "_record", never)
+    again = fit(model, checkpoint=folder)
+    assert_identical(again, done)
+    # Now also the seconds, which are those of the fit that took them.
+    for name, values in done.history_.items():
+        np.testing.assert_array_equal(again.history_[name], values)
+
+
+def test_files_of_different_rounds_are_resumed_together(folder, monkeypatch):
+    model = MODELS["deep"]
+    with monkeypatch.context() as context:
+        context.setattr(rounds, "_record", Interrupted(rounds._record, 2))
+        with pytest.raises(Interruption):
+            fit(model, checkpoint=folder)
+    first = archive_of(folder)
+    unfinished = first.read_bytes()
+    done = fit(model, checkpoint=folder)
+    first.write_bytes(unfinished)
+    assert_identical(fit(model, checkpoint=folder), done)
+
+
+def test_weights_and_several_outputs_are_resumed(folder, monkeypatch):
+    X, y = make_images()
+    y, weights = np.column_stack([y, y**2]), np.arange(40) % 3
+    model = MODELS["two layers of features"]
+    expected = clone(model).fit(X, y, weights)
+    model = clone(model).set_params(checkpoint=folder)
+    with monkeypatch.context() as context:
+        context.setattr(rounds, "_record", Interrupted(rounds._record, 2))
+        with pytest.raises(Interruption):
+            model.fit(X, y, weights)
+    with pytest.raises(ValueError, match="differs in the data sample_weight"):
+        model.fit(X, y)
+    assert_identical(model.fit(X, y, weights), expected)
+
+
+def test_text_labels_and_text_folders_are_accepted(classifier, folder, monkeypatch):
+    X, y = make_images()
+    for labels in (np.array(["no", "yes"]), np.array(["no", "yes"], dtype=object)):
+        y_text = labels[(y > 0).astype(int)]
+        here = str(folder / labels.dtype.kind)
+        done = fit(classifier, X, y_text, checkpoint=here)
+        assert_identical(fit(classifier, X, y_text, checkpoint=here), done)
+        with pytest.raises(ValueError, match="differs in the data y"):
+            fit(classifier, X, y_text[::-1], checkpoint=here)
+
+
+def test_verbose_reports_resumed_rounds(classifier, folder, capsys):
+    fit(classifier, checkpoint=folder)
+    fit(classifier, checkpoint=folder, verbose=1)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("[ConvRFMClassifier] goes on after 3 rounds in checkpoint=")
+
+
+class Rounds:
+    """A callback that may raise in place of a round's end, or ask for the end."""
+
+    def __init__(self, fail_at=None, stop_at=None):
+        self.fail_at, self.stop_at, self.ends = fail_at, stop_at, []
+
+    def setup(self, estimator, context):
+        pass
+
+    def on_fit_task_begin(self, estimator, context, **_):
+        pass
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None, **_):
+        if context.task_name != "round":
+            return False
+        index = len(fitted_estimator.history_["round"]) - 1
+        if index == self.fail_at:
+            raise Interruption
+        self.ends.append(index)
+        return index == self.stop_at
+
+    def teardown(self, estimator, context):
+        pass
+
+
+def with_callback(model, callback, folder):
+    return clone(model).set_params(checkpoint=folder).set_callbacks(callback)
+
+
+def test_callbacks_see_the_remaining_rounds(classifier, folder):
+    pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has them")
+    X, y = make_images()
+    first, second, third = Rounds(fail_at=1), Rounds(), Rounds()
+    with pytest.raises(Interruption):
+        with_callback(classifier, first, folder).fit(X, y > 0)
+    with_callback(classifier, second, folder).fit(X, y > 0)
+    with_callback(classifier, third, folder).fit(X, y > 0)
+    assert (first.ends, second.ends, third.ends) == ([0], [1, 2], [])
+
+
+def test_fit_ended_by_a_callback_stays_ended(classifier, folder):
+    pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has them")
+    X, y = make_images()
+    ended = with_callback(classifier, Rounds(stop_at=1), folder).fit(X, y > 0)
+    assert len(ended.history_["round"]) == 2
+    assert_identical(fit(classifier, X, y > 0, checkpoint=folder), ended)
+
+
+# What is refused
+
+
+def archive_of(folder):
+    [path] = folder.iterdir()
+    return path
+
+
+def assert_refused(model, folder, match):
+    """Check the error, that the folder is as it was, and that another one works."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=match) as caught:
+        fit(model, checkpoint=folder)
+    assert "Take another folder, or remove" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_truncated_checkpoint_is_refused(classifier, folder, share):
+    fit(classifier, checkpoint=folder)
+    path = archive_of(folder)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert_refused(classifier, folder, "checkpoint=.* is damaged: .*truncated")
+
+
+def rewritten(path, change):
+    """Write an archive anew with members changed, as if it had been edited."""
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.comment = comment
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def test_edited_checkpoint_is_refused(classifier, folder):
+    fit(classifier, checkpoint=folder)
+    path = archive_of(folder)
+    content = path.read_bytes()
+
+    def edit_values(members):
+        known = json.loads(members["convrfm.json"])
+        known["rounds"]["criterion"] *= 2
+        members["convrfm.json"] = json.dumps(known).encode()
+
+    rewritten(path, edit_values)
+    assert_refused(classifier, folder, "convrfm.json was changed")
+
+    def edit_array(members):
+        members["coef.npy"] = members["coef.npy"][:-1] + b"\0"
+
+    path.write_bytes(content)
+    rewritten(path, edit_array)
+    assert_refused(classifier, folder, "coef.npy was changed")
+    path.write_bytes(content)
+    rewritten(path, lambda members: members.pop("coef.npy"))
+    assert_refused(classifier, folder, "damaged: .*coef.npy")
+
+
+def test_flipped_bits_are_refused_or_change_nothing(classifier, folder):
+    expected = fit(classifier, checkpoint=folder)
+    path = archive_of(folder)
+    content = path.read_bytes()
+    draw = random.Random(0)
+    # The last bytes, where an archive says what is where, and some of all.
+    places = [*range(len(content) - 120, len(content))]
+    places += draw.sample(range(len(content)), 120)
+    refused = 0
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        try:
+            assert_identical(fit(classifier, checkpoint=folder), expected)
+        except ValueError as error:
+            assert "checkpoint=" in str(error)
+            refused += 1
+    assert refused > 150
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"n_rounds": 3}, r"n_rounds \(2 there, 3 here\)"),
+        ({"kernel__bias": 0.5}, r"kernel \(.ConvNTK\(depth=2\). there, .*bias=0.5"),
+        ({"kernel": "nngp"}, r"kernel \(.ConvNTK\(depth=2\). there, .ConvNNGP"),
+        ({"features": LOCATIONS}, r"features \(\[\] there, .*ConvFeatures"),
+        ({"alpha": [0.1]}, r"alpha \(\[1e-06,"),
+        ({"class_weight": {1: 2.0, 0: 1}}, r"class_weight \(None there, \[\[0, 1\]"),
+        ({"random_state": 1}, r"random_state \(None there, 1 here\)"),
+    ],
+    ids=str,
+)
+def test_other_parameters_are_named(classifier, folder, options, match):
+    fit(classifier, checkpoint=folder)
+    other = clone(classifier).set_params(**options)
+    assert_refused(other, folder, f"another fit, which differs in {match}")
+
+
+def test_other_data_are_named(classifier, folder):
+    X, y = make_images()
+    y = y > 0
+    fit(classifier, X, y, checkpoint=folder)
+    other = X.copy()
+    other[-1, -1, -1, -1] += 1
+    for X_new, y_new, names in [
+        (other, y, "the data X"),
+        (X.astype(np.float32), y, "the data X"),
+        (X, ~y, "the data y"),
+        (X[:30], y[:30], "the data X, the data y, the data sample_weight"),
+    ]:
+        with pytest.raises(ValueError, match=rf"differs in {names}\."):
+            fit(classifier, X_new, y_new, checkpoint=folder)
+
+
+def test_parameters_without_effect_may_differ(classifier, folder, monkeypatch):
+    X, y = make_images()
+    expected = fit(classifier, X, y > 0, checkpoint=folder)
+    monkeypatch.setattr(rounds, "_record", None)
+    options = {"n_jobs": 2, "verbose": 1, "device": "cpu"}
+    options["alpha"] = np.array(classifier.alpha)
+    options["image_shape"] = (8, 7, 2)
+    flat = X.reshape(40, -1)
+    moved = os.path.join(folder, "..", folder.name)
+    other = fit(classifier, flat, y > 0, checkpoint=moved, **options)
+    assert_identical(other, expected)
+
+
+def test_random_state_counts_as_it_was_before_the_fit(classifier, folder):
+    state = np.random.RandomState(7)
+    expected = fit(classifier, random_state=state, checkpoint=folder)
+    same = fit(classifier, random_state=np.random.RandomState(7), checkpoint=folder)
+    assert_identical(same, expected)
+    state.uniform()
+    with pytest.raises(ValueError, match="differs in random_state"):
+        fit(classifier, random_state=state, checkpoint=folder)
+
+
+def test_fits_of_a_cross_validation_are_refused(classifier, folder):
+    X, y = make_images()
+    model = clone(classifier).set_params(checkpoint=folder)
+    with pytest.warns(FitFailedWarning, match="of a cross-validation differ"):
+        scores = cross_val_score(model, X, y > 0, cv=2)
+    assert np.isnan(scores).tolist() == [False, True]
+
+
+def test_another_format_is_refused(classifier, folder, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr(checkpoints, "FORMAT", 0)
+        fit(classifier, checkpoint=folder)
+    assert_refused(
+        classifier, folder, rf"format \(0 there, {checkpoints.FORMAT} here\)"
+    )
+
+
+# The folder
+
+
+def test_folder_holds_no_pickle(folder):
+    fit(MODELS["holdout"], checkpoint=folder)
+    names = sorted(path.name for path in folder.iterdir())
+    assert {"convrfm-choice-0.npz", "convrfm-choice-1.npz"} < set(names)
+    assert all(name.startswith("convrfm-") for name in names)
+    for path in folder.iterdir():
+        with zipfile.ZipFile(path) as archive:
+            json.loads(archive.read("convrfm.json"))
+            for name in set(archive.namelist()) - {"convrfm.json"}:
+                with archive.open(name) as file:
+                    np.lib.format.read_array(file, allow_pickle=False)
+
+
+def test_other_files_stay_as_they_are(classifier, folder):
+    folder.mkdir()
+    others = {"notes.txt": b"mine", "convrfm.npz": b"mine", ".convrfm": b"mine"}
+    for name, content in others.items():
+        (folder / name).write_bytes(content)
+    fit(classifier, checkpoint=folder)
+    with pytest.raises(ValueError, match="differs in n_rounds"):
+        fit(classifier, checkpoint=folder, n_rounds=1)
+    for name, content in others.items():
+        assert (folder / name).read_bytes() == content
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_foreign_file_of_our_name_is_never_removed(classifier, folder):
+    folder.mkdir()
+    name = "convrfm-fit-0.npz"
+    np.savez(folder / name, mine=np.arange(3))
+    content = (folder / name).read_bytes()
+    with pytest.raises(ValueError, match=f"{name}, which is not of this package"):
+        fit(classifier, checkpoint=folder)
+    assert (folder / name).read_bytes() == content
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name}, which is not of this package"):
+        fit(classifier, checkpoint=folder)
+
+
+def test_leftovers_of_a_killed_writer_are_removed(classifier, folder):
+    folder.mkdir()
+    (folder / ".convrfm-fit-0.npz.0123.tmp").write_bytes(b"half")
+    fit(classifier, checkpoint=folder)
+    assert [path.name for path in folder.iterdir()] == ["convrfm-fit-0.npz"]
+
+
+def test_file_in_place_of_the_folder_is_refused(classifier, folder):
+    folder.write_text("mine")
+    with pytest.raises(OSError, match="checkpoint='.*' cannot be used: File exists"):
+        fit(classifier, checkpoint=folder)
+    assert folder.read_text() == "mine"
+
+
+def test_folder_that_is_not_writable_is_refused(classifier, folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="checkpoint='.*' .* not writable"):
+        fit(classifier, checkpoint=folder)
+
+
+def test_full_disk_keeps_the_former_checkpoint(classifier, folder, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    model = clone(classifier).set_params(checkpoint=folder)
+    X, y = make_images()
+    y = (y > 0).astype(int)
+    with monkeypatch.context() as context:
+        write = checkpoints._write_archive
+        context.setattr(checkpoints, "_write_archive", Interrupted(write, 1, full))
+        with pytest.raises(OSError, match="checkpoint='.*' could not be.*No space"):
+            model.fit(X, y)
+    assert fitted(model) == {}
+    assert [path.name for path in folder.iterdir()] == ["convrfm-fit-0.npz"]
+    assert_identical(model.fit(X, y), fit(classifier))
+
+
+def test_large_arrays_are_hashed_block_by_block(monkeypatch):
+    rows = np.arange(60.0).reshape(20, 3)
+    whole = checkpoints.digest(rows)
+    assert whole == checkpoints.digest(np.asfortranarray(rows))
+    monkeypatch.setattr(checkpoints, "_HASH_BLOCK", 100)
+    assert whole == checkpoints.digest(rows)
+    assert len({whole, *map(checkpoints.digest, (rows + 1, rows.reshape(15, 4)))}) == 3
+
+
+# Killed processes
+
+
+def fit_in_child(name, folder, kill_at, pipe):
+    """Fit, tell of the begin, and send what was fitted.
+
+    With ``kill_at``, the process kills itself at that call of the file system.
+    """
+    if kill_at is not None:
+        left = itertools.count(kill_at, -1)
+
+        def killing(function):
+            def replaced(*args, **kwargs):
+                if next(left) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+
+            return replaced
+
+        for step in ("fsync", "replace", "unlink"):
+            setattr(os, step, killing(getattr(os, step)))
+    pipe.send("begin")
+    pipe.send(fitted(fit(MODELS[name], checkpoint=folder)))
+
+
+class Children:
+    """Starts processes that have imported all they need."""
+
+    def __init__(self):
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["skconvrfm", "pytest"])
+
+    def start(self, name, folder, kill_at=None):
+        """A process that has begun to fit, and the end of its pipe."""
+        pipe, other = self._context.Pipe(duplex=False)
+        process = self._context.Process(
+            target=fit_in_child, args=(name, folder, kill_at, other)
+        )
+        process.start()
+        other.close()
+        assert pipe.recv() == "begin"
+        return process, pipe
+
+    def fit(self, name, folder):
+        """Return the fit of a process that is not interrupted.
+
+        Not this process: earlier tests may have built the compiled tiles here.
+        """
+        return end_of(*self.start(name, folder))
+
+
+def end_of(process, pipe):
+    """The attributes that a process has fitted, or None if it was killed."""
+    try:
+        result = pipe.recv()
+    except EOFError:
+        result = None
+    process.join()
+    pipe.close()
+    if process.exitcode == -signal.SIGKILL:
+        return None  # perhaps after the last word: it counts as killed
+    assert process.exitcode == 0 and result is not None
+    return result
+
+
+@pytest.mark.thorough
+@KILLS
+def test_process_killed_at_any_step_of_a_write_is_resumed(folder):
+    children = Children()
+    expected = children.fit("classifier", folder / "whole")
+    for kill_at in itertools.count():
+        here = folder / str(kill_at)
+        if end_of(*children.start("classifier", here, kill_at)) is not None:
+            break
+        assert_identical(children.fit("classifier", here), expected)
+        assert len(list(here.iterdir())) == 1
+    # Three rounds and the last AGOP; for each fsync, replace, unlink, fsync.
+    assert kill_at == 4 * 4
+
+
+def kill_at_random(name, folder, n_kills, draw):
+    """Kill fits until there were so many kills; every finished one is compared."""
+    children, start = Children(), time.perf_counter()
+    expected = children.fit(name, folder / "whole")
+    duration = time.perf_counter() - start
+    kills = finished = 0
+    while kills < n_kills:
+        longest = duration / 2
+        while True:
+            process, pipe = children.start(name, folder / str(finished))
+            time.sleep(draw.uniform(0, longest))
+            process.kill()
+            result = end_of(process, pipe)
+            if result is not None:
+                break
+            kills += 1
+            longest *= 1.1  # so that there is an end also on a busy machine
+        assert_identical(result, expected)
+        finished += 1
+    return kills, finished
+
+
+@pytest.mark.thorough
+@KILLS
+def test_twenty_random_kills_do_not_change_the_result(folder):
+    kills, _ = kill_at_random("holdout", folder, 20, random.Random(0))
+    assert kills >= 20
+
+
+@KILLS
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", ["classifier", "holdout", "two layers of features"])
+def test_a_hundred_random_kills_do_not_change_the_result(name, folder, seed):
+    kills, _ = kill_at_random(name, folder, 20, random.Random(1 + seed))
+    assert kills >= 20

@@ -1,0 +1,150 @@
+"""A fit too large for memory is refused, a long one announced; "auto" ignores n."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+
+from skconvrfm import ConvRFMClassifier
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK, Gaussian, Linear, PatchLaplace
+from skconvrfm.learning import forecast, models
+from skconvrfm.learning.composition import auto_features
+
+LAYER = ConvFeatures(4, patch_size=3, pool_grid=2)
+# Models with a matrix of all pairs of rows.
+QUADRATIC = {
+    "ConvNTK": ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1),
+    "PatchLaplace": ConvRFMClassifier(PatchLaplace(), n_rounds=1),
+    "Gaussian": ConvRFMClassifier(Gaussian(), LAYER, n_rounds=1),
+}
+LINEAR = ConvRFMClassifier(Linear(), LAYER, n_rounds=1)
+ALTERNATIVE = r"take kernel='linear' with features=ConvFeatures\(\).*or fewer rows"
+
+
+@pytest.fixture
+def data(rng):
+    return rng.normal(size=(60, 6, 6)), np.arange(60) % 2
+
+
+@pytest.fixture
+def nothing_computed(monkeypatch):
+    """Fail as soon as a kernel matrix, or features of a fit, are computed."""
+
+    def computed(*_):
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(models, "kernel_matrix", computed)
+    monkeypatch.setattr(models, "compute_features", computed)
+
+
+def give_memory(n_bytes, monkeypatch):
+    monkeypatch.setattr(forecast, "free_memory", lambda device: n_bytes)
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_fit_that_exceeds_free_memory_is_refused_at_once(
+    name, data, nothing_computed, monkeypatch
+):
+    give_memory(2**16, monkeypatch)
+    monkeypatch.setattr(forecast, "_PATH_BYTES", 2**30)
+    with pytest.raises(MemoryError) as error:
+        QUADRATIC[name].fit(*data)
+    assert not hasattr(QUADRATIC[name], "kernel_")
+    message = str(error.value)
+    found = re.match(
+        rf"a fit of 60 rows with {name} needs (\d+\.\d) GiB for its matrices of "
+        rf"60 × 60, and (\d+\.\d) GiB are free: {ALTERNATIVE}",
+        message,
+    )
+    assert found, message
+    assert float(found[1]) == pytest.approx(3600) and float(found[2]) == 0
+
+
+def test_free_memory_is_compared_with_the_matrices_of_the_fit(data, monkeypatch):
+    model, needed = QUADRATIC["ConvNTK"], (forecast._PATH_BYTES + 8) * 60**2
+    assert needed >= 3 * 8 * 60**2
+    give_memory(needed, monkeypatch)
+    model.fit(*data)
+    give_memory(needed - 1, monkeypatch)
+    with pytest.raises(MemoryError, match="a fit of 60 rows"):
+        model.fit(*data)
+    X, y = data
+    model.fit(X[:50], y[:50])  # fewer rows are enough
+    LINEAR.fit(*data)  # and so is what the message says
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_fit_of_ten_minutes_warns(name, data, monkeypatch):
+    monkeypatch.setattr(forecast, "_MEASURED_ROWS", 60)
+    asked = []
+
+    def predicted(recipe, data):
+        asked.append(len(data.images))
+        return 300.0
+
+    monkeypatch.setattr(forecast, "predicted_seconds", predicted)
+    message = (
+        rf"a fit of 60 rows with {name} will take about 10 minutes \(2 rounds.*\): "
+        + ALTERNATIVE
+    )
+    with pytest.warns(UserWarning, match=message):
+        QUADRATIC[name].fit(*data)
+    monkeypatch.setattr(forecast, "predicted_seconds", lambda *_: 299.9)
+    QUADRATIC[name].fit(*data)  # warnings are errors here
+    X, y = data
+    QUADRATIC[name].fit(X[:59], y[:59])  # so few that nothing is measured
+    LINEAR.fit(*data)
+    assert asked == [60]
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_predicted_seconds_are_positive_and_finite(name, data, monkeypatch):
+    monkeypatch.setattr(forecast, "_MEASURED_ROWS", 60)
+    predictions, predict = [], forecast.predicted_seconds
+
+    def watching(*arguments):
+        predictions.append(predict(*arguments))
+        return predictions[-1]
+
+    monkeypatch.setattr(forecast, "predicted_seconds", watching)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = QUADRATIC[name].fit(*data).decision_function(data[0])
+    assert len(predictions) == 1 and 0 < predictions[0] < 3600
+    # The measurement draws nothing from the source of the fit.
+    monkeypatch.setattr(forecast, "_MEASURED_ROWS", 1000)
+    again = QUADRATIC[name].fit(*data).decision_function(data[0])
+    np.testing.assert_array_equal(first, again)
+
+
+# ------------------------------------------------------------------ "auto"
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "patch_size"),
+    [
+        ((32, 32, 3), 6),
+        ((24, 5, 1), 6),
+        ((23, 23, 1), 5),
+        ((12, 12, 1), 5),
+        ((8, 8, 1), 3),
+        ((1, 64, 1), 6),
+    ],
+)
+def test_auto_features_follow_the_image_shape(image_shape, patch_size):
+    [layer] = auto_features(image_shape)
+    assert layer.get_params() == ConvFeatures(patch_size=patch_size).get_params()
+
+
+@pytest.mark.parametrize("kernel", ["linear", "gaussian"])
+def test_auto_features_are_the_same_for_any_number_of_rows(kernel, rng):
+    found = []
+    for n in (4, 40, 300):
+        X, y = rng.normal(size=(n, 4, 4)), np.arange(n) % 2
+        model = ConvRFMClassifier(kernel, "auto", n_rounds=0, alpha=1.0).fit(X, y)
+        [layer] = model.features_
+        found.append((type(model.kernel_), layer.filters_.shape, layer.get_params()))
+    assert found[0] == found[1] == found[2]
+    assert found[0][1] == (512, 9)
