@@ -59,11 +59,12 @@ class PatchMoments:
         return (vectors / np.sqrt(shrunk)) @ vectors.T
 
 
-def moment_sample(lineup, layer, patch_dim):
-    """Draw the images on which the moments of patches are measured, a `Sample`."""
+def drawn_moments(images, layer, lineup, resources):
+    """Return the `PatchMoments` of as many drawn images as are affordable."""
+    patch_dim = images.shape[3] * math.prod(layer.patch)
     affordable = _MOMENT_OPERATIONS / (2 * layer.n_locations * patch_dim**2)
     n_draws = int(np.clip(affordable, _LEAST_MOMENT_IMAGES, _MOMENT_IMAGES))
-    return lineup.draw(n_draws)
+    return patch_moments(images, layer, lineup.draw(n_draws), resources)
 
 
 def patch_moments(images, layer, sample, resources):
@@ -139,22 +140,20 @@ class FilterBank:
         biases = biases - float(features.threshold) * deviations
         return features.with_filters(filters, biases, _OFFSET * deviations)
 
-    def measured_on(self, images, layer, sample, resources):
+    def measured_on(self, images, layer, lineup, resources):
         """Return the bank with the moments of the patches of other images."""
-        return replace(self, moments=patch_moments(images, layer, sample, resources))
+        return replace(self, moments=drawn_moments(images, layer, lineup, resources))
 
 
 def draw_bank(features, images, lineup, rng, resources):
     """Draw the filters of bound features from images or maps, a `FilterBank`."""
     layer, n_filters = features.layer_, features.n_filters
-    patch_dim = images.shape[3] * math.prod(layer.patch)
-    sample = moment_sample(lineup, layer, patch_dim)
-    moments = patch_moments(images, layer, sample, resources)
+    moments = drawn_moments(images, layer, lineup, resources)
     initial = moments.whitening() if features.metric == "whiten" else None
     if features.filters == "patches":
         rows = lineup.sequence(n_filters)
         patches = draw_patches(images, layer, rows, moments.mean, rng, resources)
         directions = to_one_length(patches if initial is None else patches @ initial)
     else:
-        directions = rng.standard_normal((n_filters, patch_dim))
+        directions = rng.standard_normal((n_filters, len(moments.mean)))
     return FilterBank(directions, rng.standard_normal(n_filters), moments, initial)

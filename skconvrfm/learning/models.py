@@ -16,7 +16,7 @@ from ..compute.parallel import Resources
 from ..compute.sampling import Lineup, Sample, bandwidth_draws
 from ..compute.stored import StoredImages
 from ..compute.tiles import kernel_matrix, kernel_product
-from ..features.filters import FilterBank, draw_bank, moment_sample, patch_moments
+from ..features.filters import FilterBank, draw_bank, drawn_moments
 from ..features.gradients import layer_agops, linear_agop
 from ..features.layer import ConvFeatures
 from ..features.maps import (
@@ -99,9 +99,8 @@ class Recipe:
         layer = kernel.layers[0]
         initial = None
         if kernel.metric == "whiten":
-            sample = moment_sample(data.lineup, layer, kernel.patch_dim)
-            moments = patch_moments(data.images, layer, sample, self.resources)
-            initial = moments.whitening()
+            parts = data.images, layer, data.lineup, self.resources
+            initial = drawn_moments(*parts).whitening()
         return PatchModel(
             kernel=kernel,
             initial=initial,
@@ -122,9 +121,7 @@ class Recipe:
             else:
                 bank, transform = self.start.banks[index], self.start.transforms[index]
                 if index and self.start.refined:
-                    dim = bank.directions.shape[1]
-                    sample = moment_sample(data.lineup, layer.layer_, dim)
-                    parts = images, layer.layer_, sample, self.resources
+                    parts = images, layer.layer_, data.lineup, self.resources
                     bank = bank.measured_on(*parts)
             layers.append(layer)
             banks.append(bank)
@@ -285,9 +282,8 @@ class MapModel(Model):
         parts = zip(self.layers, self.banks, transforms, base, strict=True)
         for features, bank, transform, before in parts:
             if moved:  # thresholds and centres are those of the present maps
-                layer, dim = features.layer_, bank.directions.shape[1]
-                sample = moment_sample(self.data.lineup, layer, dim)
-                bank = bank.measured_on(images, layer, sample, self.resources)
+                where = images, features.layer_, self.data.lineup, self.resources
+                bank = bank.measured_on(*where)
             maps.append(bank.under(transform, features))
             banks.append(bank)
             images = pass_through(images, maps[-1:])
