@@ -37,11 +37,12 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         feature layers, where they are cheap, it takes 200,000 patches, and under
         "gaussian" and "laplace" 100 images at most.
     selection : {"gcv", "loo", "holdout", "last"}, default="gcv"
-        Criterion that chooses ridge, round and layer: generalised cross-validation, the
-        default because it needs no second fit; the leave-one-out error; the error of a
-        held-out fifth of the rows, drawn evenly over classes (or targets) and with
-        copies of an image kept together, after which all rows are fitted anew; or the
-        last round, with the ridge by GCV. By GCV and leave-one-out, a round of learned
+        Criterion that chooses ridge, round and layer: generalised cross-validation over
+        distinct images, the default because it needs no second fit and chose the more
+        accurate machines; the leave-one-out error, whose estimate is closer where rows
+        come several times; the error of a held-out fifth of the images, drawn evenly
+        over classes (or targets), after which all are fitted anew; or the last round,
+        with the ridge by GCV. By GCV and leave-one-out, a round of learned
         feature layers must be better than those before by two per cent, which is its
         optimism. Where the metric is large against the data, as in deeper layers, only
         ``"holdout"`` is honest (see :ref:`optimistic`).
@@ -49,11 +50,12 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         Rows and columns of an image, ``(h, w)``, or with channels ``(h, w, c)``, in
         this order for either value of `channels`. None takes it from `X` where that has
         three or four dimensions; a flat row is a square image where its width is a
-        perfect square from 16 on, else one row of pixels. Colour images in flat rows
-        need it.
+        perfect square from 16 on, with a warning, else one row of pixels. Colour images
+        in flat rows need it.
     channels : {"last", "first"}, default="last"
         How the pixels of a flat row are laid out, (h, w, c) or (c, h, w); the same
-        for four-dimensional `X`.
+        for four-dimensional `X`. Images that are probably laid out the other way are an
+        error unless `image_shape` is given.
     warm_start : bool, default=False
         True lets `fit` begin from the metrics that are there, of a former fit or of
         `refine`, and from the same filters.
@@ -86,9 +88,9 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         The fitted layers whose maps the kernel compares. Where `selection` kept a lower
         layer of Deep ConvRFM, these are the layers below it.
     X_fit_ : ndarray of shape (n_samples, n_features)
-        Rows that a kernel compares new ones with: the training rows of positive weight
-        in their own dtype; behind feature layers under "gaussian" or "laplace", their
-        maps as flat rows. Not there for "linear".
+        Rows that a kernel compares new ones with: the distinct training rows of
+        positive weight in their own dtype; behind feature layers under "gaussian" or
+        "laplace", their maps as flat rows. Not there for "linear".
     dual_coef_ : ndarray of shape (n_samples, n_outputs)%(or_1d_dual)s
         Coefficients of the kernel as ``kernel_`` returns it, not scaled: the prediction
         is ``K @ dual_coef_ + intercept_``. Not there for "linear".
@@ -97,6 +99,10 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         grid, filter).
     intercept_ : %(intercept)s
         The intercept, which is not penalised.
+    loo_prediction_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Outputs for each row of the fit of the machine without the image and its copies,
+        as %(outputs_of)s gives them; those of rows of weight 0 are of the machine
+        itself. Not there after `partial_fit`.
     alpha_, best_round_, best_layer_ : float, int, int
         The ridge, the round and the layer chosen. That layer predicts; 0 is the one
         that sees the images.
@@ -141,9 +147,9 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
     in the guide. It is refused where its matrices do not fit in free memory, and warns
     from ten minutes on. With "linear" and D features, a round costs n times the
     convolution and D², and an eigendecomposition of D³ (or of n³ where rows are
-    fewer). Sample weights count rows: weight 2 is the row twice, also in the selection
-    by GCV or held-out rows. Weights that sum to less than the number of rows are scaled
-    to mean one.%(more_notes)s
+    fewer). Sample weights count rows: weight 2 is the row twice, by every `selection`.
+    Equal rows are one image with the sum of their weights; weights that sum to less
+    than the number of distinct images are scaled to mean one.%(more_notes)s
 
     References
     ----------

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from .learning.rounds import Schedule, Watcher, best_stage, fit_stages
-from .learning.stream import RowSample, Stream
+from .learning.stream import Stream
 
 # selection="holdout": part of the rows that chooses.
 _HOLDOUT_FRACTION = 0.2
@@ -44,28 +44,33 @@ class Fitting(Watcher):
         refitted = [replace(stage, history=former.history) for stage, former in pairs]
         return self._attributes(data, refitted, "last")
 
-    def add(self, data, rows):
-        """Return the fitted attributes after rows, also as flat images, were added."""
+    def add(self, data, rows, total):
+        """Return the fitted attributes after images, also as flat rows, were added.
+
+        ``total`` is the sum of their weights before those of classes.
+        """
         estimator = self._estimator
         recipe = replace(self._recipe, rng=copy.deepcopy(self._recipe.rng))
         model = recipe.model(data).with_metric(None)
         moments = model.design().moments()
-        sample = RowSample.of(rows, data.targets, data.weights, data.counts)
-        stream = Stream(moments, len(rows), data.counts.sum(), sample)
+        stream = Stream.of(moments, total, rows, data)
         if hasattr(estimator, "stream_"):
             stream = estimator.stream_ + stream
         units = stream.in_units()
         sample = units.sample
-        columns = (sample.rows, sample.targets, sample.weights, sample.counts)
+        columns = (sample.rows, sample.targets, sample.weights)
         shape, rng = self._common["image_shape_"], copy.deepcopy(self._recipe.rng)
-        data = estimator._training_set(*columns, shape, rng)
+        _, data = estimator._training_set(*columns, shape, rng)
+        data = replace(data, scatter=sample.scatter)
         self._recipe = recipe.summed(model, units.moments)
         # There are no rounds, and of held-out rows there are no sums.
         selection = "loo" if estimator.selection == "loo" else "gcv"
         schedule = Schedule(0, estimator.agop_power, selection)
         self._phase, self._data = None, data
         stages = fit_stages(self._recipe, data, schedule, self)
-        return self._attributes(data, stages, "last") | {"stream_": stream}
+        attributes = self._attributes(data, stages, "last")
+        del attributes["loo_prediction_"]  # of a sample
+        return attributes | {"stream_": stream}
 
     def _fit_stages(self, phase, data, held_out=None, plan=None):
         """Fit all stages on some rows; a "choice" is followed by a "refit"."""
@@ -79,8 +84,9 @@ class Fitting(Watcher):
 
     def score(self, loo_prediction):
         """Return the score of the predictions of left-out rows."""
-        data, score = self._data, self._estimator._score_targets
-        return score(data.targets, loo_prediction, data.weights)
+        seen, score = self._data.observations, self._estimator._score_targets
+        rows = seen.targets, loo_prediction[seen.image], seen.weights
+        return score(*rows, **self._common)
 
     def load(self, stage, model):
         """Return the progress of a stage in the checkpoint, or None."""
@@ -146,7 +152,10 @@ class Fitting(Watcher):
             kept["patch_transform_"] = sees_images.patch_transform_
             if stage is not None:
                 kept["patch_agop_"] = sees_images.patch_agop_
-        held_out = solution.held_out_prediction
+        seen = data.observations
+        left_out = solution.loo_prediction[seen.image]
+        calibrated = left_out, seen.targets, seen.weights
+        is_flat = self._output_shape == () and left_out.shape[1] == 1
         return {
             **self._common,
             "kernel_": kernel,
@@ -157,7 +166,8 @@ class Fitting(Watcher):
             "best_round_": best.index,
             "history_": _as_arrays(history),
             **kept,
-            **estimator._calibrate(held_out, data.targets, data.weights),
+            "loo_prediction_": left_out[:, 0] if is_flat else left_out,
+            **estimator._calibrate(*calibrated, **self._common),
         }
 
     def _flat_rows(self, data):

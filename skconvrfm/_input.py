@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from numbers import Integral
 from typing import cast
 
@@ -19,8 +20,15 @@ from .compute.blocks import SCANNED_BYTES, byte_blocks, squares_fit_float32
 from .compute.devices import TORCH_DTYPES, resolve_device, resolve_dtype
 from .compute.images import as_images
 from .compute.parallel import is_out_of_memory, parallel_resources, working_memory
-from .compute.stored import StoredRows, is_stored
+from .compute.stored import StoredRows, in_memory, stored_rows
+from .compute.torch_state import plain_torch
 
+# Fitted attributes that scikit-learn sets.
+_OF_SKLEARN = {"n_features_in_", "feature_names_in_"}
+# Layout of saved estimators.
+_FORMAT = 3
+# Numbers of channels that are usual.
+_CHANNEL_COUNTS = (1, 3, 4)
 # Sides from which on flat rows look like colour images, or square ones.
 _SMALLEST_COLOUR_SIDE, _SMALLEST_SQUARE_SIDE = 8, 4
 
@@ -64,9 +72,10 @@ def make_resources(device, dtype, n_jobs, *arrays, learned=()):
 @summed_quietly
 def check_image_array(images, name):
     """Return images, or flat rows of square ones, as a finite array (n, h, w, c)."""
-    images = check_array(
-        as_numpy(images, name), dtype="numeric", allow_nd=True, input_name=name
-    )
+    images = as_numpy(images, name)
+    if isinstance(images, list | tuple):
+        images = [as_numpy(x, f"{name}[{i}]") for i, x in enumerate(images)]
+    images = check_array(images, dtype="numeric", allow_nd=True, input_name=name)
     if images.ndim == 2:
         side = math.isqrt(images.shape[1])
         if side**2 == images.shape[1]:
@@ -79,11 +88,19 @@ def check_image_array(images, name):
         )
     if 0 in images.shape:
         raise ValueError(f"{name} has shape {images.shape}, which has no pixels.")
+    if images.ndim == 4 and _is_other_layout(images.shape[1:]):
+        shape = ", ".join(map(str, images.shape[1:]))
+        warnings.warn(
+            f"{name} of shape (n, {shape}) is read as (n, h, w, c), but looks like "
+            f"(n, c, h, w): pass {name}.transpose(0, 2, 3, 1) if it is.",
+            stacklevel=6,
+        )
     return images[..., None] if images.ndim == 3 else images
 
 
 def check_weights(sample_weight, X):
     """Return one weight per row of X as float64, none negative, not all zero."""
+    sample_weight = as_numpy(sample_weight, "sample_weight")
     if sample_weight is not None and not np.asarray(sample_weight).any():
         raise ValueError(
             "sample_weight is all zero, so that no row is left: give some rows a "
@@ -103,15 +120,25 @@ def check_weights(sample_weight, X):
 
 
 def as_numpy(values, name):
-    """Return a torch tensor on the CPU as a numpy array; anything else as it is."""
+    """Return tensors and mapped arrays as arrays in memory; all else as it is."""
     if not isinstance(values, torch.Tensor):
-        return values
+        return in_memory(values, name)
     if values.device.type != "cpu":
         raise TypeError(
-            f"{name} is a tensor on {values.device}; pass {name}.cpu(), and device="
-            f"{values.device.type!r} to compute there."
+            f"{name} is a tensor on {values.device}; pass {name}.cpu(), and "
+            "device='cuda' to compute on a GPU."
         )
-    return values.detach().numpy()
+    try:
+        values = values.detach().resolve_conj().resolve_neg()
+        # float32 holds bfloat16 and float8, which numpy has not, exactly.
+        small = values.is_floating_point() and values.itemsize < 4
+        return (values.float() if small else values).numpy()
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(
+            f"{name} is a tensor with layout {values.layout} and {values.dtype}, which "
+            f"no array can hold ({error}). Pass one of numbers, such as "
+            f"{name}.to_dense() or {name}.dequantize()."
+        ) from error
 
 
 class ImageInput(BaseEstimator):
@@ -122,11 +149,36 @@ class ImageInput(BaseEstimator):
         "channels": [StrOptions({"last", "first"})],
     }
 
+    def __getstate__(self):
+        return super().__getstate__() | {"_format": _FORMAT}
+
+    def __setstate__(self, state):
+        name, found = type(self).__name__, state.get("_format", 1)
+        if type(found) is not int or found != _FORMAT:
+            raise ValueError(
+                f"this {name} was saved in format {found} by another version of "
+                f"skconvrfm, and this one knows {_FORMAT}: use that one, or fit and "
+                "save the estimator with this one."
+            )
+        super().__setstate__({k: v for k, v in state.items() if k != "_format"})
+        # Those of scikit-learn may be there before the end of a fit, of which callbacks
+        # take copies.
+        if fitted_attributes(self).keys() - _OF_SKLEARN:
+            try:
+                self._check_fitted()
+            except (AttributeError, TypeError) as error:
+                raise ValueError(
+                    f"this {name} was saved incompletely, or changed since ({error}): "
+                    "fit and save it again."
+                ) from error
+
     @summed_quietly
     def _validate_fit(self, X, y, reset=True):
         """Return X flat, y, and the shape of an image; ``reset`` begins anew."""
         image_shape, channels = self._image_parameters()
         X, shape = self._flatten(X, channels)
+        if image_shape is None and shape is not None:
+            _check_layout(shape, channels)
         options = {"multi_output": True, "y_numeric": False}
         checks = {"reset": reset, "ensure_min_samples": 2 if reset else 1}
         y = as_numpy(y, "y")
@@ -136,7 +188,16 @@ class ImageInput(BaseEstimator):
             self._check_stored(X, **checks)
         else:
             X, y = validate_data(self, X, y, dtype="numeric", **checks, **options)
-        return X, self._check_y(y), _resolve_image_shape(image_shape, X.shape[1], shape)
+        resolved = _resolve_image_shape(image_shape, X.shape[1], shape)
+        if reset and image_shape is None and shape is None and resolved[0] > 1:
+            height, width = resolved[:2]
+            warnings.warn(
+                f"X has flat rows of {height * width} columns, which are read as "
+                f"square images: pass image_shape=({height}, {width}) if they are, or "
+                f"image_shape=(1, {height * width}) for rows that are not images.",
+                stacklevel=7,
+            )
+        return X, self._check_y(y), resolved
 
     @summed_quietly
     def _check_stored(self, X, reset, **options):
@@ -163,11 +224,11 @@ class ImageInput(BaseEstimator):
 
     def _flatten(self, X, channels):
         """Return images as flat rows, and the shape (h, w, c) that they had, if any."""
+        stored = stored_rows(X)
+        if stored is not None:
+            return stored, _seen_shape(X.shape, channels)
         X = as_numpy(X, "X")
-        if is_stored(X):
-            return StoredRows.of(X), _seen_shape(X.shape, channels)
-        if getattr(X, "ndim", None) is None and not hasattr(X, "dtypes"):
-            X = _nested_images(X)
+        X = _stacked(X)
         ndim = getattr(X, "ndim", 2)
         if ndim not in (3, 4):
             return X, None
@@ -244,13 +305,70 @@ def _seen_shape(shape, channels):
     return tuple(shape[1:]) if len(shape) == 4 else None
 
 
-def _nested_images(X):
-    """Return lists of images as an array; anything else as it is."""
-    try:
-        array = np.asarray(X)
-    except ValueError:  # ragged: validate_data has the better words
+def _is_other_layout(axes):
+    """Return True if the first of three axes is probably that of the channels."""
+    return axes[0] in _CHANNEL_COUNTS and min(axes[1:]) > max(_CHANNEL_COUNTS)
+
+
+def _check_layout(shape, channels):
+    """Refuse images (h, w, c) that are probably laid out the other way."""
+    first = channels == "first"
+    height, width, depth = shape
+    axes = (depth, height, width) if first else shape
+    if _is_other_layout(axes[::-1] if first else axes):
+        seen, other = ("(n, c, h, w)", "(n, h, w, c)")[:: 1 if first else -1]
+        raise ValueError(
+            f"X of shape (n, {', '.join(map(str, axes))}) is read as {seen}, but looks "
+            f"like {other}: pass channels={'last' if first else 'first'!r}, or "
+            f"image_shape={shape} if it is meant."
+        )
+
+
+def _stacked(X):
+    """Return images one by one, in a list or an object column, as an array.
+
+    Anything else is returned as it is.
+    """
+    if isinstance(X, dict):
+        raise TypeError(f"X is a dict with the keys {list(X)}: pass its images alone.")
+    items = _items(X)
+    if items is None or not len(items):
         return X
-    return array if array.ndim in (3, 4) else X
+    images = [_as_image(item, index) for index, item in enumerate(items)]
+    shapes = [np.shape(image) for image in images]
+    if shapes[0] == ():  # numbers or texts, which validate_data knows
+        return X
+    for index, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"X has images of shapes {shapes[0]} and {shape} (number {index}): "
+                "bring them to one shape."
+            )
+    return np.stack(images)
+
+
+def _items(X):
+    """Return the items of a list, a tuple or an object column; or None."""
+    if isinstance(X, list | tuple):
+        return X
+    if hasattr(X, "iloc") and X.ndim == 2 and X.shape[1] == 1:  # of pandas
+        X = X.iloc[:, 0]
+    if getattr(getattr(X, "dtype", None), "kind", None) != "O":
+        return None
+    X = np.asarray(X)
+    return X.ravel() if X.ndim == 1 or X.shape[1:] == (1,) else None
+
+
+def _as_image(item, index):
+    """Return an item of a list of images as an array."""
+    image = as_numpy(item, f"X[{index}]")
+    if isinstance(image, dict):
+        keys = list(image)
+        raise TypeError(f"X[{index}] is a dict with the keys {keys}, not an image.")
+    try:
+        return np.asarray(image)
+    except ValueError as error:
+        raise ValueError(f"X[{index}] has rows of different lengths.") from error
 
 
 def all_or_nothing(method: Function) -> Function:
@@ -261,7 +379,8 @@ def all_or_nothing(method: Function) -> Function:
     def call(self, *args, **kwargs):
         before = fitted_attributes(self)
         try:
-            return method(self, *args, **kwargs)
+            with plain_torch():
+                return method(self, *args, **kwargs)
         except BaseException as error:
             for name in fitted_attributes(self):
                 delattr(self, name)

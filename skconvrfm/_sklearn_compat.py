@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from sklearn.base import _fit_context
+from sklearn.utils import _param_validation
 from sklearn.utils._param_validation import (
-    Interval,
     RealNotInt,
     StrOptions,
     validate_params,
@@ -44,6 +45,16 @@ __all__ = [
     "output_container",
     "validated",
 ]
+
+
+class Interval(_param_validation.Interval):
+    """Interval of real numbers, whose bounds are not cast to a float of few bits."""
+
+    def is_satisfied_by(self, val):
+        """Return True if a value is in the interval."""
+        return super().is_satisfied_by(
+            val.item() if isinstance(val, np.floating) else val
+        )
 
 
 def output_container(transformer):

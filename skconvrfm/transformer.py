@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -12,7 +13,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
 from ._docs import FIT, IMAGES, WEIGHTS, fill_in
-from ._input import ImageInput, all_or_nothing, check_pair, make_resources
+from ._input import ImageInput, all_or_nothing, as_numpy, check_pair, make_resources
 from ._sklearn_compat import (
     Interval,
     StrOptions,
@@ -21,11 +22,13 @@ from ._sklearn_compat import (
     output_container,
 )
 from ._typing import Activation, Array, Pair, Weights
+from .compute.torch_state import plain_torch
 from .estimators import ConvRFMClassifier, ConvRFMRegressor
 from .features.filters import draw_filters
 from .features.maps import ACTIVATIONS, FilterLayer, compute_features, pass_through
 from .features.projections import EigenProjections, Saliency, SeenImage
-from .learning.rounds import leading_eigenvectors
+from .learning.fitted import check_numbers
+from .learning.rounds import leading_eigenvectors, rank
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,7 +72,8 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
         Function that follows the filters. Pooled linear features are those of the mean
         patch, so that ``"identity"`` is of use mostly without `pool`.
     n_components : int, default=8
-        Eigenvectors of ``"eigen"``, at most as many as a patch has entries.
+        Eigenvectors of ``"eigen"``, at most as many as M has eigenvalues that are not
+        rounding: with few filters its rank is less than the entries of a patch.
     rectification : {"absolute", "halves"}, default="absolute"
         Function that follows the projections, since an eigenvector's sign has no
         meaning: the absolute value, or positive and negative part as two features.
@@ -152,9 +156,13 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
             Classes or real targets, see `estimator`.
         %(weights)s
         """
+        return self._fit(X, y, sample_weight)
+
+    def _fit(self, X, y, sample_weight):
+        """Fit the estimator, and make the features of what it learned."""
         single = "None, nor a positive int,"
         pool = None if self.pool is None else check_pair(self.pool, "pool", single)
-        self._learner = _make_learner(self.estimator, y)
+        self._learner = _make_learner(self.estimator, as_numpy(y, "y"))
         try:
             X, y, image_shape = self._validate_fit(X, y)
             estimator = self._learner.set_params(image_shape=image_shape)
@@ -175,11 +183,13 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
         self.patch_transform_ = transform = learned.filter_transform_
         rng = estimator._rng_of_filters(y)
         self.filters_ = draw_filters(transform, self.n_filters, rng)
-        self.components_ = leading_eigenvectors(transform, self.n_components)
+        n_components = min(self.n_components, rank(transform))
+        self.components_ = leading_eigenvectors(transform, n_components)
         self.maps_ = self._make_maps(learned.layer_, pool)
         self.output_shape_ = self.maps_[-1].shape
         return self
 
+    @plain_torch()
     def transform(self, X: ArrayLike) -> Array:
         """Make features of images.
 
@@ -229,6 +239,13 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
         all_names = [f"{name}_{row}_{col}" for row, col in places for name in names]
         return np.array(all_names, dtype=object)
 
+    def _check_fitted(self):
+        """Refuse a fit that was changed."""
+        d = self.image_shape_[2] * math.prod(self.patch_shape_)
+        check_numbers("patch_transform_", self.patch_transform_, (d, d))
+        for name in ("filters_", "components_"):
+            check_numbers(name, getattr(self, name), (None, d))
+
     def _image_parameters(self):
         return self._learner._image_parameters()
 
@@ -270,7 +287,7 @@ def _make_learner(estimator, y):
     """Return an unfitted clone of the estimator; None is one that suits y."""
     if estimator is not None:
         return clone(estimator)
-    classes = "binary", "multiclass"
+    classes = "binary", "multiclass", "multilabel-indicator"
     if y is None or type_of_target(y, input_name="y", raise_unknown=True) in classes:
         return ConvRFMClassifier()  # which refuses None in better words
     return ConvRFMRegressor()

@@ -36,15 +36,16 @@ def new():
 
 @pytest.fixture
 def data(rng):
-    X, y = rng.normal(size=(24, 16)), np.arange(24) % 2
-    X[y == 1, 5] += 2
+    X, y = rng.normal(size=(24, 4, 4)), np.arange(24) % 2
+    X[y == 1, 1, 1] += 2
     return X, y
 
 
 @pytest.fixture
 def digits():
     X, y = load_digits(n_class=3, return_X_y=True)
-    return X[:60] / 16, y[:60], X[60:120] / 16, y[60:120]
+    X = X.reshape(-1, 8, 8) / 16
+    return X[:60], y[:60], X[60:120], y[60:120]
 
 
 class Recorder:

@@ -50,8 +50,9 @@ from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK, Gaussian
 
-CLASSIFIER = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1)
-REGRESSOR = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=1)
+OPTIONS = {"n_rounds": 1, "image_shape": (8, 8)}
+CLASSIFIER = ConvRFMClassifier(ConvNTK(depth=1), **OPTIONS)
+REGRESSOR = ConvRFMRegressor(ConvNTK(depth=1), **OPTIONS)
 TRANSFORMER = PatchAGOPTransformer(CLASSIFIER, n_filters=8)
 MODELS = {
     "classifier": CLASSIFIER,
@@ -177,6 +178,8 @@ def test_permuted_classes_cannot_be_learned(digits, model):
 def test_permutation_importance_of_a_blank_pixel_is_zero(digits, model):
     X, y, _, _ = digits
     X = X.reshape(60, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(60, 16)
+    names = {name for name in model.get_params() if name.endswith("image_shape")}
+    model.set_params(**dict.fromkeys(names, (4, 4)))
     X[:, 0] = 0
     probable = hasattr(model, "predict_proba")
     importances = permutation_importance(
@@ -242,7 +245,7 @@ def test_grid_search_reaches_kernel_and_feature_parameters(
     digits, kernel, features, grid
 ):
     X, y, X_test, y_test = digits
-    model = ConvRFMClassifier(kernel, features, n_rounds=1)
+    model = ConvRFMClassifier(kernel, features, **OPTIONS)
     search = GridSearchCV(model, grid, cv=HALVES, error_score="raise").fit(X, y)
     results = search.cv_results_
     for parameters, score in zip(

@@ -2,12 +2,14 @@
 
 import copy
 import inspect
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_matrix
 from sklearn import config_context
 from sklearn.base import clone
 
@@ -345,9 +347,128 @@ def test_weights_equal_repeated_rows_in_every_composition(composition, Estimator
 def assert_weights_are_rows(estimator, X, y, rng):
     counts = rng.integers(0, 4, size=len(X))
     rows = rng.permutation(np.repeat(np.arange(len(X)), counts))
-    weighted = clone(estimator).fit(X, y, sample_weight=counts)
-    repeated = clone(estimator).fit(X[rows], y[rows])
-    assert_same_fit(weighted, repeated, X, tolerance=1e-6)
+    for selection in ("gcv", "loo", "holdout", "last"):
+        estimator.set_params(selection=selection)
+        weighted = clone(estimator).fit(X, y, sample_weight=counts)
+        repeated = clone(estimator).fit(X[rows], y[rows])
+        assert_same_fit(weighted, repeated, X, tolerance=1e-6)
+        left_out = weighted.loo_prediction_[rows]
+        assert_allclose(repeated.loo_prediction_, left_out, atol=1e-6)
+
+
+@pytest.mark.parametrize("selection", ["gcv", "loo"])
+def test_copies_with_other_targets_are_one_image_with_all_of_them(rng, selection):
+    X, y = make_strokes(12)
+    rows = np.r_[np.arange(12), 0, 0, 5]
+    labels = np.r_[y, (y[0] + 1) % 3, y[0], (y[5] + 1) % 3]
+    model = small(ConvRFMClassifier, selection=selection).fit(X[rows], labels)
+    assert len(model.X_fit_) == 12
+    # The machine of all rows, by the linear system.
+    K = model.kernel_(X[rows], patch_transform=model.patch_transform_)
+    targets = 2.0 * (labels[:, None] == np.arange(3)) - 1
+    alpha = model.alpha_ * np.diagonal(K).max()
+    system = np.ones((16, 16))
+    system[:15, :15] = K + alpha * np.eye(15)
+    system[15, 15] = 0
+    solution = np.linalg.solve(system, np.vstack([targets, np.zeros(3)]))
+    assert_allclose(model.decision_function(X), K[:12] @ solution[:15] + solution[15])
+    # The errors of the criterion are of single rows.
+    errors = ((targets - model.loo_prediction_) ** 2).sum(1)
+    loss = model.history_["loo_loss"][model.best_round_]
+    assert loss == pytest.approx(errors.mean())
+    hits = model.loo_prediction_.argmax(1) == labels
+    assert model.history_["loo_score"][model.best_round_] == pytest.approx(hits.mean())
+
+
+def test_gcv_of_a_bootstrap_does_not_vanish(rng):
+    X, y = make_strokes(60)
+    rows = rng.integers(60, size=60)
+    model = small(ConvRFMClassifier).fit(X[rows], y[rows])
+    assert model.history_["gcv"].min() > 0.3 * model.history_["loo_loss"].min()
+
+
+@pytest.mark.parametrize("kind", ["classes", "target", "targets", "label sets"])
+def test_left_out_predictions_equal_refits(kind, rng):
+    X = rng.normal(size=(14, 4, 4))
+    X[9] = X[3]  # a copy is left out with its image
+    y = {
+        "classes": np.arange(14) % 3,
+        "target": X[:, 1, 1],
+        "targets": X[:, 1:3, 1],
+        "label sets": (X[:, 1:3, 1] > 0).astype(int),
+    }[kind]
+    is_regression = kind.startswith("target")
+    Estimator = ConvRFMRegressor if is_regression else ConvRFMClassifier
+    weights = np.r_[1, 0, 2, np.ones(11)]
+    ridge = 0.1
+    estimator = Estimator(ConvNTK(depth=1, patch_size=2), n_rounds=0, alpha=ridge)
+    model = clone(estimator).fit(X, y, weights)
+    assert model.loo_prediction_.shape == scores(model, X).shape
+    diagonal = np.diagonal(model.kernel_(X[weights > 0])).max()
+    for row in (0, 1, 2, 3, 13):
+        kept = np.setdiff1d(np.arange(14), [3, 9] if row == 3 else [row])
+        # The ridge is in units of the largest diagonal entry of the rows.
+        unit = np.diagonal(model.kernel_(X[kept[weights[kept] > 0]])).max()
+        estimator.set_params(alpha=ridge * diagonal / unit)
+        refit = clone(estimator).fit(X[kept], y[kept], weights[kept])
+        expected = scores(refit, X[row : row + 1])[0]
+        assert_allclose(model.loo_prediction_[row], expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ntk", "linear", "gaussian"])
+def test_names_of_classes_change_no_model(name):
+    kernel, features = COMPOSITIONS[name]
+    X, y = make_strokes(40)
+    options = {"n_rounds": 1, "agop_samples": 9, "selection": "holdout"}
+    model = ConvRFMClassifier(kernel, features, **options).fit(X, y)
+    names = np.array(["zebra", "ant", "mouse"])
+    named = ConvRFMClassifier(kernel, features, **options).fit(X, names[y])
+    order = np.searchsorted(named.classes_, names)
+    expected = model.decision_function(X)
+    assert_allclose(named.decision_function(X)[:, order], expected, atol=1e-9)
+    assert named.temperature_ == pytest.approx(model.temperature_, rel=1e-9)
+    assert_array_equal(named.predict(X), names[model.predict(X)])
+
+
+def test_label_sets_are_one_machine_per_label():
+    X, y = make_strokes(40)
+    labels = np.column_stack([y == 0, y > 0, y == 2, y < 0]).astype(int)
+    options = {"alpha": 0.01, "n_rounds": 0}
+    model = small(ConvRFMClassifier, **options).fit(X, labels)
+    assert_array_equal(model.classes_, range(4))
+    regressor = small(ConvRFMRegressor, **options).fit(X, 2.0 * labels - 1)
+    assert_allclose(model.decision_function(X), regressor.predict(X), rtol=1e-9)
+    assert_array_equal(model.predict(X), model.decision_function(X) > 0)
+    probabilities = model.predict_proba(X)
+    odds = np.exp(2 * model.decision_function(X) / model.temperature_)
+    assert_allclose(probabilities, odds / (1 + odds), rtol=1e-9)
+    assert_allclose(np.exp(model.predict_log_proba(X)), probabilities, rtol=1e-12)
+    hits = (model.predict(X) == labels).all(1).mean()
+    assert model.score(X, labels) == hits > 0.8
+    sparse = small(ConvRFMClassifier, **options).fit(X, csr_matrix(labels))
+    assert_array_equal(sparse.predict(X), model.predict(X))
+
+
+def test_partial_fit_of_label_sets_equals_one_fit():
+    X, y = make_strokes(40)
+    labels = np.column_stack([y == 0, y > 0]).astype(int)
+    model = ConvRFMClassifier("linear", FEATURES, n_rounds=0).fit(X[:20], labels[:20])
+    for part in (slice(0, 15), slice(15, 40)):
+        model.partial_fit(X[part], labels[part])
+    warm = ConvRFMClassifier("linear", FEATURES, n_rounds=0).fit(X[:20], labels[:20])
+    warm.set_params(warm_start=True).fit(X, labels)
+    assert_allclose(model.decision_function(X), warm.decision_function(X), atol=1e-7)
+    with pytest.raises(ValueError, match="label sets"):
+        model.partial_fit(X, y > 0)
+
+
+def test_logarithms_of_probabilities_do_not_underflow():
+    X, y = make_strokes(30)
+    model = small(ConvRFMClassifier).fit(X, y)
+    model.temperature_ = 1e-3
+    logarithms = model.predict_log_proba(X)
+    assert np.isfinite(logarithms).all() and logarithms.min() < -800
+    assert (model.predict_proba(X) == 0).any()
 
 
 def test_rows_of_weight_zero_are_not_kept(problem):
@@ -595,8 +716,15 @@ def test_flat_rows_equal_arrays_of_images(problem):
 )
 def test_flat_rows_are_square_images_where_they_can_be(rng, width, shape):
     X = rng.normal(size=(8, width))
-    model = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=0).fit(X, X[:, 0])
+    model = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(X, X[:, 0])
     assert model.image_shape_ == shape
+    # The guess is said once a fit, and not at all where the user decides.
+    said = [f"flat rows of {width} columns" in str(one.message) for one in caught]
+    assert said == [True] * (shape[0] > 1)
+    model.set_params(image_shape=shape).fit(X, X[:, 0])
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -649,9 +777,10 @@ def test_column_names_of_a_frame_are_kept():
     X, y = make_strokes(18, size=4)
     X = X.reshape(18, -1)
     frame = pandas.DataFrame(X, columns=[f"pixel{i}" for i in range(16)])
-    model = small(ConvRFMClassifier).fit(frame, pandas.Series(y))
+    estimator = small(ConvRFMClassifier).set_params(image_shape=(4, 4))
+    model = clone(estimator).fit(frame, pandas.Series(y))
     assert_array_equal(model.feature_names_in_, frame.columns)
-    plain = small(ConvRFMClassifier).fit(X, y)
+    plain = clone(estimator).fit(X, y)
     assert_array_equal(model.decision_function(frame), plain.decision_function(X))
     with pytest.raises(ValueError, match="feature names"):
         model.predict(frame.rename(columns={"pixel0": "other"}))

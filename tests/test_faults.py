@@ -29,9 +29,9 @@ from skconvrfm import (
     ConvRFMClassifier,
     ConvRFMRegressor,
     PatchAGOPTransformer,
+    _base,
     _command_line,
     _fitting,
-    estimators,
     transformer,
 )
 from skconvrfm._input import fitted_attributes
@@ -39,7 +39,14 @@ from skconvrfm.ansatz import command
 from skconvrfm.features import ConvFeatures, filters, maps
 from skconvrfm.kernels import ConvNTK
 from skconvrfm.kernels.convolutional import ConvolutionalKernel
-from skconvrfm.learning import calibration, feature_sums, models, ridge, rounds
+from skconvrfm.learning import (
+    calibration,
+    feature_sums,
+    models,
+    ridge,
+    rounds,
+    stream,
+)
 
 job = importlib.import_module("skconvrfm.__main__")
 
@@ -169,8 +176,8 @@ def test_interrupted_fit_leaves_estimator_unchanged(model, data, step, at, monke
     ("place", "name"),
     [
         (filters, "patch_moments"),
-        (_fitting.RowSample, "of"),
-        (_fitting, "Stream"),
+        (stream.RowSample, "of"),
+        (_fitting.Stream, "of"),
         (ridge.Moments, "__add__"),
         (models.MapModel, "ridge_path"),
     ],
@@ -204,7 +211,7 @@ def test_interrupted_partial_fit_leaves_sums_unchanged(
 def test_interrupted_refine_keeps_metric(data, monkeypatch):
     model = clone(MODELS["linear"]).partial_fit(*data)
     interrupt = failing(KeyboardInterrupt())
-    monkeypatch.setattr(estimators, "transforms_from", interrupt)
+    monkeypatch.setattr(_base, "transforms_from", interrupt)
     with unchanged(model), pytest.raises(KeyboardInterrupt):
         model.refine()
 

@@ -1,7 +1,9 @@
 """Saved models: skops and joblib files, copies, other processes and machines."""
 
 import copy
+import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from same import assert_same
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skconvrfm import AnsatzScorer, ConvRFMClassifier, estimators
+from skconvrfm import AnsatzScorer, ConvRFMClassifier, _input
 from skconvrfm._input import fitted_attributes
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK
@@ -109,11 +111,11 @@ def test_saving_leaves_the_model_unchanged(model):
     assert all(vars(model)[name] is before[name] for name in before)
 
 
-@pytest.mark.parametrize("other", [1, 99])
+@pytest.mark.parametrize("other", [1, 99, -1, math.nan, "3", None])
 def test_files_of_another_format_are_refused(models, monkeypatch, tmp_path, other):
     model = models["linear"]
     with monkeypatch.context() as context:
-        context.setattr(estimators, "_FORMAT", other)
+        context.setattr(_input, "_FORMAT", other)
         data = sio.dumps(model)
         joblib.dump(model, tmp_path / "model.joblib")
     match = f"ConvRFMClassifier was saved in format {other} .*fit and save"
@@ -121,6 +123,32 @@ def test_files_of_another_format_are_refused(models, monkeypatch, tmp_path, othe
         joblib.load(tmp_path / "model.joblib")
     with pytest.raises(ValueError, match=match):
         sio.loads(data, trusted=sorted(CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("dual_coef_", lambda coef: coef[:-1]),
+        ("X_fit_", lambda rows: rows[:, 1:]),
+        ("intercept_", lambda intercept: intercept * np.nan),
+        ("temperature_", lambda temperature: -temperature),
+        ("classes_", lambda classes: classes[:1]),
+        ("image_shape_", lambda shape: (*shape[:2], 9)),
+        ("kernel_", lambda kernel: None),
+        ("multilabel_", None),
+        ("X_fit_", None),
+    ],
+)
+def test_files_with_inconsistent_attributes_are_refused_when_loaded(
+    models, name, change
+):
+    model = copy.copy(models["ntk"])
+    if change is None:
+        delattr(model, name)
+    else:
+        setattr(model, name, change(getattr(model, name)))
+    with pytest.raises(ValueError, match=r"fit .* again"):
+        pickle.loads(pickle.dumps(model))
 
 
 def test_unfitted_estimators_are_saved():
@@ -154,6 +182,7 @@ def test_loaded_features_are_refined_and_fitted_further(models):
 def test_pipelines_are_saved(images):
     X, labels, _, _ = make_data()
     steps = StandardScaler(), ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1)
+    steps[-1].set_params(image_shape=X.shape[1:])
     pipeline = make_pipeline(*steps).fit(X.reshape(16, -1), labels)
     data = sio.dumps(pipeline)
     trusted = sio.get_untrusted_types(data=data)

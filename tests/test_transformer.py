@@ -53,6 +53,27 @@ def test_filters_are_convolved_rectified_and_pooled(data):
     assert model.output_shape_ == (2, 2, 5)
 
 
+def test_eigen_features_have_no_null_space(data, rng):
+    X, y = data
+    layer = ConvFeatures(4, patch_size=3, filters="gaussian", metric="identity")
+    learner = ConvRFMClassifier("linear", layer, n_rounds=1, selection="last")
+    model = PatchAGOPTransformer(learner, output="eigen", n_components=18)
+    model.fit(X, y)
+    # Four filters on patches of 18 entries: the AGOP has rank 4.
+    assert model.components_.shape == (4, 18)
+    assert model.get_feature_names_out()[-1] == "eigen3_1_1"
+    order = rng.permutation(len(X))
+    permuted = clone(model).fit(X[order], y[order])
+    assert_allclose(permuted.transform(X), model.transform(X), atol=1e-6)
+
+
+def test_label_sets_are_learned_by_a_classifier(data):
+    X, y = data
+    model = PatchAGOPTransformer().fit(X, np.column_stack([y, 1 - y]))
+    assert isinstance(model.estimator_, ConvRFMClassifier)
+    assert model.estimator_.multilabel_
+
+
 @pytest.mark.parametrize("rectification", ["absolute", "halves"])
 def test_eigen_features_are_rectified_projections(data, rectification):
     X, y = data

@@ -8,170 +8,222 @@ go in turn, and tasks if these are shared out; None if their number is not known
 import itertools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from numbers import Integral
+from dataclasses import replace
 
 import numpy as np
 import torch
 from sklearn.utils.multiclass import type_of_target
 
-from ..compute.blocks import image_blocks
-from ..compute.images import to_tensor
+from .._input import as_numpy
+from ..compute.blocks import balanced_blocks
 from ..compute.parallel import SUM_TASKS, run_in_turn, spans, sum_tasks
 from ..compute.sampling import systematic_sample
 from .gradients import MAX_FOLDS, measure_batches
+from .inputs import (
+    Items,
+    check_images,
+    is_array,
+    keyword_readings,
+    single_readings,
+    split_labels,
+    stack,
+)
+from .network import default_device, n_rows, take_rows
 
+# Images of a batch where single images come one by one, and nobody knows how many.
+STREAMED_IMAGES = 8
 # Seconds after which a bar shows the progress.
 LONG_RUN = 5.0
 
 
-@dataclass
 class _Blocks:
-    """Batches of an array, each cast when and where a task needs it."""
+    """Batches of images that are at hand, each made when and where a task needs it."""
 
-    blocks: list
-    dtype: torch.dtype
-    device: torch.device
+    def __init__(self, blocks, reading):
+        self.blocks, self.reading = blocks, reading
 
     def __iter__(self):
-        wide = self.dtype in (torch.float64, torch.int64)
-        exact = torch.float64 if wide else torch.float32
-        for block in self.blocks:
-            yield to_tensor(block, exact, self.device).to(self.dtype)
+        return map(self.reading.inputs, self.blocks)
 
 
 class ArrayBatches:
-    """Batches of an array of images, laid out as the network takes them."""
+    """Batches of images whose number is known: an array, a dict of arrays or items."""
 
-    def __init__(self, X, dtype, device):
-        self.X, self.dtype, self.device = X, dtype, device
-        self.largest = -(-len(X) // MAX_FOLDS)  # of a batch, for the standard error
+    def __init__(self, X, reading):
+        self.X, self.reading = X, reading
+        self.n_images = n_rows(X)
+        self.largest = -(-self.n_images // MAX_FOLDS)  # for the standard error
 
     def first(self):
         """Return the first image as a batch."""
-        return next(iter(_Blocks([self.X[:1]], self.dtype, self.device)))
+        return self.reading.inputs(take_rows(self.X, slice(0, 1)))
+
+    def remedy(self):
+        """Return how the images are read, for errors."""
+        return self.reading.remedy(take_rows(self.X, slice(0, 1)))
 
     def parts(self, size, resources):
         """Return the parts, and the number of steps."""
-        blocks = [self.X[block] for block in image_blocks(self.X, size)]
+        cuts = balanced_blocks(slice(0, self.n_images), size)
+        blocks = [take_rows(self.X, cut) for cut in cuts]
         parts = [
-            (span.start, _Blocks(blocks[span], self.dtype, self.device))
+            (span.start, _Blocks(blocks[span], self.reading))
             for span in spans(len(blocks), resources, SUM_TASKS)
         ]
         return parts, len(blocks if resources.run is run_in_turn else parts)
 
 
 class IteratedBatches:
-    """Batches of an iterable, as they come; those larger than the size are split."""
+    """Batches of an iterable, as they come; those larger than the size are split.
 
-    largest = math.inf
+    Or its single images, which are put together, as many as give a standard error.
+    """
 
-    def __init__(self, batches, dtype, device, max_images):
-        self.given, self.dtype, self.device = batches, dtype, device
-        self.max_images = max_images
-        self._tensors = self._read()
+    def __init__(self, elements, reading, like, max_images, n_elements=None):
+        self.elements, self.reading = elements, reading
+        self.like, self.max_images = like, max_images  # a single image, or None
+        is_single = like is not None
+        known = not is_single and max_images is None
+        self.n_steps = n_elements if known else None
+        self.largest = STREAMED_IMAGES if is_single else math.inf
 
     def first(self):
         """Return the first image as a batch."""
-        first = next(self._tensors, None)
-        if first is None:
-            raise ValueError("X has no batches, or no images in them.")
-        self._tensors = itertools.chain([first], self._tensors)
-        return first[:1]
+        return self.reading.inputs(self._first())
+
+    def remedy(self):
+        """Return how the images are read, for errors."""
+        return self.reading.remedy(self._first())
+
+    def _first(self):
+        if self.like is not None:
+            return stack([self.like], [0], self.like)
+        return take_rows(split_labels(self.elements.peek())[0], slice(1))
 
     def parts(self, size, resources):
         """Return the parts, and the number of steps."""
-        known = hasattr(self.given, "__len__") and self.max_images is None
-        n_steps = len(self.given) if known else None
-        batches = (part for batch in self._tensors for part in batch.split(size))
+        batches = map(self.reading.inputs, self._cut(size))
         if resources.run is run_in_turn:
-            return [(0, batches)], n_steps
+            return [(0, batches)], self.n_steps
         # One by one, as workers ask for them.
-        return ((number, [batch]) for number, batch in enumerate(batches)), n_steps
+        return ((number, [one]) for number, one in enumerate(batches)), self.n_steps
 
-    def _read(self):
-        """Yield the images of each batch, up to `max_images` in all."""
+    def _cut(self, size):
+        """Yield batches of at most that size, up to `max_images` in all."""
         left = math.inf if self.max_images is None else self.max_images
-        for images in map(_images_of, self.given):
-            images = images[: min(left, len(images))]
-            left -= len(images)
-            if len(images):
-                # Other integers may be tokens, which an embedding takes as they are.
-                is_image = images.is_floating_point() or images.dtype == torch.uint8
-                yield images.to(self.device, self.dtype if is_image else images.dtype)
+        for images in self._put_together(size):
+            n = min(left, n_rows(images))
+            left -= n
+            for start in range(0, n, size):
+                yield take_rows(images, slice(start, min(n, start + size)))
             if not left:
                 return
 
+    def _put_together(self, size):
+        images = (split_labels(element)[0] for element in self.elements)
+        if self.like is None:
+            yield from images
+            return
+        begin = 0
+        while group := list(itertools.islice(images, size)):
+            yield stack(group, range(begin, begin + len(group)), self.like)
+            begin += len(group)
 
-def is_iterable_of_batches(X):
-    """Return True if X gives batches and is not an array itself."""
-    if hasattr(X, "__array__") or hasattr(X, "dtypes"):
+
+class Peekable:
+    """Iterator whose first element can be seen before it is taken."""
+
+    def __init__(self, elements):
+        self.elements = iter(elements)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        with default_device("cpu"):  # as loaders need it
+            return next(self.elements)
+
+    def peek(self):
+        """Return the first element."""
+        for first in self:
+            self.elements = itertools.chain([first], self.elements)
+            return first
+        raise ValueError("X has no batches, or no images in them.")
+
+
+def open_images(X, y, network, reading, max_images, rng):
+    """Return the images as batches, in each way that they may be meant.
+
+    The likeliest comes first; that which the network takes is right.
+    """
+
+    def drawn(images):
+        n = n_rows(images)
+        if max_images is None or max_images >= n:
+            return images
+        return take_rows(images, draw_images(n, y, max_images, rng))
+
+    X = _without_labels(X)
+    if isinstance(X, torch.Tensor) and reading.image_shape is not None:
+        X = as_numpy(X, "X")
+    if isinstance(X, Mapping):
+        X, _ = split_labels(X)
+        if len({len(array) for array in X.values()}) > 1:
+            shapes = {name: tuple(array.shape) for name, array in X.items()}
+            raise ValueError(f"X has arrays of {shapes}: they must have equal lengths.")
+        readings = keyword_readings(network, X)
+        return [ArrayBatches(drawn(X), replace(reading, keywords=k)) for k in readings]
+    if not isinstance(X, torch.Tensor) and not _has_elements(X):
+        X = check_images(X)
+        reading.laid_out(X)  # the whole of it is in the errors
+    if is_array(X):
+        return [ArrayBatches(drawn(X), reading)]
+    n = len(X) if hasattr(X, "__len__") else None
+    by_index = n is not None and hasattr(X, "__getitem__")
+    given = map(X.__getitem__, range(n)) if by_index else _lazily(X)
+    elements = Peekable(one for one in given if n_rows(split_labels(one)[0]))
+    images, labels = split_labels(elements.peek())
+    is_dataset = by_index and not isinstance(X, (list, tuple))
+    ways = []
+    for is_single in single_readings(images, labels, reading.n_dims, is_dataset):
+        for keywords in keyword_readings(network, images):
+            read = replace(reading, keywords=keywords)
+            if is_single and by_index:
+                way = ArrayBatches(drawn(Items(X, np.arange(n), images)), read)
+            else:
+                like = images if is_single else None
+                way = IteratedBatches(elements, read, like, max_images, n)
+            ways.append(way)
+    return ways
+
+
+def _lazily(X):
+    """Yield from an iterable whose iteration begins with the first element."""
+    yield from X
+
+
+def _without_labels(X):
+    """Return the images of a pair of all images and all labels."""
+    if not isinstance(X, (list, tuple)) or len(X) != 2 or not all(map(is_array, X)):
+        return X
+    images, labels = X
+    axes = getattr(images, "ndim", 0), getattr(labels, "ndim", 0)
+    has_labels = axes[0] >= 2 and (axes[1] == 1 or 0 < axes[1] <= axes[0] - 2)
+    return images if has_labels and len(images) == len(labels) else X
+
+
+def _has_elements(X):
+    """Return True if X gives images or batches, and is not an array itself."""
+    if is_array(X) or hasattr(X, "dtypes"):
         return False
     if isinstance(X, (list, tuple)):
         while isinstance(X, (list, tuple)) and X:
             X = X[0]
-        return isinstance(X, (torch.Tensor, dict))
-    return isinstance(X, Iterable) and not isinstance(X, (str, bytes, dict))
-
-
-def _images_of(batch):
-    """The images of a batch: the first of a tuple, in a dict those of most axes."""
-    if isinstance(batch, (tuple, list)) and batch:
-        return _images_of(batch[0])
-    values = batch.values() if isinstance(batch, dict) else [batch]
-    tensors = [one for one in values if isinstance(one, torch.Tensor) and one.ndim]
-    if tensors:
-        return max(tensors, key=lambda tensor: tensor.ndim)
-    raise TypeError(
-        f"X has a batch of type {type(batch).__name__} without a tensor of images; "
-        "batches are tensors, or tuples, lists or dicts with one."
-    )
-
-
-def lay_out(X, n_dims, image_shape, channels):
-    """Return images as a view (n, channels, ...), or as they are if n_dims is None."""
-    last = channels == "last"
-    if image_shape is not None:
-        X = _shape_rows(X, n_dims or 2, image_shape, channels)
-    elif n_dims is None:
-        return X
-    elif X.ndim == n_dims + 1:
-        X = np.expand_dims(X, -1 if last else 1)
-    elif X.ndim != n_dims + 2:
-        raise ValueError(
-            f"X has shape {X.shape}; a network of Conv{n_dims}d takes (n, "
-            f"{n_dims} axes of pixels, channels), or with channels='first' (n, "
-            "channels, ...). Pass image_shape=(h, w, c) for flat rows."
-        )
-    return np.moveaxis(X, -1, 1) if last else X
-
-
-def _shape_rows(X, n_dims, image_shape, channels):
-    """Rows as images, their channels on the side that `channels` says."""
-    shape = tuple(image_shape)
-    positive = all(isinstance(size, Integral) and size > 0 for size in shape)
-    if len(shape) not in (n_dims, n_dims + 1) or not positive:
-        raise ValueError(
-            f"image_shape={image_shape!r} must have {n_dims} sizes, or with "
-            f"the channels {n_dims + 1}, all positive integers."
-        )
-    *sizes, n_channels = (*shape, 1)[: n_dims + 1]
-    laid_out = (*sizes, n_channels) if channels == "last" else (n_channels, *sizes)
-    fits = (laid_out, tuple(sizes)) if n_channels == 1 else (laid_out,)
-    if X.ndim == 2 and X.shape[1] != math.prod(shape):
-        raise ValueError(
-            f"image_shape={image_shape!r} has {math.prod(shape)} pixels, but "
-            f"X has {X.shape[1]} features a row; they must agree."
-        )
-    if X.ndim != 2 and X.shape[1:] not in fits:
-        raise ValueError(
-            f"image_shape={image_shape!r} with channels={channels!r} "
-            f"does not match X, whose images have shape {X.shape[1:]}; leave "
-            "image_shape=None to take it from X."
-        )
-    return X.reshape(len(X), *laid_out)
+        return is_array(X) or isinstance(X, Mapping)
+    is_iterable = hasattr(X, "__iter__") or hasattr(X, "__getitem__")
+    return is_iterable and not isinstance(X, (str, bytes))
 
 
 def draw_images(n, y, n_draws, rng):

@@ -5,6 +5,7 @@ import difflib
 import functools
 import importlib
 import io
+import sys
 import zipfile
 from argparse import ArgumentTypeError
 from contextlib import suppress
@@ -25,6 +26,7 @@ from .._command_line import (
 )
 from .report import LayerReport
 from .scorer import AnsatzScorer
+from .weights import load_weights
 
 PROGRAM = "python -m skconvrfm.ansatz"
 IMAGE_FILES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -85,9 +87,10 @@ HELP = {
     "with X, X_test or X_train of shape (n, rows, columns, channels). Files and uint8 "
     "arrays are divided by 255. For torchvision's networks they are then resized, "
     "cropped and normalised as these ask for",
-    "--weights": "trained weights: a state dict as torch.save or np.savez write it, or "
-    "DEFAULT for those of torchvision, which are downloaded. The network without them "
-    "is the baseline (default: none, the network as it is made)",
+    "--weights": "trained weights: a file of torch.save, np.savez or safetensors, with "
+    "a state dict or a checkpoint that has one, under any key and prefix; or DEFAULT "
+    "for those of torchvision, which are downloaded. The network without them is the "
+    "baseline (default: none, the network as it is made)",
     "--outputs": "random directions in place of all network outputs (default: 64)",
     "--power": "power of the patch AGOP (default: 1)",
     "--layers": "which layers (default: all convolutions)",
@@ -191,40 +194,15 @@ def make_networks(options, make, default_weights):
         if options.weights is None:
             return network, None
         baseline = make()
-    is_default = options.weights == DEFAULT
-    state = default_weights() if is_default else read_state(options.weights)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        found = f"are not those of {options.network}"
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"--weights {options.weights}: {found} ({reason})") from error
+    if options.weights == DEFAULT:
+        network.load_state_dict(default_weights())
+        return network, baseline
+    left_out = load_weights(network, options.weights, options.network)
+    if left_out:
+        rest = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        names = f"{', '.join(left_out[:5])}{rest}"
+        print(f"--weights {options.weights}: left out {names}", file=sys.stderr)
     return network, baseline
-
-
-def read_state(path):
-    """Return the state dict in a file of torch.save or np.savez."""
-    try:
-        if Path(path).suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays}
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UsageError(f"--weights {path}: {error.strerror or error}") from error
-    except Exception as error:  # of many kinds, from pickle and zip alike
-        reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"--weights {path}: cannot be read as weights ({reason}); write them with "
-            "torch.save(network.state_dict(), file)"
-        ) from error
-    for key in ("state_dict", "model"):  # in the files of training scripts
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        found = type(state).__name__
-        raise UsageError(f"--weights {path}: holds a {found}, not a state dict")
-    # nn.DataParallel adds "module.".
-    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def load_images(options, transform):

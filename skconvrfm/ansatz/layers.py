@@ -21,8 +21,15 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from ..compute.blocks import balanced_blocks
+
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 CORRELATIONS = ("pearson", "cosine")
+
+# Numbers of gradients that are copied at once.
+_COPIED = 2**22
+# Sums of squares in float32 that are larger than this have all their digits.
+_SMALLEST = 1e-24
 
 # Below this share of a matrix's squared norm its variance is rounding.
 CONSTANT = 1e-14
@@ -45,10 +52,29 @@ def second_moment(gradients, groups=1):
 
     It is in float64; products have the gradients' precision, float32 at least.
     """
-    k = gradients.shape[1]
-    rows = gradients.transpose(0, 1).reshape(groups, k // groups, -1)
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    return (rows @ rows.mT).cpu().double()
+    moment = _sum_of_products(gradients, groups)
+    largest = float(moment.abs().max())
+    if gradients.dtype != torch.float64 and not _SMALLEST < largest < math.inf:
+        # Their squares are too small for float32, or too large.
+        size = max(float(gradients.max()), -float(gradients.min()))
+        if 0 < size < math.inf:
+            scale = 2.0 ** math.frexp(size)[1]
+            return _sum_of_products(gradients, groups, scale) * scale**2
+    return moment
+
+
+def _sum_of_products(gradients, groups, scale=1.0):
+    """Add up the products of gradients, divided by a scale, from blocks of them."""
+    m, k, n_locations = gradients.shape
+    dtype = torch.promote_types(gradients.dtype, torch.float32)
+    at_once = max(1, _COPIED // k)
+    total = 0
+    for images in balanced_blocks(slice(0, m), at_once // n_locations):
+        rows = gradients[images].transpose(0, 1).reshape(groups, k // groups, -1)
+        for part in rows.split(at_once, dim=2):
+            part = part.to(dtype) if scale == 1 else part.to(dtype) / scale
+            total = total + (part @ part.mT).double()
+    return total.cpu()
 
 
 def matrix_power(matrices, power):
@@ -230,7 +256,8 @@ class MeasuredLayer:
         agops = (total - self._in_coordinates(moment) for moment in moments)
         powers = (matrix_power(agop, power) for agop in agops)
         left_out = [space.correlation(space.covariance, one, kind) for one in powers]
-        spread = torch.tensor(left_out, dtype=torch.float64).std(correction=0)
+        options = {"dtype": torch.float64, "device": "cpu"}
+        spread = torch.tensor(left_out, **options).std(correction=0)
         return float(spread * math.sqrt(len(left_out) - 1))
 
 
@@ -241,8 +268,9 @@ class LearnedMetric(MeasuredLayer):
 
     def __init__(self, name, kind, layer):
         self.name, self.kind = name, kind
-        weight = torch.as_tensor(layer.patch_transform_, dtype=torch.float64).T
-        agop = torch.as_tensor(layer.patch_agop_, dtype=torch.float64)[None]
+        options = {"dtype": torch.float64, "device": "cpu"}
+        weight = torch.as_tensor(layer.patch_transform_, **options).T
+        agop = torch.as_tensor(layer.patch_agop_, **options)[None]
         # One fold, so no standard error: the images were chosen in the fit.
         self.sums = LayerSums(weight, n_patches=None, moments={0: agop})
 

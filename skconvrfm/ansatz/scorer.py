@@ -14,23 +14,25 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .._input import as_numpy
 from .._sklearn_compat import Interval, StrOptions
 from .._typing import Channels, Device, Floats, ImageShape, RandomState
 from ..compute.devices import resolve_device
 from ..compute.parallel import Resources, parallel_resources, working_memory
 from ..display._learned import learned_layers
 from . import batches
-from .gradients import AnsatzMeasurement, OutputError, frozen, run_network
+from .gradients import AnsatzMeasurement
+from .inputs import Reading
 from .layers import CORRELATIONS, LearnedMetric, find_layers
+from .network import OutputError, frozen, left_alone, run_network, tensors_of
 from .report import AnsatzReport, report_rows
 
 Network: TypeAlias = "torch.nn.Module | BaseEstimator"
 
 _POSITIVE = Interval(Integral, 1, None, closed="left")
+_EMBEDDINGS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 # Tensors that autograd keeps for each output of a layer: itself, normalised, rectified,
 # and one more for a shortcut.
 _KEPT_PER_OUTPUT = 4
@@ -63,8 +65,9 @@ class AnsatzScorer(BaseEstimator):
         place, without bias, whose noise is part of the standard error. Networks with
         no more outputs than that are measured exactly.
     max_images : int, default=None
-        Images to measure: of arrays a draw even over the classes of `y`, of other
-        iterables the first. None takes all; a few hundred mostly give the third digit.
+        Images to measure: of arrays, tensors and datasets a draw even over the classes
+        of `y`, of other iterables the first. None takes all; a few hundred mostly give
+        the third digit.
     batch_size : "auto" or int, default="auto"
         Images in one pass, to which larger batches of an iterable are split.
         ``"auto"`` is what the ``working_memory`` of :func:`sklearn.get_config` lets
@@ -90,7 +93,8 @@ class AnsatzScorer(BaseEstimator):
     Notes
     -----
     The network is measured in evaluation mode (no dropout, running statistics in batch
-    norm) and left as it was found: modes, gradients, hooks, buffers, device. If the
+    norm, half precision in float32) and left as it was found: modes, gradients, hooks,
+    buffers, device. Random states are put back as well. If the
     output for an image depends on the others of its batch even then, as with batch norm
     without running statistics, the score depends on the batches.
 
@@ -179,24 +183,32 @@ class AnsatzScorer(BaseEstimator):
         network : torch.nn.Module or estimator
             A network; a fitted estimator that has one as ``module_`` (skorch) or
             ``model_``; a fitted ConvRFM estimator, whose patch metric then stands in
-            for the filter covariance; or a pipeline that ends in one of these.
-        X : array-like or iterable of torch batches
+            for the filter covariance; a pipeline that ends in one of these, or a search
+            or another estimator that has fitted just one of them.
+        X : array-like, tensor, dict, dataset or iterable
             Images (n, h, w, c), or as `channels` and `image_shape` say; (n, h, w) for
             one channel; with one or three axes in place of (h, w) for networks of
-            Conv1d or Conv3d. For an estimator, whatever its network takes. Or batches,
-            for instance a DataLoader: tensors as the network takes them, or tuples,
-            lists or dicts with them. None for ConvRFM estimators, which carry their
-            AGOP.
+            Conv1d or Conv3d. For an estimator, whatever its network takes. A torch
+            tensor, or a dict of arrays, is a batch as the network takes it. Datasets,
+            lists, DataLoaders and other iterables give batches or single images, alone
+            or in tuples, lists or dicts with labels, which are left out. None for
+            ConvRFM estimators, which carry their AGOP.
         baseline : torch.nn.Module or estimator, default=None
             A network with layers of the same names, mostly the untrained one. It sees
             the same batches and directions.
         """
         return self._measure(network, X, None, baseline, show_progress=True)
 
+    @left_alone()
     def _measure(self, estimator, X, y, baseline=None, show_progress=False):
         self._validate_params()
         model, X, is_bare = _open(estimator, X)
         is_network = isinstance(model, torch.nn.Module)
+        if is_network and X is None:
+            raise TypeError(
+                "X=None has no images to put through a network; only ConvRFM "
+                "estimators carry their AGOP."
+            )
         if baseline is not None:
             baseline, _, _ = _open(baseline)
             if isinstance(baseline, torch.nn.Module) != is_network:
@@ -225,15 +237,19 @@ class AnsatzScorer(BaseEstimator):
         options = {"outputs": self.outputs, "seed": int(rng.randint(2**31 - 1))}
         with ExitStack() as stack:
             device = stack.enter_context(frozen(network, self._device(network)))
-            images = self._images(X, y, network, is_bare, rng, device)
-            first = images.first()
-            layers, n_elements = self._select_layers(network, first)
-            place = str(device), first.dtype, working_memory()
+            everything, layers = self._select_layers(network)
+            reading = self._reading(network, is_bare, device)
+            ways = batches.open_images(X, y, network, reading, self.max_images, rng)
+            images, counts = self._first_pass(network, ways, everything)
+            if self.layers == "first":
+                layers = [layer for layer in counts if layer.n_dims][:1] or layers[:1]
+            place = str(device), reading.dtype, working_memory()
             if {tensor.device.type for tensor in network.parameters()} <= {"cpu"}:
                 resources = parallel_resources(*place, self.n_jobs)
             else:  # another process would need a context of its own on the GPU
                 resources = Resources(*place)
-            size, largest = self._batch_sizes(images, first, n_elements, resources)
+            n_bytes = sum(counts.values()) * reading.dtype.itemsize
+            size, largest = self._batch_sizes(images, n_bytes, resources)
             options |= {"largest": largest, "memory": resources.memory}
             measured = [AnsatzMeasurement(network, layers, **options)]
             if baseline is not None:
@@ -247,13 +263,13 @@ class AnsatzScorer(BaseEstimator):
             measurement.set_sums(sums)
         return measured
 
-    def _batch_sizes(self, images, first, n_elements, resources):
+    def _batch_sizes(self, images, n_bytes, resources):
         """Images of a batch, and as many of them as a worker has memory for."""
         # The first, which folds and directions go by, does not depend on the workers.
         if self.batch_size != "auto":
             return self.batch_size, None
         # The other half is for gradients.
-        kept = 2 * max(1, _KEPT_PER_OUTPUT * n_elements * first.element_size())
+        kept = 2 * max(1, _KEPT_PER_OUTPUT * n_bytes)
         largest = max(1, min(resources.memory // kept, images.largest))
         return largest, max(1, resources.one_worker().memory // kept)
 
@@ -269,30 +285,25 @@ class AnsatzScorer(BaseEstimator):
             )
         return resolve_device(self.device)
 
-    def _images(self, X, y, network, is_bare, rng, device):
-        """X as batches."""
+    def _reading(self, network, is_bare, device):
+        """The `Reading` of images as inputs of the network."""
         dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
-        dtype = next(dtypes, torch.float32)
-        if batches.is_iterable_of_batches(X):
-            return batches.IteratedBatches(X, dtype, device, self.max_images)
-        any_shape = {"ensure_2d": False, "allow_nd": True}
-        X = check_array(as_numpy(X, "X"), dtype="numeric", input_name="X", **any_shape)
-        if self.image_shape is not None or is_bare:
-            layers = find_layers(network).values()
-            n_dims = next((layer.n_dims for layer in layers if layer.n_dims), None)
-            X = batches.lay_out(X, n_dims, self.image_shape, self.channels)
-        elif X.dtype.kind in "iu" and X.dtype.itemsize >= 4:
-            dtype = torch.int64  # what an estimator takes, for instance tokens
-        if self.max_images is not None and self.max_images < len(X):
-            X = X[batches.draw_images(len(X), y, self.max_images, rng)]
-        return batches.ArrayBatches(X, dtype, device)
+        layers = find_layers(network).values()
+        return Reading(
+            next(dtypes, torch.float32),
+            device,
+            n_dims=next((layer.n_dims for layer in layers if layer.n_dims), None),
+            lays_out=is_bare or self.image_shape is not None,
+            is_text=any(isinstance(one, _EMBEDDINGS) for one in network.modules()),
+            image_shape=self.image_shape,
+            channels=self.channels,
+        )
 
-    def _select_layers(self, network, first):
-        """The layers asked for, and the elements that all put out for one image."""
+    def _select_layers(self, network):
+        """All layers of the network, and those asked for."""
         by_name = find_layers(network)
         everything = list(dict.fromkeys(by_name.values()))
         convolutions = [layer for layer in everything if layer.n_dims]
-        counts = self._count_outputs(network, first, everything)
         chosen = self.layers
         if isinstance(chosen, (list, tuple)):
             for name in (one for one in chosen if one not in by_name):
@@ -304,21 +315,39 @@ class AnsatzScorer(BaseEstimator):
             layers = list(dict.fromkeys(map(by_name.get, chosen)))
         elif callable(chosen):
             layers = [one for one in everything if chosen(one.name, one.modules[0])]
-        elif chosen == "first":
-            layers = [layer for layer in counts if layer.n_dims][:1]
         else:
             layers = everything if chosen == "all+linear" else convolutions
         if not layers:
             raise ValueError(
                 f"layers={chosen!r} finds no layer in {type(network).__name__}, "
                 f"which has {len(convolutions)} convolutions and "
-                f"{len(everything) - len(convolutions)} linear layers."
+                f"{len(everything) - len(convolutions)} linear layers: "
+                f"{_layers_remedy(network)}."
             )
-        return layers, sum(counts.values())
+        for layer in layers:
+            if layer.sums.weight.is_complex():
+                raise TypeError(
+                    f"Layer {layer.name!r} has complex weights, which cannot be "
+                    "measured: leave it out with layers=[...]."
+                )
+        return everything, layers
 
-    def _count_outputs(self, network, first, layers):
-        """Count what layers put out for an image, in the order of first calls."""
-        counts = Counter()
+    def _first_pass(self, network, ways, layers):
+        """The way in which the network takes the images, and sizes of its layers.
+
+        These are the elements that layers put out for an image, in the order of first
+        calls.
+        """
+        errors = []
+        for images in ways:
+            try:
+                return images, self._count_outputs(network, images, layers)
+            except (TypeError, ValueError) as error:
+                errors.append(error)
+        raise errors[0]
+
+    def _count_outputs(self, network, images, layers):
+        counts, first = Counter(), images.first()
 
         def observe(layer, weight, output):
             counts[layer] += output.numel()
@@ -329,14 +358,27 @@ class AnsatzScorer(BaseEstimator):
         except OutputError:
             raise
         except Exception as error:
+            shapes = [tuple(tensor.shape) for tensor in tensors_of(first)]
             raise ValueError(
                 f"X cannot be put through {type(network).__name__}: a batch of shape "
-                f"{tuple(first.shape)} raised {type(error).__name__}: {error} Arrays "
-                f"were read with channels={self.channels!r} and "
-                f"image_shape={self.image_shape!r}; change these, or pass torch "
-                "batches as the network takes them."
+                f"{', '.join(map(str, shapes))} raised {type(error).__name__}: "
+                f"{str(error).rstrip('. ')}. "
+                f"{images.remedy()}"
             ) from error
         return counts
+
+
+def _layers_remedy(network):
+    """Return what may help where no layers are found."""
+    for module in network.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            return "pass it as it was before torch.jit, which hides the layers"
+        if "quantized" in type(module).__module__:
+            return "pass it as it was before quantisation, which leaves no gradients"
+    return (
+        "layers='all+linear' takes in linear layers; functional and exported ones "
+        "are not found"
+    )
 
 
 def _open(estimator, X=None):
@@ -358,11 +400,37 @@ def _open(estimator, X=None):
         model = getattr(estimator, attribute, None)
         if isinstance(model, torch.nn.Module):
             return getattr(model, "_orig_mod", model), X, False
+    inner = _inner_estimator(estimator)
+    if inner is not None:
+        return *_open(inner, X)[:2], False
     raise TypeError(
         f"{type(estimator).__name__} has no network to look into: pass a "
         "torch.nn.Module, a fitted estimator with one as module_ or model_, a fitted "
-        "ConvRFM estimator, or a pipeline that ends in one of these."
+        "ConvRFM estimator, or a pipeline or a search (with refit=True) that has one."
     )
+
+
+def _inner_estimator(estimator):
+    """The one fitted estimator in another that passes X on to it, or None."""
+    kind = type(estimator).__name__
+    if hasattr(estimator, "best_estimator_"):
+        return estimator.best_estimator_
+    if hasattr(estimator, "transform"):  # its estimator may see another X
+        return None
+    for attribute in ("estimator_", "regressor_"):
+        if hasattr(estimator, attribute):
+            return getattr(estimator, attribute)
+    for attribute in ("calibrated_classifiers_", "estimators_"):
+        inner = getattr(estimator, attribute, ())
+        if len(inner) > 1:
+            raise TypeError(
+                f"{kind} has {len(inner)} fitted estimators in {attribute}, which may "
+                "have networks that differ: pass one of them."
+            )
+        if len(inner) == 1:
+            return inner[0]
+    is_shell = kind in ("FrozenEstimator", "_CalibratedClassifier")
+    return estimator.estimator if is_shell else None
 
 
 def _metrics(estimator):

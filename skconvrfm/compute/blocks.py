@@ -9,6 +9,7 @@ import numpy as np
 _LARGEST_SQUARED = 1e12
 # Bytes of stored images that are read at once to be looked at.
 SCANNED_BYTES = 2**24
+_MIRRORED_ROWS = 512  # of a matrix at once
 
 
 def balanced_blocks(images, largest):
@@ -28,6 +29,14 @@ def byte_blocks(rows, n_bytes):
     """Return slices of all rows of an array, of so many bytes or one row each."""
     row_bytes = rows.dtype.itemsize * math.prod(rows.shape[1:])
     return image_blocks(rows, n_bytes // max(1, row_bytes))
+
+
+def mirror_upper(matrix):
+    """Copy the upper triangle of a square array to the lower one, in its place."""
+    for part in image_blocks(matrix, _MIRRORED_ROWS):
+        square = matrix[part, part]
+        square[...] = np.triu(square) + np.triu(square, 1).T
+        matrix[part.stop :, part] = matrix[part, part.stop :].T
 
 
 def squares_fit_float32(images):

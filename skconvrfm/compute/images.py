@@ -22,6 +22,23 @@ class Layer:
         """Number of locations."""
         return math.prod(self.locations)
 
+    def part(self, rows, columns=None):
+        """Return the layer at some locations, and the pixels of the image it sees.
+
+        Rows and columns are slices of locations, None is all columns; the pixels are a
+        pair of slices.
+        """
+        spans = rows, slice(0, self.locations[1]) if columns is None else columns
+        margins, pixels, padding = (self.padding[:2], self.padding[2:]), [], []
+        dimensions = zip(spans, self.locations, self.patch, margins, strict=True)
+        for span, count, patch, (before, after) in dimensions:
+            size = count + patch - 1 - before - after  # of the image
+            start, stop = span.start - before, span.stop - before + patch - 1
+            pixels.append(slice(max(0, start), min(size, stop)))
+            padding += max(0, -start), max(0, stop - size)
+        locations = tuple(span.stop - span.start for span in spans)
+        return Layer(self.patch, tuple(padding), locations), tuple(pixels)
+
 
 def convolution_layers(image_shape, patch_size, padding, depth):
     """Lay out ``depth`` convolutions of stride one on an image, a tuple of `Layer`.
@@ -60,13 +77,56 @@ def as_images(X, image_shape, channels):
     return X.reshape(-1, height, width, depth)
 
 
+def take(images, rows):
+    """Return some images, as `ChosenImages` where indexing would copy them."""
+    if not isinstance(images, np.ndarray):
+        return images[rows]
+    return ChosenImages(images, np.asarray(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenImages:
+    """Some images of an array, which are copied no sooner than they are needed."""
+
+    images: np.ndarray  # (n, h, w, c)
+    rows: np.ndarray  # integers
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def shape(self):
+        """Images, rows, columns and channels."""
+        return (len(self), *self.images.shape[1:])
+
+    @property
+    def dtype(self):
+        """The dtype of the pixels."""
+        return self.images.dtype
+
+    def __getitem__(self, index):
+        """Return some of these images, by a slice or an array of integers."""
+        return ChosenImages(self.images, self.rows[index])
+
+    def __array__(self, dtype=None, copy=None):
+        """Return the images, a view where they follow each other."""
+        rows = self.rows
+        if len(rows) and np.array_equal(rows, np.arange(len(rows)) + rows[0]):
+            rows = slice(rows[0], rows[-1] + 1)
+        images = self.images[rows]
+        return images if dtype is None else images.astype(dtype, copy=False)
+
+    def __reduce__(self):  # a worker is sent these images alone
+        return np.asarray, (np.asarray(self),)
+
+
 @singledispatch
 def to_tensor(images, dtype, device):
     """Copy a block of numpy images into a tensor; other kinds register here."""
     images = np.asarray(images)
     # Memory from torch begins where vectors do. Products of matrices are rounded in an
     # order that depends on it, and would not always come out the same.
-    block = torch.empty(images.shape, dtype=dtype)
+    block = torch.empty(images.shape, dtype=dtype, device="cpu")
     try:
         with np.errstate(over="raise"):
             np.copyto(block.numpy(), images, casting="unsafe")
@@ -84,10 +144,11 @@ def extract_patches(images, layer, rows=None):
 
     ``rows`` is a slice of locations or None. Entries d run (channel, row, column).
     """
-    rows = slice(0, layer.locations[0]) if rows is None else rows
+    if rows is not None:
+        layer, (pixels, _) = layer.part(rows)
+        images = images[:, pixels]
     top, bottom, left, right = layer.padding
     maps = pad(images.permute(3, 1, 2, 0), (0, 0, left, right, top, bottom))
-    maps = maps[:, rows.start : rows.stop + layer.patch[0] - 1]
     windows = maps.contiguous().unfold(1, layer.patch[0], 1)
     windows = windows.unfold(2, layer.patch[1], 1)
     patches = windows.permute(1, 2, 0, 4, 5, 3)

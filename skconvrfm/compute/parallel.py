@@ -25,6 +25,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from .blocks import balanced_blocks
 from .devices import resolve_device
 from .images import to_tensor
+from .threads import note_thread
 
 _LEAST_MEMORY = 2**20  # of a task that is tried again
 # Tasks per worker: enough of rows to share the work out evenly; one where every result
@@ -117,6 +118,7 @@ def _run_in_parallel(n_jobs, n_workers, function, tasks):
 
 def _run_task(function, home, share, task):
     """Call a task in a worker that takes its share of the threads of torch."""
+    note_thread()
     # New threads start with the last setting, which a task that goes on after another
     # one failed may have set to 1. Another machine has its own share.
     if platform.node() == home:

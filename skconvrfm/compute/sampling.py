@@ -1,16 +1,16 @@
 """Draws of images that treat a weight as a repetition of the row."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from .blocks import image_blocks
+from .blocks import balanced_blocks, image_blocks
 
-# Rows that are cast to float at once when they are projected.
-_PROJECTION_BATCH = 256
+# Entries of the direction that images are projected on, and of these, at once.
+_DIRECTION_ENTRIES, _PROJECTED_ENTRIES = 2**20, 2**21
 # Distances of patches that settle a median, and the images that it takes at least.
-_MEDIAN_DISTANCES = 2_000_000
+MEDIAN_DISTANCES = 2_000_000
 _MEDIAN_IMAGES = 20
 # Draws that are made one by one; more would give every row what its weight gives it.
 _MOST_DRAWS = 2**24
@@ -18,13 +18,28 @@ _MOST_DRAWS = 2**24
 
 def content_positions(images, rng):
     """Return the projection of each image on a direction drawn from ``rng``."""
-    direction = rng.standard_normal(math.prod(images.shape[1:]))
-    rows = (
-        np.asarray(images[batch]).reshape(-1, len(direction))
-        for batch in image_blocks(images, _PROJECTION_BATCH)
-    )
-    # Row by row, so that equal rows get equal numbers, to the last bit.
-    return np.concatenate([np.einsum("ij,j->i", block, direction) for block in rows])
+    row, positions = math.prod(images.shape[2:]), np.zeros(len(images))
+    whole = slice(0, images.shape[1])
+    for band in balanced_blocks(whole, _DIRECTION_ENTRIES // row):
+        # As from one draw, whatever the bands.
+        direction = rng.standard_normal((band.stop - band.start) * row)
+        for part in image_blocks(images, _PROJECTED_ENTRIES // len(direction)):
+            block = np.ascontiguousarray(np.asarray(images[part])[:, band])
+            # Row by row, so that equal rows get equal numbers, to the last bit.
+            rows = block.reshape(-1, len(direction))
+            positions[part] += np.einsum("ij,j->i", rows, direction)
+    return positions
+
+
+def find_copies(positions):
+    """Return the first row of each distinct image, in order, and the image of each row.
+
+    Images count as equal where their `content_positions` are.
+    """
+    found = np.unique(positions, return_index=True, return_inverse=True)
+    first, image = found[1], found[2].ravel()
+    order = np.argsort(first)
+    return first[order], np.argsort(order)[image]
 
 
 def binary_exponent(values):
@@ -71,22 +86,17 @@ class Lineup:
     def split(self, fraction):
         """Return the rows kept and held out, about a fraction of the weight.
 
-        The split is even over the strata. Rows with the same content and stratum count
-        as one, so that a copy of a held-out row is not trained on. A part is empty
-        where there are too few different rows.
+        The split is even over the strata. A part is empty where there are too few rows.
         """
-        content = np.column_stack([self.strata, self.positions])
-        found = np.unique(content, axis=0, return_index=True, return_inverse=True)
-        first, group = found[1], found[2].ravel()
-        groups = replace(self.take(first), weights=np.bincount(group, self.weights))
-        drawn = groups.sequence(max(1, round(fraction * len(first))))
-        held_out = np.isin(group, drawn)
+        n_rows = len(self.positions)
+        drawn = self.sequence(max(1, round(fraction * n_rows)))
+        held_out = np.isin(np.arange(n_rows), drawn)
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def bandwidth_draws(n_locations):
     """Return the number of images on which a median of distances is measured."""
-    return max(_MEDIAN_IMAGES, math.isqrt(2 * _MEDIAN_DISTANCES // n_locations))
+    return max(_MEDIAN_IMAGES, math.isqrt(2 * MEDIAN_DISTANCES // n_locations))
 
 
 def systematic_sample(strata, positions, weights, n_draws, offset):

@@ -3,10 +3,17 @@
 Torch splits every operation over its threads and waits for the last of them; on
 operations of a tile's size that gains little, and where another process holds a
 core it loses a lot.
+
+A forked child has none of the threads of torch, and would wait for them forever: there
+torch is left with one. It would also wait for a lock that a thread held in the parent,
+such as MKL's, which threads that end take last of all.
 """
 
 import math
+import os
 import threading
+import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -15,6 +22,39 @@ import torch
 from .blocks import balanced_blocks
 
 _own = threading.local()
+# Numbers, by the system, of threads that have computed.
+_noted: deque[int] = deque(maxlen=1024)
+_ENDING_SECONDS = 1.0  # that a thread may take at most
+
+
+def note_thread():
+    """Take note of this thread, whose end a fork has to wait for."""
+    _noted.append(threading.get_native_id())
+
+
+def _wait_for_ending_threads():
+    """Wait for threads that Python takes for ended, and the system does not yet."""
+    running = {thread.native_id for thread in threading.enumerate()}
+    end = time.monotonic() + _ENDING_SECONDS
+    while _noted:
+        number = _noted.pop()
+        while number not in running and os.path.exists(f"/proc/self/task/{number}"):
+            if time.monotonic() > end:
+                return
+            time.sleep(1e-4)
+
+
+def _leave_one_thread():
+    """Let a forked child compute without the threads that stayed in its parent."""
+    vars(_own).clear()
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_wait_for_ending_threads, after_in_child=_leave_one_thread
+    )
 
 
 def thread_count():
@@ -33,6 +73,7 @@ def own_threads(wanted=True):
     if not wanted or hasattr(_own, "count"):  # or already so
         yield
         return
+    note_thread()
     count = torch.get_num_threads()
     try:
         _own.count = count
@@ -49,5 +90,5 @@ def share_out(call, whole, largest):
     parts = balanced_blocks(whole, min(largest, math.ceil(count / threads)))
     if threads == 1 or len(parts) == 1:
         return [call(part) for part in parts]
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=note_thread) as pool:
         return list(pool.map(call, parts))

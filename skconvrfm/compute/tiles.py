@@ -131,6 +131,10 @@ def find_library(kernel, pairs, resources, pullback=False):
     scratch = calls.scratch_bytes(kernel, resources.itemsize, pullback)
     if scratch * thread_count() > resources.memory // 4:
         return None
+    # Fewer images on the right are packed into a whole vector as well.
+    numbers = _WHOLE_VECTOR * kernel.layers[0].n_locations * kernel.patch_dim
+    if numbers * resources.itemsize > resources.memory // 2:
+        return None
     return build.load(work(kernel, pairs))
 
 

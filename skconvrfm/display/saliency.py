@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
 from .._input import make_resources
+from ..compute.torch_state import plain_torch
 from ..features.maps import compute_features
 from ..features.projections import EigenProjections, Saliency
 from ..learning.rounds import leading_eigenvectors
@@ -72,6 +73,7 @@ class SaliencyDisplay:
     projection_name: str = "Eigenvector"
 
     @classmethod
+    @plain_torch()
     def from_estimator(
         cls,
         estimator: BaseEstimator,

@@ -19,12 +19,14 @@ as filters are those of Coates, Lee and Ng (2011).
 
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
 
-from ..compute.blocks import image_blocks, largest_value
-from ..compute.images import extract_patches
+from ..compute.blocks import balanced_blocks, image_blocks, largest_value
+from ..compute.images import extract_patches, take
+from .maps import load_rows, read
 
 _SHRINKAGE = 0.1  # of the mean variance, added to each direction that is whitened
 # Added to means that are raised to a power, in deviations of responses: enough that
@@ -34,7 +36,8 @@ _OFFSET = 1e-2
 _MOMENT_IMAGES = 2000
 _LEAST_MOMENT_IMAGES = 100
 _MOMENT_OPERATIONS = 4e11
-_PATCH_BATCH = 16  # images whose patches are taken at once
+_BLOCK_NUMBERS = 2**18  # of the patches that are worked on at once, in float64
+_MOST_DRAWN_FROM = 2**26  # numbers of the patches of an image of which one is drawn
 
 
 def draw_filters(transform, n_filters, rng):
@@ -64,25 +67,35 @@ def drawn_moments(images, layer, lineup, resources):
     patch_dim = images.shape[3] * math.prod(layer.patch)
     affordable = _MOMENT_OPERATIONS / (2 * layer.n_locations * patch_dim**2)
     n_draws = int(np.clip(affordable, _LEAST_MOMENT_IMAGES, _MOMENT_IMAGES))
-    return patch_moments(images, layer, lineup.draw(n_draws), resources)
+    sample = lineup.draw(n_draws)
+    step = math.ceil(len(sample.rows) / affordable)
+    return patch_moments(images, layer, sample, resources, step)
 
 
-def patch_moments(images, layer, sample, resources):
-    """Return the `PatchMoments` of the images of a `Sample`, with its weights."""
-    total = sums = products = 0.0
-    centre = None
-    for part in image_blocks(sample.rows, _PATCH_BATCH):
-        # A product over all patches in float32 loses the small variances, which
-        # whitening magnifies.
-        patches = _patches(images[sample.rows[part]], layer, resources).double()
-        # Near the mean, little is lost where squares of the mean are taken off.
-        centre = patches.mean((0, 1)) if centre is None else centre
-        weights = torch.as_tensor(sample.weights[part]).to(patches)[:, None, None]
-        patches = (patches - centre) * weights.sqrt()
-        sums = sums + (patches * weights.sqrt()).sum((0, 1))
-        rows = patches.flatten(0, 1)
-        products = products + rows.T @ rows
-        total += float(weights.sum()) * patches.shape[1]
+def patch_moments(images, layer, sample, resources, step=1):
+    """Return the `PatchMoments` of the images of a `Sample`, with its weights.
+
+    Every ``step``-th row of locations counts.
+    """
+    total = sums = 0.0
+    d = images.shape[3] * math.prod(layer.patch)
+    options = {"dtype": torch.float64, "device": resources.device}
+    products, centre = torch.zeros((d, d), **options), None
+    weights = torch.as_tensor(sample.weights, **options)
+    for group, source in _patch_sources(images, sample.rows, layer, resources):
+        for part, _, patches in source.blocks(step):
+            # In float32 a product over all patches would lose the small variances,
+            # which whitening magnifies.
+            columns = patches.permute(2, 0, 1, 3).reshape(d, -1)
+            # Near the mean, little is lost where squares of the mean are taken off.
+            centre = columns.mean(1) if centre is None else centre
+            roots = weights[group][part].sqrt()
+            roots = roots.repeat(columns.shape[1] // len(roots))
+            # Not in its place: patches may be views of the images.
+            columns = (columns - centre[:, None]).mul_(roots)
+            sums = sums + columns @ roots
+            products.addmm_(columns, columns.T)
+            total += float(roots @ roots)
     offset = sums / total
     covariance = products / total - torch.outer(offset, offset)
     if not torch.isfinite(covariance).all():
@@ -96,20 +109,108 @@ def patch_moments(images, layer, sample, resources):
 def draw_patches(images, layer, rows, centre, rng, resources):
     """Return a patch of each of ``rows`` less the centre, an ndarray (len(rows), d)."""
     # In proportion to its squared distance from the centre: much may be blank.
-    drawn = []
-    for part in image_blocks(rows, _PATCH_BATCH):
-        patches = _patches(images[rows[part]], layer, resources).double().cpu().numpy()
-        lengths = ((patches - centre) ** 2).sum(2).cumsum(1)
-        heights = rng.uniform(size=len(patches)) * lengths[:, -1]
-        at = (lengths <= heights[:, None]).sum(1).clip(max=patches.shape[1] - 1)
-        drawn.append(patches[np.arange(len(patches)), at] - centre)
-    return np.concatenate(drawn)
+    heights = rng.uniform(size=len(rows))
+    distinct, image = np.unique(rows, return_inverse=True)
+    step = math.ceil(layer.n_locations * len(centre) / _MOST_DRAWN_FROM)
+    every = slice(0, layer.locations[1])
+    columns = balanced_blocks(every, _BLOCK_NUMBERS // len(centre))
+    drawn = np.empty((len(rows), len(centre)))
+    for group, source in _patch_sources(images, distinct, layer, resources):
+        sums = np.zeros((group.stop - group.start, layer.locations[0]))
+        for part, at, patches in source.blocks(step):
+            sums[part, at] += _squared_lengths(patches, centre).sum(1).T
+        for index in np.flatnonzero((group.start <= image) & (image < group.stop)):
+            at = image[index] - group.start
+            row, height = _find(sums[at], heights[index] * sums[at].sum())
+            one = slice(at, at + 1)
+            lengths = [
+                _squared_lengths(source.patches(one, row, part), centre)
+                for part in columns
+            ]
+            column, _ = _find(np.concatenate(lengths, 1).ravel(), height)
+            patch = source.patches(one, row, slice(column, column + 1))
+            drawn[index] = patch.flatten().cpu().numpy() - centre
+    return drawn
 
 
-def _patches(images, layer, resources):
-    """Return the patches of some images, a tensor of shape (n, locations, d)."""
-    patches = extract_patches(resources.tensor(images), layer)
-    return patches.flatten(0, 1).permute(2, 0, 1)
+def _squared_lengths(patches, centre):
+    """Return squared distances of patches (..., d, n) from a centre, an ndarray."""
+    return ((patches.cpu().numpy() - centre[:, None]) ** 2).sum(-2)
+
+
+def _find(lengths, height):
+    """Return the index at which sums of lengths pass a height, and the rest of it."""
+    sums = lengths.cumsum()
+    # Rounding must not lead into the zeros at the end.
+    index = min(int((sums <= height).sum()), int(np.searchsorted(sums, sums[-1])))
+    return index, height - (sums[index - 1] if index else 0)
+
+
+def _patch_sources(images, rows, layer, resources):
+    """Yield (slice, the `_PatchSource` of these rows) for some rows of the images."""
+    size = 2 * resources.itemsize * math.prod(images.shape[1:])
+    largest = resources.memory // 8 // size
+    for part in image_blocks(rows, largest):
+        yield (
+            part,
+            _PatchSource(take(images, rows[part]), layer, resources, largest > 0),
+        )
+
+
+class _PatchSource:
+    """Patches of some images, held or read by bands of rows where memory is short."""
+
+    def __init__(self, images, layer, resources, fits):
+        if not fits:
+            images = read(images)
+        self._images, self._layer, self._resources = images, layer, resources
+        self._held = load_rows(images, None, resources) if fits else None
+
+    def patches(self, part, row, columns):
+        """Return float64 patches (1, columns, d, n) of a slice of the images."""
+        layer, (rows, across) = self._layer.part(slice(row, row + 1), columns)
+        if self._held is not None:
+            pixels = self._held[part, rows]
+        else:
+            pixels = load_rows(self._images[part], rows, self._resources)
+        return extract_patches(pixels[:, :, across].double(), layer)
+
+    def blocks(self, step):
+        """Yield (slice of images, slice of rows, float64 patches) of all locations.
+
+        Every ``step``-th row of locations is taken; patches are (rows, columns, d, n).
+        """
+        columns = self._layer.locations[1]
+        d = self._images.shape[3] * math.prod(self._layer.patch)
+        largest = _BLOCK_NUMBERS // d  # locations
+        for band, pixels in self._bands():
+            layer, _ = self._layer.part(band)
+            rows = balanced_blocks(slice(0, layer.locations[0]), largest // columns)
+            if step > 1:
+                first = (step // 2 - band.start) % step
+                rows = [slice(r, r + 1) for r in range(first, layer.locations[0], step)]
+            for part, at, across in product(
+                balanced_blocks(slice(0, len(pixels)), largest // layer.n_locations),
+                rows,
+                balanced_blocks(slice(0, columns), largest),
+            ):
+                some, (y, x) = layer.part(at, across)
+                block = pixels[part, y, x].double()
+                at = slice(band.start + at.start, band.start + at.stop)
+                yield part, at, extract_patches(block, some)
+
+    def _bands(self):
+        """Yield (slice of rows of locations, the pixels that they see)."""
+        every = slice(0, self._layer.locations[0])
+        if self._held is not None:
+            yield every, self._held
+            return
+        numbers = 3 * math.prod(self._images.shape[2:])
+        memory = self._resources.memory // 8
+        largest = memory // (self._resources.itemsize * numbers * len(self._images))
+        for band in balanced_blocks(every, largest):
+            _, (rows, _) = self._layer.part(band)
+            yield band, load_rows(self._images, rows, self._resources)
 
 
 def to_one_length(vectors):

@@ -18,18 +18,22 @@ automatic differentiation; all outputs travel together.
 Source: the ansatz, Beaglehole et al., arXiv:2309.00570; the closed form is ours.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.nn.functional import conv_transpose2d
 
-from ..compute.blocks import image_blocks, largest_value
+from ..compute.blocks import balanced_blocks, image_blocks, largest_value
 from ..compute.images import cells, to_tensor
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
 from ..compute.threads import own_threads, share_out
+from .maps import Band, feature_rows, load_rows
 from .pools import average_pool
 
 # Cost of an entrywise product of K × K matrices in products of two rows of K.
 _PRODUCT_COST = 64
+_MAP_COPIES = 4  # alive while the gradients of an image are computed
 
 
 def linear_agop(features, coef, images, weights, resources):
@@ -82,18 +86,26 @@ def _linear_moment(features, coef, images, weights, resources):
     coef = coef.reshape(*features.grid, features.n_maps, -1)
     total = coef.new_zeros((features.n_maps,) * 2)
     for part in image_blocks(images, _block(features, 0, resources)):
-        active, means = _activity(features, resources.tensor(images[part]))
         roots = resources.tensor(np.sqrt(weights[part]))[:, None]
-        # Near a mean of 0 a power is so steep that float32 would lose the squares.
-        slopes = features.slopes(means.double())
-        steepest = float(slopes.max()) or 1.0
-        slopes = (slopes / steepest).to(means) * roots[:, None, None]
-        for row, column, height, width, area in _cells(features):
-            cell = active[:, height, width] * slopes[:, row, column, None, None]
-            cell = cell.flatten(0, 2)
-            beta = coef[row, column] * (steepest / area)
-            total += (cell.T @ cell) * (beta @ beta.T)
+        means, bands = _activity_by_bands(features, images[part], resources)
+        for band, active in bands:
+            # Near a mean of 0 a power is so steep that float32 would lose the squares.
+            slopes = features.slopes(means[:, band.rows].double())
+            steepest = float(slopes.max()) or 1.0
+            slopes = (slopes / steepest).to(means) * roots[:, None, None]
+            for row, column, height, width, area in _cells(band):
+                at_row = row - band.rows.start
+                cell = active[:, height, width] * slopes[:, at_row, column, None, None]
+                beta = coef[row, column] * (steepest / area)
+                _add_products(cell.flatten(0, 2), beta, total, resources)
     return total.cpu().numpy()
+
+
+def _add_products(cell, beta, total, resources):
+    """Add [Σ_u s sᵀ] ∘ [β βᵀ] of a cell to the total, by strips that fit in memory."""
+    largest = resources.memory // (16 * len(total) * total.element_size())
+    for part in balanced_blocks(slice(0, len(total)), largest):
+        total[:, part] += (cell.T @ cell[:, part]) * (beta @ beta[part].T)
 
 
 @halving_memory
@@ -105,11 +117,8 @@ def _second_moments(layers, readout, images, weights, resources):
     outputs = readout.coef.shape[1] if len(layers) > 1 else 0
     largest = _block(widest, outputs, resources, readout.numbers)
     for part in image_blocks(images, largest):
-        maps, passes = resources.tensor(images[part]), []
-        for layer in layers:
-            passes.append(_LayerPass(layer, maps))
-            maps = passes[-1].features
-        gradients = readout.gradients(maps.flatten(1).double())
+        passes = _pass_layers(layers, images[part], resources)
+        gradients = readout.gradients(passes[-1].features.flatten(1).double())
         roots = torch.as_tensor(np.sqrt(weights[part]), device=resources.device)
         gradients = gradients * roots[:, None, None]
         for index in reversed(range(len(layers))):
@@ -120,13 +129,25 @@ def _second_moments(layers, readout, images, weights, resources):
     return totals
 
 
+def _pass_layers(layers, images, resources):
+    """Return the `_LayerPass` of each layer over some images."""
+    if len(layers) == 1:
+        return [_LayerPass(*layers, *_activity_by_bands(*layers, images, resources))]
+    # The way back is through all locations at once.
+    maps, passes = resources.tensor(images), []
+    for layer in layers:
+        means, active = _activity(layer, maps)
+        passes.append(_LayerPass(layer, means, [(_whole(layer), active)]))
+        maps = passes[-1].features
+    return passes
+
+
 class _LayerPass:
     """One layer on one block of images (m, h, w, c): its features, and the way back."""
 
-    def __init__(self, layer, images):
-        self._layer = layer
-        self._active, self._means = _activity(layer, images)
-        self.features = layer.raise_means(self._means)
+    def __init__(self, layer, means, bands):
+        self._layer, self._means, self._bands = layer, means, bands
+        self.features = layer.raise_means(means)
 
     def at_means(self, gradients):
         """Return the gradients (m, n_outputs, rows, columns, K) at the means."""
@@ -136,28 +157,30 @@ class _LayerPass:
 
     def second_moment(self, gradients):
         """Return Σ δδᵀ over the block, float64, from the gradients at the means."""
-        active, n_maps = self._active, self._layer.n_maps
         peak = float(gradients.abs().max()) or 1.0
-        gradients = (gradients / peak).to(active)
-        total = torch.zeros((n_maps, n_maps), dtype=torch.float64, device=active.device)
-        for row, column, height, width, area in _cells(self._layer):
-            cell = active[:, height, width].flatten(1, 2)
-            at_cell = gradients[:, :, row, column] / area
-            total += _cell_moment(at_cell, cell).double()
+        gradients = (gradients / peak).to(self._means)
+        shape = (self._layer.n_maps,) * 2
+        total = torch.zeros(shape, dtype=torch.float64, device=gradients.device)
+        for band, active in self._bands:
+            for row, column, height, width, area in _cells(band):
+                cell = active[:, height, width].flatten(1, 2)
+                at_cell = gradients[:, :, row, column] / area
+                total += _cell_moment(at_cell, cell).double()
         return total * peak * peak  # which may be infinite, and is refused
 
     def at_inputs(self, gradients):
         """Return the gradients (m, n_outputs, h, w, c) at the images of the layer."""
         m, n_outputs = gradients.shape[:2]
-        delta = gradients.new_empty((m, n_outputs, *self._active.shape[1:]))
-        for row, column, height, width, area in _cells(self._layer):
+        [(whole, active)] = self._bands
+        delta = gradients.new_empty((m, n_outputs, *active.shape[1:]))
+        for row, column, height, width, area in _cells(whole):
             at_cell = gradients[:, :, row, column] / area
-            active = self._active[:, None, height, width]
-            delta[:, :, height, width] = at_cell[:, :, None, None] * active
+            at_places = active[:, None, height, width]
+            delta[:, :, height, width] = at_cell[:, :, None, None] * at_places
         layer, channels = self._layer.layer, self._layer.channels
         top, bottom, left, right = layer.padding
         filters, _ = self._layer.affine(channels)
-        weight = to_tensor(filters, self._active.dtype, gradients.device).double()
+        weight = to_tensor(filters, active.dtype, gradients.device).double()
         weight = weight.reshape(len(filters), channels, *layer.patch)
         inputs = conv_transpose2d(delta.flatten(0, 1).permute(0, 3, 1, 2), weight)
         height, width = inputs.shape[2:]
@@ -186,23 +209,59 @@ def _cell_moment(gradients, active):
 
 def _block(layer, outputs, resources, numbers=0):
     """Return how many images' maps, and outputs times those, fit in memory."""
-    maps = (4 + 2 * outputs) * layer.layer.n_locations * layer.n_maps
+    maps = (_MAP_COPIES + 2 * outputs) * layer.layer.n_locations * layer.n_maps
     numbers = maps + 4 * layer.n_maps**2 + numbers
     return max(1, resources.memory // 4 // (resources.itemsize * numbers))
 
 
+def _activity_by_bands(features, images, resources):
+    """Return cells' means, and pairs (`Band`, active), see `_activity`.
+
+    Maps larger than the memory are made twice: for the means, and band by band.
+    """
+    numbers = _MAP_COPIES * features.n_maps * features.layer.locations[1]
+    largest = resources.memory // 2 // (resources.itemsize * numbers * len(images))
+    if largest >= features.layer.locations[0]:
+        means, active = _activity(features, resources.tensor(images))
+        return means, [(_whole(features), active)]
+    mean_features = replace(features, power=1.0)
+    means = feature_rows(mean_features, images, len(images), None, resources)
+    bands = (
+        (band, _active(features, band.features.responses(pixels)))
+        for band in features.bands(largest)
+        for pixels in [load_rows(images, band.pixels, resources)]
+    )
+    return torch.as_tensor(means, device=resources.device), bands
+
+
 def _activity(features, images):
-    """Return the derivative of the activation at every response, and cells' means."""
+    """Return cells' means, and the derivative of the activation at every response."""
     maps = features.responses(images)
+    active = _active(features, maps)
+    maps = maps if features.activation == "identity" else maps.relu()
+    return average_pool(maps, features.grid), active
+
+
+def _active(features, responses):
+    """Return the derivative of the activation at responses."""
     if features.activation == "identity":
-        return torch.ones_like(maps), average_pool(maps, features.grid)
-    return (maps > 0).to(maps), average_pool(maps.relu(), features.grid)
+        return torch.ones_like(responses)
+    return (responses > 0).to(responses)
 
 
-def _cells(features):
-    """Yield (row, column, slice of rows, slice of columns, area) of every cell."""
+def _whole(features):
+    """Return the `Band` of all locations."""
+    return Band(features, slice(None), slice(0, features.grid[0]))
+
+
+def _cells(band):
+    """Yield the cells of a band: (row, column, slices of the band, area of the cell).
+
+    Rows and columns are those of the whole grid.
+    """
+    features = band.features
     rows, columns = map(cells, features.layer.locations, features.grid)
-    for row, height in enumerate(rows):
+    for row, height in enumerate(rows, band.rows.start):
         for column, width in enumerate(columns):
             area = (height.stop - height.start) * (width.stop - width.start)
-            yield row, column, height, width, area
+            yield row, column, height, width, area / band.share

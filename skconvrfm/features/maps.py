@@ -15,10 +15,10 @@ import torch
 from torch.nn.functional import conv2d, pad
 
 from ..compute.blocks import balanced_blocks, image_blocks, largest_value
-from ..compute.images import Layer, extract_patches, to_tensor
+from ..compute.images import Layer, cells, extract_patches, take, to_tensor
 from ..compute.native import build, calls
 from ..compute.parallel import halving_memory, spans
-from ..compute.threads import own_threads, share_out
+from ..compute.threads import own_threads, share_out, thread_count
 from .pools import average_pool, pool_grid
 
 ACTIVATIONS = ("relu", "identity")
@@ -28,6 +28,7 @@ _CPU_MAP_BYTES, _GPU_MAP_BYTES = 2**22, 2**28
 # Images and features beyond this come from memory that the system has to clear first.
 _CPU_BLOCK_BYTES = 2**24
 _MAP_COPIES = 4  # alive while an image's features are computed
+_PLACE_BYTES = 32  # that the compiled functions need for a location
 # Entries of a patch from which a convolution is faster than a product with all patches.
 _WIDE_PATCH = 64
 
@@ -40,6 +41,8 @@ def convolve(images, layer, filters, biases=None):
     top, bottom, left, right = layer.padding
     maps = pad(images.permute(0, 3, 1, 2), (left, right, top, bottom))
     weight = filters.reshape(len(filters), images.shape[-1], *layer.patch)
+    if images.device.type == "cpu":
+        return conv2d(maps, weight, biases).permute(0, 2, 3, 1)
     # By default cuDNN rounds to ten bits. Flags that are not given are switched off.
     cudnn, names = torch.backends.cudnn, ("enabled", "benchmark", "deterministic")
     kept = {name: getattr(cudnn, name) for name in names}
@@ -58,7 +61,52 @@ def transformed_patches(images, layer, transform):
 
 
 @dataclass(frozen=True)
-class FilterLayer:
+class Band:
+    """Features of some rows of locations, or their part in the means of one row."""
+
+    features: object  # of these locations alone, without a power
+    pixels: slice  # rows of the image that they see
+    rows: slice  # of the features of the image
+    share: float = 1.0  # of the locations of these rows
+
+
+class LocationFeatures:
+    """Base of features that are means over the cells of a grid of locations."""
+
+    def bands(self, largest, rows=None):
+        """Yield `Band`s of at most ``largest`` rows of locations, or of one.
+
+        ``rows`` is a slice of the rows of the features; None is all.
+        """
+        every = cells(self.layer.locations[0], self.grid[0])
+        rows = slice(0, len(every)) if rows is None else rows
+        start = rows.start
+        while start < rows.stop:  # with as many cells of one height as fit
+            first, stop = every[start].start, start + 1
+            height = every[start].stop - first
+            while stop < rows.stop and every[stop].stop - first <= largest:
+                if every[stop].stop - every[stop].start != height:
+                    break
+                stop += 1
+            whole, size = slice(first, every[stop - 1].stop), (stop - start) * height
+            for part in balanced_blocks(whole, largest):
+                layer, (pixels, _) = self.layer.part(part)
+                share = (part.stop - part.start) / size
+                features = self.at(layer, stop - start)
+                yield Band(features, pixels, slice(start, stop), share)
+            start = stop
+
+    def at(self, layer, n_rows):
+        """Return the features of a part of the locations, without the power."""
+        return replace(self, layer=layer, pool=(n_rows, self.grid[1]))
+
+    def raise_means(self, means):
+        """Return means to the power of the features, here 1."""
+        return means
+
+
+@dataclass(frozen=True)
+class FilterLayer(LocationFeatures):
     r"""A convolution with given filters, its activation and its pool.
 
     .. math:: \text{relu: } \sqrt 2\, \max(w^\top v_u(x) / \sqrt c + t, 0), \qquad
@@ -101,6 +149,10 @@ class FilterLayer:
         arrays = self.filters, self.biases, self.offsets
         filters, biases, offsets = (a if a is None else a[part] for a in arrays)
         return replace(self, filters=filters, biases=biases, offsets=offsets)
+
+    def at(self, layer, n_rows):
+        """Return the features of a part of the locations, without the power."""
+        return replace(super().at(layer, n_rows), power=1.0)
 
     def affine(self, channels):
         """Return filters and biases with all factors in them, float64 ndarrays."""
@@ -150,7 +202,7 @@ class FilterLayer:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(LocationFeatures):
     """Images as they are, in the place of the features of a layer."""
 
     image_shape: tuple[int, int, int]
@@ -179,6 +231,10 @@ class Pixels:
     def only(self, part):
         """Return a slice of the channels."""
         return replace(self, part=part)
+
+    def at(self, layer, n_rows):
+        """Return some rows of the images."""
+        return replace(self, image_shape=(n_rows, *self.image_shape[1:]))
 
     def __call__(self, images):
         """Return the images, (n, h, w, c) → (n, h, w, n_maps)."""
@@ -229,7 +285,17 @@ class FeatureMaps:
 
     def __getitem__(self, index):
         """Return the images ``index``, a slice or an array of integers."""
-        return FeatureMaps(self.pixels[index], self.layers, self.n_whole)
+        chosen = (
+            self.pixels[index] if isinstance(index, slice) else take(self.pixels, index)
+        )
+        return FeatureMaps(chosen, self.layers, self.n_whole)
+
+    @property
+    def below(self):
+        """Images that the top layer sees: feature maps, or the pixels."""
+        if len(self.layers) == 1:
+            return self.pixels
+        return FeatureMaps(self.pixels, self.layers[:-1], self.n_whole)
 
 
 @to_tensor.register(FeatureMaps)
@@ -246,24 +312,42 @@ def hold_maps(images, resources):
     size = resources.itemsize * math.prod(images.shape)
     if not isinstance(images, FeatureMaps) or size > resources.memory // 4:
         return images
-    held = np.empty(images.shape, dtype=resources.numpy_dtype)
-    quick = _quick_block(images, images.shape[1:], resources)
-    largest = min(len(held) * resources.memory // (16 * size), quick)
-    for part in image_blocks(images, largest):
-        held[part] = resources.tensor(images[part]).cpu().numpy()
-    return held
+    rest = replace(resources, memory=resources.memory - size)
+    return feature_rows(images.layers[-1], images.below, images.n_whole, None, rest)
+
+
+def load_rows(images, rows, resources):
+    """Return rows of the pixels, or maps, of images, a tensor (n, rows, w, c).
+
+    ``rows`` is a slice; None is all.
+    """
+    if isinstance(images, FeatureMaps):
+        half = replace(resources, memory=resources.memory // 2)
+        below = images.layers[-1], images.below, images.n_whole, rows, half
+        return torch.as_tensor(feature_rows(*below), device=resources.device)
+    if rows is not None:
+        images = np.asarray(images)[:, rows]
+    return resources.tensor(images)
+
+
+def read(images):
+    """Return images, or the pixels of feature maps, in memory."""
+    if isinstance(images, FeatureMaps):
+        return FeatureMaps(read(images.pixels), images.layers, images.n_whole)
+    return np.asarray(images)
 
 
 def compute_features(features, images, resources):
     """Return the features (n, rows, columns, K) of images, computed block by block.
 
     ``features(images)`` of tensors has the attributes ``shape`` of an image's features,
-    ``n_maps``, the maps that are alive on the way, and ``layer``.
+    ``n_maps``, the maps that are alive on the way, ``layer``, and ``bands``.
     """
     worker = resources.one_worker()
-    _, largest = _feature_block(features, images, len(images), worker)
+    _, numbers = _numbers(features, images, len(images), worker)
+    largest = int(worker.memory / 2 / (worker.itemsize * numbers))
     parts = spans(len(images), resources, largest=largest)
-    tasks = ((features, images[part], len(images), worker) for part in parts)
+    tasks = ((features, images[part], len(images), None, worker) for part in parts)
     out = np.empty((len(images), *features.shape), dtype=resources.numpy_dtype)
     for part, block in zip(parts, resources.run(feature_rows, tasks), strict=True):
         out[part] = block
@@ -271,33 +355,93 @@ def compute_features(features, images, resources):
 
 
 @halving_memory
-def feature_rows(features, images, n_images, resources):
-    """Return the features of some of ``n_images``, in blocks that fit in memory."""
-    library, largest = _feature_block(features, images, n_images, resources)
-    largest = min(largest, _quick_block(images, features.shape, resources))
-    out = np.empty((len(images), *features.shape), dtype=resources.numpy_dtype)
-    for part in image_blocks(images, largest):
-        block = resources.tensor(images[part])
-        maps = compute_maps(features, block, library)
-        if not all(math.isfinite(value) for value in maps.aminmax()):
+def feature_rows(features, images, n_images, rows, resources):
+    """Return the features of some of ``n_images``, in blocks that fit in memory.
+
+    ``rows`` is a slice of the rows of the features; None is all.
+    """
+    library, numbers = _numbers(features, images, n_images, resources)
+    fitting = resources.memory / 2 / (resources.itemsize * numbers)  # images
+    largest = min(fitting, _quick_block(images, features.shape, resources))
+    n_rows = features.shape[0] if rows is None else rows.stop - rows.start
+    shape = len(images), n_rows, *features.shape[1:]
+    out = np.empty(shape, dtype=resources.numpy_dtype)
+    for part in image_blocks(images, int(largest)):
+        if rows is None and fitting >= 1:
+            maps = compute_maps(features, resources.tensor(images[part]), library)
+            out[part] = maps.cpu().numpy()
+        else:
+            _fill_bands(features, images[part], rows, library, out[part], resources)
+        if not all(
+            math.isfinite(value) for value in (out[part].min(), out[part].max())
+        ):
             raise ValueError(
                 f"the features overflow {out.dtype}: X has values up to "
                 f"{largest_value(images):.3g}; scale the images, as those of the fit "
                 "and for instance to [0, 1], or take dtype='float64'."
             )
-        out[part] = maps.cpu().numpy()
     return out
 
 
-def _feature_block(features, images, n_images, resources):
-    """Return the compiled functions where they pay, and how many images fit."""
+def _fill_bands(features, images, rows, library, out, resources):
+    """Put features of images into an array, by bands of locations that fit in memory.
+
+    On a CPU the bands are shared out to the threads.
+    """
+    images = read(images)
+    first = 0 if rows is None else rows.start
+    on_cpu = resources.device.type == "cpu"
+    with own_threads(on_cpu):
+        threads = thread_count() if on_cpu else 1
+        share = replace(resources, memory=resources.memory // threads)
+        largest = band_rows(features, images, library, share)
+        out[...] = 0
+        bands = list(features.bands(largest, rows))
+
+        def means(part):
+            [band] = bands[part]
+            block = load_rows(images, band.pixels, share)
+            return compute_maps(band.features, block, library).cpu().numpy()
+
+        for wave in balanced_blocks(slice(0, len(bands)), threads):
+            for band, block in zip(bands[wave], share_out(means, wave, 1), strict=True):
+                at = out[:, band.rows.start - first : band.rows.stop - first]
+                block *= band.share
+                at += block
+    for at in balanced_blocks(slice(0, out.shape[1]), largest):
+        out[:, at] = features.raise_means(torch.from_numpy(out[:, at])).numpy()
+
+
+def band_rows(features, images, library, resources):
+    """Return how many rows of locations of some images fit in memory."""
+    layer, row = features.layer, 3 * math.prod(images.shape[2:])
+    numbers = row + 2 * math.prod(features.shape) / layer.locations[0]
+    numbers += _map_numbers(features, images, library, resources) * layer.locations[1]
+    available = resources.memory / (2 * resources.itemsize * len(images))
+    return max(1, int((available - row * (layer.patch[0] - 1)) / numbers))
+
+
+def _numbers(features, images, n_images, resources):
+    """Return the compiled functions where they pay, and the numbers of an image."""
     library = None
     if isinstance(features, FilterLayer):
         library = features.find_library(n_images, resources.device)
     numbers = 2 * math.prod(images.shape[1:]) + 2 * math.prod(features.shape)
-    if library is None:
-        numbers += _MAP_COPIES * features.layer.n_locations * features.n_maps
-    return library, max(1, resources.memory // (2 * resources.itemsize * numbers))
+    each = _map_numbers(features, images, library, resources)
+    numbers += each * features.layer.n_locations
+    if isinstance(images, FeatureMaps):
+        below = images.layers[-1], images.below, images.n_whole, resources
+        numbers = max(numbers, _numbers(*below)[1])
+    return library, numbers
+
+
+def _map_numbers(features, images, library, resources):
+    """Return the numbers that a location takes while its maps are made."""
+    if library is not None:
+        return _PLACE_BYTES // resources.itemsize
+    # In float64 torch copies every patch out of its image.
+    copied = 0 if resources.dtype == torch.float32 else images.shape[3]
+    return _MAP_COPIES * features.n_maps + copied * math.prod(features.layer.patch)
 
 
 def _quick_block(images, shape, resources):

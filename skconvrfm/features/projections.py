@@ -1,18 +1,19 @@
 """Images under a patch metric: projections on eigenvectors, saliency, overlaps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.nn.functional import fold
 
+from ..compute.blocks import balanced_blocks
 from ..compute.images import Layer, to_tensor
-from .maps import convolve
+from .maps import Band, LocationFeatures, convolve
 from .pools import average_pool, pool_grid
 
 
 @dataclass(frozen=True)
-class EigenProjections:
+class EigenProjections(LocationFeatures):
     """Rectified projections of patches on eigenvectors of the metric, pooled."""
 
     layer: Layer
@@ -23,7 +24,12 @@ class EigenProjections:
     @property
     def shape(self):
         """Rows, columns and maps of an image's features."""
-        return (*pool_grid(self.layer.locations, self.pool), self.n_maps)
+        return (*self.grid, self.n_maps)
+
+    @property
+    def grid(self):
+        """Rows and columns of the features."""
+        return pool_grid(self.layer.locations, self.pool)
 
     @property
     def n_maps(self):
@@ -37,11 +43,11 @@ class EigenProjections:
             maps = maps.abs()
         elif self.rectification == "halves":
             maps = torch.cat([maps.clamp(min=0), (-maps).clamp(min=0)], dim=3)
-        return average_pool(maps, self.shape[:2])
+        return average_pool(maps, self.grid)
 
 
 @dataclass(frozen=True)
-class Saliency:
+class Saliency(LocationFeatures):
     """Length of the transformed patch at each location."""
 
     layer: Layer
@@ -50,12 +56,21 @@ class Saliency:
     @property
     def shape(self):
         """Rows, columns and maps of an image's features."""
-        return (*self.layer.locations, 1)
+        return (*self.grid, 1)
+
+    @property
+    def grid(self):
+        """Rows and columns of the features, all locations."""
+        return self.layer.locations
 
     @property
     def n_maps(self):
         """Maps before the length is taken."""
         return len(self.transform)
+
+    def at(self, layer, n_rows):
+        """Return the features of a part of the locations."""
+        return replace(self, layer=layer)
 
     def __call__(self, images):
         """Return (n, rows, columns, 1) for images (n, h, w, c)."""
@@ -63,22 +78,37 @@ class Saliency:
 
 
 @dataclass(frozen=True)
-class SeenImage:
+class SeenImage(LocationFeatures):
     """Images put together from transformed patches, each pixel a mean."""
 
     layer: Layer
     transform: np.ndarray  # (d, d), T or any other matrix on patches
     shape: tuple[int, int, int]  # (h, w, c) of an image
+    shown: slice | None = None  # rows of it that are put together; None is all
 
     @property
     def n_maps(self):
         """Maps that are put together."""
         return len(self.transform)
 
+    def bands(self, largest, rows=None):
+        """Yield `Band`s of rows of pixels, with all patches that lie on them."""
+        rows = slice(0, self.shape[0]) if rows is None else rows
+        reach, top = self.layer.patch[0] - 1, self.layer.padding[0]
+        for part in balanced_blocks(rows, largest - reach):
+            first, last = part.start + top - reach, part.stop + top
+            locations = slice(max(0, first), min(last, self.layer.locations[0]))
+            layer, (pixels, _) = self.layer.part(locations)
+            shape = pixels.stop - pixels.start, *self.shape[1:]
+            shown = slice(part.start - pixels.start, part.stop - pixels.start)
+            features = replace(self, layer=layer, shape=shape, shown=shown)
+            yield Band(features, pixels, part)
+
     def __call__(self, images):
-        """Return images (n, h, w, c) for images of that shape."""
+        """Return rows of images (n, h, w, c) for images of that shape."""
         patches = _products(images, self.layer, self.transform)
-        return overlap_average(patches, self.layer, self.shape)
+        whole = overlap_average(patches, self.layer, self.shape)
+        return whole if self.shown is None else whole[:, self.shown]
 
 
 def _products(images, layer, matrix):

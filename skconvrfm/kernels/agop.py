@@ -24,7 +24,12 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 
-from .._input import check_device_parameters, check_weights, make_resources
+from .._input import (
+    as_numpy,
+    check_device_parameters,
+    check_weights,
+    make_resources,
+)
 from .._sklearn_compat import validated
 from .._typing import Device, Dtype, Floats
 from ..compute import tiles
@@ -34,6 +39,8 @@ from ..compute.native import calls
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
 from ..compute.sampling import binary_exponent
 from ..compute.threads import own_threads, share_out
+from ..compute.torch_state import plain_torch
+from ..features.maps import load_rows
 from .base import PatchKernel, check_image_pair
 
 # Cost of an operation of the route by outputs in those of the other, measured: its
@@ -54,6 +61,7 @@ _MOST_CENTRES = 256  # of a block; larger ones gain nothing
         **check_device_parameters,
     }
 )
+@plain_torch()
 def patch_agop(
     kernel: PatchKernel,
     X: ArrayLike,
@@ -108,7 +116,8 @@ def patch_agop(
     images, others = check_image_pair(X, Y)
     others = images if others is None else others
     options = {"ensure_2d": False, "allow_nd": True}  # refused below, in better words
-    coef = check_array(dual_coef, dtype=np.float64, input_name="dual_coef", **options)
+    coef = as_numpy(dual_coef, "dual_coef")
+    coef = check_array(coef, dtype=np.float64, input_name="dual_coef", **options)
     if coef.ndim not in (1, 2) or len(coef) != len(images):
         raise ValueError(
             f"dual_coef has shape {coef.shape}; it needs one row for each of "
@@ -213,15 +222,23 @@ def _sum_by_outputs(machine, images, roots, library, resources):
     left = kernel.prepare_block(resources.tensor(images), transform)
     patches = left.patches.flatten(0, 1).transpose(1, 2)  # (locations, m, d)
     locations, m, d = patches.shape
-    width = d if library is None else calls.padded_entries(d, patches.dtype)
-    gradients = patches.new_zeros((locations, m, dual_coef.shape[1], width))
+    width, n_outputs = d, dual_coef.shape[1]
+    adder = library  # compiled, of longer gradients, where these fit in memory
+    if library is not None:
+        longer = calls.padded_entries(d, patches.dtype)
+        numbers = locations * m * n_outputs * longer
+        adder = (
+            library if numbers <= resources.memory // 2 // resources.itemsize else None
+        )
+        width = d if adder is None else longer
+    gradients = patches.new_zeros((locations, m, n_outputs, width))
     places = torch.arange(locations, device=patches.device).view(left.patches.shape[:2])
     self_weights = 0
     walk = _walk(machine, left, library, resources)
     for part, right, readout, pair_weights, tile_self_weights in walk:
         w, v = pair_weights.flatten(0, 1), right.patches[readout.right].flatten(0, 1)
         coef, met = dual_coef[part].T.contiguous(), places[readout.left].flatten()
-        add_output_product(w, coef, v, gradients, met, library, resources)
+        add_output_product(w, coef, v, gradients, met, adder, resources)
         self_weights = self_weights + tile_self_weights
     self_weights = self_weights.flatten(0, 1)[..., None]
     gradients[..., :d].addcmul_(self_weights, patches[:, :, None], value=2)
@@ -296,13 +313,14 @@ def _sum_without_outputs(machine, images, roots, library, resources):
 def _band_patches(kernel, centres, band, resources):
     """Return the patches of the centres in a band of locations, (locations, d, n)."""
     layer = kernel.layers[0]
+    seen, (pixels, _) = layer.part(band)
     n_locations = (band.stop - band.start) * layer.locations[1]
     shape = n_locations, kernel.patch_dim, len(centres)
     patches = torch.empty(shape, dtype=resources.dtype, device=resources.device)
     side = tiles.block_side(kernel, centres.shape[1:], resources)
     for part in image_blocks(centres, side):
-        images = resources.tensor(centres[part])
-        patches[..., part] = extract_patches(images, layer, band).flatten(0, 1)
+        images = load_rows(centres[part], pixels, resources)
+        patches[..., part] = extract_patches(images, seen).flatten(0, 1)
     return patches
 
 

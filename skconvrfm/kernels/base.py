@@ -11,11 +11,12 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 
-from .._input import check_image_array, check_pair, make_resources
+from .._input import as_numpy, check_image_array, check_pair, make_resources
 from .._sklearn_compat import Interval, StrOptions
 from ..compute.images import convolution_layers
 from ..compute.sampling import Lineup, bandwidth_draws, content_positions
 from ..compute.tiles import kernel_matrix
+from ..compute.torch_state import plain_torch
 from .pooled import FLATTEN, pooled_readouts
 
 # Parameters that the kernels of patches share.
@@ -50,6 +51,7 @@ class BaseKernel(BaseEstimator):
         bound.image_shape_ = tuple(image_shape)
         return bound
 
+    @plain_torch()
     def __call__(
         self,
         X,
@@ -191,12 +193,6 @@ class PatchKernel(BaseKernel):
         """
         return self._pair_pullback(*self.readout.meet(left, right), dual_coef)
 
-    def measured_on(self, images, sample, transform, resources):
-        """Return the kernel with its bandwidth measured on a `Sample` of images."""
-        images, transform = map(resources.tensor, (images[sample.rows], transform))
-        weights = torch.tensor(sample.weights, dtype=torch.float64)
-        return self.measured(images, weights.to(resources.device), transform)
-
     def measured_evenly(self, images, transform, resources):
         """Return the kernel with its bandwidth measured on an even draw of images."""
         if not self.unmeasured:
@@ -212,7 +208,9 @@ class PatchKernel(BaseKernel):
         """Return the patch transform as a float64 array of shape (d, d), or None."""
         if transform is None:
             return None
-        matrix = check_array(transform, dtype=np.float64, input_name="patch_transform")
+        name = "patch_transform"
+        transform = as_numpy(transform, name)
+        matrix = check_array(transform, dtype=np.float64, input_name=name)
         expected = (self.patch_dim, self.patch_dim)
         if matrix.shape != expected:
             raise ValueError(

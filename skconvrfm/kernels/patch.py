@@ -18,6 +18,7 @@ arXiv:2212.13881, put on patches.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,9 +26,18 @@ import torch
 
 from .._docs import fill_in
 from .._typing import Metric, Padding, Pair
-from ..features.maps import transformed_patches
+from ..compute.blocks import balanced_blocks
+from ..compute.images import take
+from ..compute.sampling import MEDIAN_DISTANCES
+from ..features.maps import load_rows, transformed_patches
 from .base import METRIC_PARAMETER, PATCH_PARAMETERS, ImageBlock, PatchKernel
-from .profiles import BANDWIDTH, GaussianProfile, LaplaceProfile, median_distance
+from .profiles import (
+    BANDWIDTH,
+    GaussianProfile,
+    LaplaceProfile,
+    median_distance,
+    pair_squares,
+)
 
 _PARAMETERS = f"""bandwidth : float or "auto", default="auto"
         Distance of patches at which the kernel has fallen to %(fallen)s. ``"auto"`` is
@@ -67,12 +77,39 @@ class RadialPatchKernel(PatchKernel):
         self.metric = metric
         self.pool_grid = pool_grid
 
-    def measured(self, images, weights, transform):
-        """Return the kernel with the median distance of patches for bandwidth."""
-        block = self.prepare_block(images, transform)
-        # Distances are those at equal locations.
-        products = block.patches.transpose(-1, -2) @ block.patches
-        return self._with(bandwidth_=median_distance(products, block.squares, weights))
+    def measured_on(self, images, sample, transform, resources):
+        """Return the kernel with the median distance of patches for bandwidth.
+
+        Distances are those at equal locations of the images of a `Sample`.
+        """
+        images, transform = take(images, sample.rows), resources.tensor(transform)
+        layer, n = self.layers[0], len(sample.rows)
+        # Evenly spaced rows of locations, where these are more than enough.
+        step = math.ceil(layer.n_locations * n * (n - 1) / 2 / MEDIAN_DISTANCES)
+        numbers = layer.locations[1] * n * (5 * self.patch_dim + 8 * n)
+        together = resources.memory // 8 // (resources.itemsize * numbers)
+        every = slice(0, layer.locations[0])
+        bands = balanced_blocks(every, together)
+        if step > 1:
+            bands = [slice(r, r + 1) for r in range(step // 2, every.stop, step)]
+        n_rows = sum(band.stop - band.start for band in bands)
+        # Made before the bands: small arrays between large ones fragment the heap.
+        options = {"dtype": resources.dtype, "device": resources.device}
+        shape = n_rows, layer.locations[1]
+        distances = torch.empty((*shape, n * (n - 1) // 2), **options)
+        squares, start = torch.empty((*shape, n), **options), 0
+        for band in bands:
+            part, (rows, _) = layer.part(band)
+            pixels = load_rows(images, rows, resources)
+            block = self._with(layers=(part,)).prepare_block(pixels, transform)
+            products = block.patches.transpose(-1, -2) @ block.patches
+            at = slice(start, start := start + part.locations[0])
+            distances[at] = pair_squares(products, block.squares)
+            squares[at] = block.squares
+        weights = torch.tensor(
+            sample.weights, dtype=torch.float64, device=squares.device
+        )
+        return self._with(bandwidth_=median_distance(distances, squares, weights))
 
     def prepare_block(self, images, transform):
         """Return patches, transformed, and their squared lengths, a `PatchBlock`."""

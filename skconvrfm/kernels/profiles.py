@@ -3,6 +3,7 @@
 import math
 from numbers import Real
 
+import numpy as np
 import torch
 
 from .._sklearn_compat import Interval, StrOptions
@@ -79,25 +80,50 @@ def squared_distances(products, left, right):
     return squares.masked_fill_(squares <= rounding, 0)
 
 
-def median_distance(products, squares, weights):
+def pair_squares(products, squares):
+    """Return ‖φ - φ'‖² of all pairs of n rows, (..., n (n - 1) / 2)."""
+    n = squares.shape[-1]
+    first, second = torch.triu_indices(n, n, 1, device=squares.device)
+    return squared_distances(products, squares, squares)[..., first, second]
+
+
+def median_distance(distances, squares, weights):
     """Return the weighted median distance of two of n rows, a bandwidth.
 
-    A pair weighs the product of its weights. Equal rows are left out, so that a row of
+    ``distances`` are the `pair_squares`, ``squares`` (..., n) the squared lengths. A
+    pair weighs the product of its weights. Equal rows are left out, so that a row of
     weight 2 is as two copies; of all equal ones the length is taken, and 1 if it is 0.
     """
     n = len(weights)
-    first, second = torch.triu_indices(n, n, 1, device=squares.device)
-    distances = squared_distances(products, squares, squares)[..., first, second]
+    first, second = torch.triu_indices(n, n, 1, device=weights.device)
     median = weighted_median(distances, weights[first] * weights[second])
     return math.sqrt(median or weighted_median(squares, weights)) or 1.0
 
 
 def weighted_median(values, weights):
-    """Return the weighted median of the positive values; 0 where there are none."""
-    weights = weights.expand_as(values)
-    positive = values > 0
-    if not positive.any():
+    """Return the weighted median of the positive values; 0 where there are none.
+
+    Weights are those of the last dimension.
+    """
+    if not values.numel():
         return 0.0
-    values, order = values[positive].sort()
-    cumulative = weights[positive][order].cumsum(0)
-    return float(values[torch.searchsorted(cumulative, cumulative[-1:] / 2)])
+    weights = weights.cpu().numpy()
+    values = values.reshape(-1, len(weights)).cpu().numpy()
+    ordered = np.sort(values, axis=None)
+
+    def weight_up_to(value):
+        counted = values <= value
+        counted &= values > 0
+        return counted.sum(0) @ weights
+
+    low, high = int(np.searchsorted(ordered, 0, side="right")), len(ordered) - 1
+    if low > high:
+        return 0.0
+    half = weight_up_to(ordered[-1]) / 2
+    while low < high:
+        middle = (low + high) // 2
+        if weight_up_to(ordered[middle]) >= half:
+            high = middle
+        else:
+            low = middle + 1
+    return float(ordered[low])

@@ -20,19 +20,34 @@ its own term vanishes. All products are float64.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Literal
 
 import numpy as np
 import torch
 
 from .._docs import fill_in
-from ..compute.blocks import image_blocks, largest_value
+from ..compute.blocks import (
+    balanced_blocks,
+    byte_blocks,
+    image_blocks,
+    largest_value,
+    mirror_upper,
+)
 from ..compute.images import to_tensor
 from .base import BaseKernel, even_sample
-from .profiles import BANDWIDTH, GaussianProfile, LaplaceProfile, median_distance
+from .profiles import (
+    BANDWIDTH,
+    GaussianProfile,
+    LaplaceProfile,
+    median_distance,
+    pair_squares,
+)
 
 BANDWIDTH_IMAGES = 1000  # whose pairs are enough for a median distance
 _ROWS = 1024  # of a matrix of all rows with all that are worked on at once
+_STRIP_BYTES = 2**22  # of a matrix that become the kernel at once
+_PRODUCT_NUMBERS = 2**19  # of the rows whose products are taken at once, in float64
 
 _PARAMETERS = """bandwidth : float or "auto", default="auto"
         Distance at which the kernel has fallen to %(fallen)s. ``"auto"`` is the median
@@ -43,10 +58,6 @@ _PARAMETERS = """bandwidth : float or "auto", default="auto"
 class WholeKernel(BaseKernel):
     """Base of kernels of whole images or maps, as flat rows."""
 
-    def rows(self, images):
-        """Return images as flat rows, a float64 tensor on the CPU."""
-        return to_tensor(images, torch.float64, torch.device("cpu")).flatten(1)
-
     def _check_transform(self, transform):
         if transform is not None:
             raise ValueError(
@@ -55,18 +66,27 @@ class WholeKernel(BaseKernel):
             )
 
     def _matrix(self, X, Y, transform, resources):
-        left = self.rows(X).to(resources.device)
-        right = left if Y is None else self.rows(Y).to(resources.device)
-        kernel = self
+        others, kernel = X if Y is None else Y, self
         if self.unmeasured:
-            sample = even_sample(X if Y is None else Y, BANDWIDTH_IMAGES)
-            kernel = self.measured(right[sample.rows], sample.weights)
-        matrix = np.empty((len(left), len(right)), dtype=resources.numpy_dtype)
-        for part in image_blocks(left, _ROWS):
-            with np.errstate(over="ignore"):  # refused below
-                matrix[part] = kernel.value(left[part], right).cpu().numpy()
+            sample = even_sample(others, BANDWIDTH_IMAGES)
+            kernel = self.measured(others, sample.weights, sample.rows)
+        # Tiles with the copies that their distances take.
+        largest = min(math.isqrt(resources.memory // 64), _ROWS)
+        lengths = squared_lengths(X)
+        other_lengths = lengths if Y is None else squared_lengths(Y)
+        matrix = np.empty((len(X), len(others)), dtype=resources.numpy_dtype)
+        for rows in image_blocks(X, largest):
+            for columns in image_blocks(others, largest):
+                if Y is None and columns.stop <= rows.start:
+                    continue
+                products = inner_products(X[rows], others[columns], resources.device)
+                pair = lengths[rows], other_lengths[columns]
+                pair = (torch.as_tensor(a, device=resources.device) for a in pair)
+                with np.errstate(over="ignore"):  # refused below
+                    tile = kernel.of_products(products, *pair).cpu().numpy()
+                    matrix[rows, columns] = tile
         if Y is None:  # products of matrices round a pair in either order differently
-            matrix = np.triu(matrix) + np.triu(matrix, 1).T
+            mirror_upper(matrix)
         if not np.isfinite(matrix).all():
             raise ValueError(
                 f"the kernel overflows {matrix.dtype}: X has values up to "
@@ -85,25 +105,33 @@ class RadialKernel(WholeKernel):
     def __init__(self, bandwidth: float | Literal["auto"] = "auto") -> None:
         self.bandwidth = bandwidth
 
-    def measured(self, rows, weights):
-        """Return the kernel with the median distance of float64 rows as bandwidth."""
-        weights = torch.as_tensor(weights, dtype=torch.float64, device=rows.device)
+    def measured(self, images, weights, some=slice(None)):
+        """Return the kernel with the median distance of some images as bandwidth.
+
+        Images are an array with one row each, ``some`` of which have the weights.
+        """
+        products = inner_products(images, images, torch.device("cpu"), some)
+        weights = torch.tensor(weights, dtype=torch.float64, device="cpu")
         kernel = copy.copy(self)
-        squares = rows.square().sum(1)
-        kernel.bandwidth_ = median_distance(rows @ rows.T, squares, weights)
+        squares = products.diagonal()
+        distances = pair_squares(products, squares)
+        kernel.bandwidth_ = median_distance(distances, squares, weights)
         return kernel
 
     def value(self, left, right):
         """Return the kernel between float64 rows, a Tensor (len(left), len(right))."""
         return self.profile(self._distances(left, right))
 
+    def of_products(self, products, left, right):
+        """Return the kernel from inner products and squared lengths of rows."""
+        return self.profile(self._scaled_distances(products, left, right))
+
     def matrix_of(self, products):
         """Turn inner products ΦΦᵀ of rows, float64, into the kernel, in their place."""
-        squares = torch.tensor(np.diagonal(products))
+        squares = torch.tensor(np.diagonal(products), device="cpu")
         matrix = torch.from_numpy(products)
-        for part in image_blocks(matrix, _ROWS):
-            distances = self._scaled_distances(matrix[part], squares[part], squares)
-            matrix[part] = self.profile(distances)
+        for part in byte_blocks(matrix, _STRIP_BYTES):
+            matrix[part] = self.of_products(matrix[part], squares[part], squares)
         return products
 
     def pullback(self, rows, centres, dual_coef):
@@ -181,3 +209,28 @@ class Linear(WholeKernel):
     def value(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Return the kernel between float64 rows, a Tensor (len(left), len(right))."""
         return left @ right.T
+
+    def of_products(self, products: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        """Return the kernel from inner products, these themselves."""
+        return products
+
+
+def inner_products(left, right, device, some=slice(None)):
+    """Return the inner products of some rows of two arrays of images, in float64."""
+    pair = [np.asarray(images).reshape(len(images), -1) for images in (left, right)]
+    shape = [len(np.arange(len(rows))[some]) for rows in pair]
+    total = torch.zeros(shape, dtype=torch.float64, device=device)
+    width = pair[0].shape[1]
+    for part in balanced_blocks(slice(0, width), _PRODUCT_NUMBERS // max(shape)):
+        first, second = (to_tensor(r[some, part], total.dtype, device) for r in pair)
+        total.addmm_(first, second.T)
+    return total
+
+
+def squared_lengths(images):
+    """Return the squared lengths of images as flat rows, in float64."""
+    lengths = np.empty(len(images))
+    for part in byte_blocks(images, _STRIP_BYTES):
+        rows = np.asarray(images[part]).reshape(part.stop - part.start, -1)
+        lengths[part] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return lengths

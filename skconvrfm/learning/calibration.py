@@ -2,6 +2,7 @@
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import log_expit, log_softmax
 from sklearn.utils.extmath import softmax
 
 # Temperatures of the probabilities; scores of well separated classes are ±1.
@@ -12,6 +13,13 @@ def class_scores(scores):
     """Return one column per class: a binary score counts for one, against the other."""
     scores = np.reshape(scores, (len(scores), -1))
     return np.hstack([-scores, scores]) if scores.shape[1] == 1 else scores
+
+
+def log_probabilities(scores, multilabel):
+    """Return logarithms of probabilities of classes, or of each label by itself."""
+    if multilabel:
+        return log_expit(2 * scores)
+    return log_softmax(class_scores(scores), axis=1)
 
 
 def fit_temperature(prediction, targets, weights):

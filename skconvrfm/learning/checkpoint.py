@@ -8,6 +8,9 @@ runs again, from the same draws, and finds them in place of rounds.
 
 A file has the fingerprint of its fit, without which it is foreign, and digests: of the
 arrays in ``convrfm.json``, and of this in the comment of the archive.
+
+One fit at a time has the lock of the folder, the file ``convrfm-lock``, which ends with
+its process at the latest.
 """
 
 import copy
@@ -15,24 +18,26 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from ..compute.blocks import byte_blocks
-from ..compute.files import TEMPORARY, write_whole
+from ..compute.files import TEMPORARY, hold_lock, write_whole
+from .fitted import check_numbers
 from .ridge import RidgeSolution
-from .rounds import Progress, Round
+from .rounds import CLOCKS, Progress, Round
 
 # Of the layout of the files; another one is foreign.
-FORMAT = 2
+FORMAT = 3
 
 _PREFIX, _SUFFIX = "convrfm-", ".npz"
-_VALUES = "convrfm.json"
+_LOCK, _VALUES = "convrfm-lock", "convrfm.json"
 # How our files begin, truncated or not: the header of a member, 30 bytes, and its name.
 _MAGIC, _NAME_AT = b"PK\x03\x04", 30
 _DIGEST_BYTES = 16
@@ -40,17 +45,21 @@ _HASH_BLOCK = 2**22  # bytes of an array
 
 
 class Checkpoint:
-    """The folder of one fit, whose parameters and data's digests are dicts by name."""
+    """The folder of one fit, whose parameters and data's digests are dicts by name.
+
+    As a context it has the lock of the folder, which it takes when it is made.
+    """
 
     def __init__(self, folder, parameters, data):
         self._name, self._folder = os.fspath(folder), Path(folder)
         self._fit = {"parameters": {"format": FORMAT} | parameters, "data": data}
-        with self._explained("cannot be used"):
+        with self._explained("cannot be used"), ExitStack() as stack:
             self._folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self._folder, os.W_OK | os.X_OK):
                 raise OSError(errno.EACCES, "the folder is not writable")
-            for leftover in self._folder.glob(f".{_PREFIX}*{TEMPORARY}"):
-                leftover.unlink(missing_ok=True)
+            if self._is_locked(stack):  # else they may be those of another fit
+                for leftover in self._folder.glob(f".{_PREFIX}*{TEMPORARY}"):
+                    leftover.unlink(missing_ok=True)
             paths = sorted(self._folder.glob(f"{_PREFIX}*{_SUFFIX}"))
             for path in paths:
                 if not _is_ours(path):
@@ -59,6 +68,25 @@ class Checkpoint:
                         "this package and in its way: move it, or take another folder."
                     )
             self._states = {path.name: self._read(path) for path in paths}
+            self._held = stack.pop_all()
+
+    def _is_locked(self, stack):
+        """Take the lock until the stack is closed; False where files have no locks."""
+        try:
+            return stack.enter_context(hold_lock(self._folder / _LOCK))
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                error.errno,
+                "another fit, in this process or another one, is using it. Wait until "
+                "that has ended, or take another folder; the fits of a search or of a "
+                "cross-validation need checkpoint=None",
+            ) from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._held.close()
 
     @property
     def n_rounds(self):
@@ -73,8 +101,12 @@ class Checkpoint:
 
     def load(self, stage, model):
         """Return the `Progress` of a stage that was found, or None; only once."""
-        found = self._states.pop(self._file_name(stage), None)
-        return None if found is None else _unpack(*found, model)
+        name = self._file_name(stage)
+        found = self._states.pop(name, None)
+        if found is None:
+            return None
+        with self._no_damage(name):
+            return _unpack(*found, model)
 
     def save(self, stage, progress):
         """Keep the `Progress` of a stage, in the place of an earlier one."""
@@ -87,24 +119,33 @@ class Checkpoint:
 
     def _read(self, path):
         """Return the values and arrays of a file of this fit."""
-        name = self._name
-        remedy = f"Take another folder, or remove {name!r} to fit from the beginning."
-        with open(path, "rb") as file:
-            try:
-                fit, values, arrays = _read_archive(file)
-            except Exception as error:  # of any type, by the place of the damage
-                raise ValueError(
-                    f"checkpoint={name!r} is damaged: {path.name} is truncated "
-                    f"or was changed ({error!r}). {remedy}"
-                ) from error
-        differences = _differences(fit, self._fit)
+        with open(path, "rb") as file, self._no_damage(path.name):
+            fit, values, arrays = _read_archive(file)
+            differences = _differences(fit, self._fit)
         if differences:
             raise ValueError(
-                f"checkpoint={name!r} holds another fit, which differs in "
-                f"{', '.join(differences)}. {remedy} The fits of a search or of a "
-                "cross-validation differ from each other, and need checkpoint=None."
+                f"checkpoint={self._name!r} holds another fit, which differs in "
+                f"{', '.join(differences)}. {self._remedy} The fits of a search or of "
+                "a cross-validation differ from each other, and need checkpoint=None."
             )
         return values, arrays
+
+    @property
+    def _remedy(self):
+        return (
+            f"Take another folder, or remove {self._name!r} to fit from the beginning."
+        )
+
+    @contextmanager
+    def _no_damage(self, name):
+        """Name the checkpoint and the file in errors of any type."""
+        try:
+            yield
+        except Exception as error:  # by the place of the damage
+            raise ValueError(
+                f"checkpoint={self._name!r} is damaged: {name} is truncated or was "
+                f"changed ({error!r}). {self._remedy}"
+            ) from error
 
     @contextmanager
     def _explained(self, what):
@@ -193,16 +234,54 @@ def _unpack(values, arrays, model):
         there = values["groups"][name]
         if there is None:
             return None
-        return tuple(arrays.get(f"{name}_{i}") for i in range(len(there)))
+        return tuple(
+            check_numbers(name, arrays[f"{name}_{i}"], (d, d)) if is_there else None
+            for i, (is_there, d) in enumerate(zip(there, dims, strict=True))
+        )
 
-    found = values["solution"] | arrays
-    solution = RidgeSolution(**{f.name: found[f.name] for f in fields(RidgeSolution)})
+    dims, history = model.patch_dims, values["history"]
+    layers = range(len(dims))
+    _check_history(history)
+    history["spectra"] = [
+        [arrays[f"spectra_{i}_{layer}"] for layer in layers] for i in history["round"]
+    ]
     current = model.with_metric(group("best_transform"))
-    best = Round(values["index"], current, solution, values["criterion"])
-    spectra = [list(group(f"spectra_{i}")) for i in values["history"]["round"]]
-    history = values["history"] | {"spectra": spectra}
-    ends = {name: values[name] for name in ("stopped", "ended")}
+    solution = _check_solution(values["solution"] | arrays, current)
+    index = history["round"].index(values["index"])
+    best = Round(index, current, solution, float(values["criterion"]))
+    ends = {name: bool(values[name]) for name in ("stopped", "ended")}
     return Progress(history, best, group("agop"), group("transform"), **ends)
+
+
+def _check_history(history):
+    """Refuse a history without one number for each round in every list."""
+    n = len(history["round"])
+    if n == 0 or history["round"] != [*range(n)]:
+        raise ValueError(f"it has the rounds {history['round']}")
+    for name in {"alpha", "gcv", "loo_loss", "loo_score", *CLOCKS, *history}:
+        if name != "spectra" and np.shape(np.array(history[name], float)) != (n,):
+            raise ValueError(f"{name} has not {n} numbers, one for each round")
+
+
+def _check_solution(found, model):
+    """Return the solution of a model, whose arrays are of its sizes."""
+    n, n_outputs = model.data.targets.shape
+    shapes = {
+        "coef": (
+            math.prod(model.top.shape) if model.kernel.is_linear else n,
+            n_outputs,
+        ),
+        "intercept": (n_outputs,),
+        "loo_prediction": (n, n_outputs),
+    }
+    return RidgeSolution(
+        **{
+            name: check_numbers(name, found[name], shapes[name])
+            if name in shapes
+            else float(found[name])
+            for name in (field.name for field in fields(RidgeSolution))
+        }
+    )
 
 
 def _write_archive(fit, values, arrays, file):

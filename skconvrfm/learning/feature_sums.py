@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..compute.blocks import balanced_blocks, image_blocks
+from ..compute.blocks import balanced_blocks, byte_blocks, image_blocks, mirror_upper
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
 from ..features.maps import FilterLayer, Pixels, feature_rows
 from ..kernels.whole import RadialKernel
 from .ridge import Moments
 
-# Rows of a product of all rows with all; half of them are left out.
+# Most rows, or columns, of a product; of all rows with all half are left out.
 _PRODUCT_ROWS = 1024
+_STRIP_BYTES = 2**22  # of a matrix that are corrected at once
+_CENTRE_NUMBERS = 2**20  # of the training rows that a readout works on at once
 
 
 class Design:
@@ -42,25 +44,24 @@ class Design:
 
     def kernel_matrix(self):
         """Return ΦΦᵀ, an ndarray of shape (n, n), float64."""
-        tasks = ((rows, self._worker) for _, rows in self._filter_groups())
+        tasks = ((columns, self._worker) for columns in self._column_groups())
         matrix = sum_tasks(_outer_product, tasks, self.resources)
-        return np.triu(matrix) + np.triu(matrix, 1).T
+        mirror_upper(matrix)
+        return matrix
 
     def combine(self, dual_coef):
         """Return Φᵀα, the features' coefficients of a kernel machine."""
-        coef = np.empty((self.width, dual_coef.shape[1]))
-        columns, groups = zip(*self._filter_groups(), strict=True)
-        tasks = ((rows, dual_coef, self._worker) for rows in groups)
-        parts = list(self.resources.run(_combination, tasks))
-        coef[np.concatenate(columns)] = np.concatenate(parts)
-        return coef
+        parts = spans(self.n, self.resources, SUM_TASKS)
+        tasks = ((self.rows[part], dual_coef[part], self._worker) for part in parts)
+        return sum_tasks(_combination, tasks, self.resources)
 
     def moments(self):
         """Return the sums over all rows, `Moments`, in float64."""
         columns = self.rows, self.data.targets, self.data.weights
         parts = spans(self.n, self.resources, SUM_TASKS)
         tasks = ((*(c[part] for c in columns), self._worker) for part in parts)
-        return sum_tasks(_moments, tasks, self.resources)
+        moments = sum_tasks(_moments, tasks, self.resources)
+        return moments.with_scatter(self.data.scatter)
 
     def map_rows(self, function):
         """Yield (slice of rows, ``function(n, blocks, device)`` of their features)."""
@@ -68,18 +69,19 @@ class Design:
         tasks = ((self.rows[part], function, self._worker) for part in parts)
         yield from zip(parts, self.resources.run(_map_blocks, tasks), strict=True)
 
-    def _filter_groups(self):
-        """Return pairs (indices of columns, all rows' features of some filters)."""
+    def _column_groups(self):
+        """Return the rows with some of their columns each, as many as fit."""
         if self.rows.values is not None:
-            return [(np.arange(self.width), self.rows)]
-        n_filters, cells = self.features.n_maps, math.prod(self.features.grid)
-        size = self.n * cells * self.resources.itemsize
-        largest = max(1, self._worker.memory // 4 // size)
-        columns = np.arange(self.width).reshape(cells, n_filters)
-        return [
-            (columns[:, group].ravel(), self.rows.only(group))
-            for group in spans(n_filters, self.resources, SUM_TASKS, largest)
-        ]
+            return [self.rows]
+        n_filters, (n_rows, n_columns) = self.features.n_maps, self.features.grid
+        row = self.n * n_columns * self.resources.itemsize  # of the grid, of a filter
+        fitting = self._worker.memory // 4 // row  # rows of filters
+        if fitting >= n_rows:
+            groups = spans(n_filters, self.resources, SUM_TASKS, fitting // n_rows)
+            return [self.rows.only(group) for group in groups]
+        filters = balanced_blocks(slice(0, n_filters), fitting)
+        bands = balanced_blocks(slice(0, n_rows), fitting * len(filters) // n_filters)
+        return [self.rows.only(group, band) for group in filters for band in bands]
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class FeatureRows:
     images: object  # (n, h, w, c)
     n_whole: int  # images of which these are a part, computed alike
     values: np.ndarray | None = None  # (n, D), where they are held
+    band: slice | None = None  # rows of the features that are taken; None is all
 
     def __len__(self):
         return len(self.images)
@@ -99,22 +102,26 @@ class FeatureRows:
         values = None if self.values is None else self.values[part]
         return replace(self, images=self.images[part], values=values)
 
-    def only(self, group):
-        """Return the columns of a slice of the filters."""
-        return replace(self, features=self.features.only(group))
+    def only(self, group, band=None):
+        """Return the columns of a slice of the filters, at a slice of their rows."""
+        return replace(self, features=self.features.only(group), band=band)
 
     def compute(self, resources):
         """Return the values, an ndarray of shape (n, D)."""
         if self.values is not None:
             return self.values
-        values = feature_rows(self.features, self.images, self.n_whole, resources)
+        where = self.features, self.images, self.n_whole, self.band
+        values = feature_rows(*where, resources)
         return values.reshape(len(values), -1)
 
-    def blocks(self, resources):
-        """Yield (slice of rows, their values as a tensor), as much as fits."""
-        size = math.prod(self.features.shape) * resources.itemsize
-        largest = max(1, resources.memory // 4 // size)
-        for part in image_blocks(self.images, min(largest, _PRODUCT_ROWS)):
+    def blocks(self, resources, numbers=0):
+        """Yield (slice of rows, their values as a tensor), as much as fits.
+
+        ``numbers`` in float64 are needed for each row, beside three copies of it.
+        """
+        numbers = 8 * (3 * math.prod(self.features.shape) + numbers)
+        largest = min(resources.memory // 4 // numbers, _PRODUCT_ROWS)
+        for part in image_blocks(self.images, largest):
             values = self[part].compute(resources)
             yield part, torch.as_tensor(values, device=resources.device)
 
@@ -141,19 +148,18 @@ def _moments(rows, targets, weights, resources):
         block -= centre
         weighted = block * torch.as_tensor(weights[part], **options)[:, None]
         for columns in balanced_blocks(slice(0, width), _PRODUCT_ROWS):
-            product = block[:, : columns.stop].T @ weighted[:, columns]
-            gram[: columns.stop, columns] += product
+            left, right = block[:, : columns.stop], weighted[:, columns]
+            gram[: columns.stop, columns].addmm_(left.T, right)
         cross += weighted.T @ torch.as_tensor(centred_targets[part], **options)
         sums += weighted.sum(0)
-    # One triangle was added up; the other is its mirror, strip by strip in its place.
-    for columns in balanced_blocks(slice(0, width), _PRODUCT_ROWS):
-        square = gram[columns, columns]
-        square.copy_(square.triu() + square.triu(1).T)
-        gram[columns.stop :, columns] = gram[columns, columns.stop :].T
-        gram[columns] -= torch.outer(sums[columns], sums) / total
-    mean, gram, cross = (x.cpu().numpy() for x in (centre + sums / total, gram, cross))
+    arrays = centre + sums / total, gram, cross, sums
+    mean, gram, cross, sums = (array.cpu().numpy() for array in arrays)
+    mirror_upper(gram)  # one triangle was added up
+    for part in byte_blocks(gram, _STRIP_BYTES):
+        gram[part] -= np.outer(sums[part] / total, sums)
     spread = weights @ centred_targets**2
-    return Moments(float(total), mean, target_mean, gram, cross, spread, largest)
+    means = mean, target_mean
+    return Moments(len(rows), float(total), *means, gram, cross, spread, largest)
 
 
 @halving_memory
@@ -168,9 +174,10 @@ def _outer_product(rows, resources):
     """Return ΦΦᵀ of some columns, its upper triangle, an ndarray (n, n)."""
     values = torch.as_tensor(rows.compute(resources), device=resources.device)
     matrix = np.zeros((len(rows), len(rows)))
-    for columns in balanced_blocks(slice(0, values.shape[1]), _PRODUCT_ROWS):
+    largest = min(resources.memory // 16 // (8 * len(rows)), _PRODUCT_ROWS)
+    for columns in balanced_blocks(slice(0, values.shape[1]), largest):
         block = values[:, columns].double()
-        for part in image_blocks(rows, _PRODUCT_ROWS):
+        for part in image_blocks(rows, largest):
             product = block[: part.stop] @ block[part].T
             matrix[: part.stop, part] += product.cpu().numpy()
     return matrix
@@ -178,12 +185,13 @@ def _outer_product(rows, resources):
 
 @halving_memory
 def _combination(rows, dual_coef, resources):
-    """Return Φᵀα of some columns."""
-    values = torch.as_tensor(rows.compute(resources), device=resources.device)
+    """Return Φᵀα of some rows."""
     dual = torch.as_tensor(dual_coef, device=resources.device)
-    parts = balanced_blocks(slice(0, values.shape[1]), _PRODUCT_ROWS)
-    products = [values[:, part].double().T @ dual for part in parts]
-    return torch.cat(products).cpu().numpy()
+    shape = math.prod(rows.features.shape), dual.shape[1]
+    total = dual.new_zeros(shape)
+    for part, block in rows.blocks(resources):
+        total.addmm_(block.double().T, dual[part])
+    return total.cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -191,11 +199,12 @@ class LinearReadout:
     """Linear outputs of features, without the intercept."""
 
     coef: np.ndarray  # β, (D, n_outputs)
+    output_numbers = 0  # that the outputs of one row take
 
     @property
     def numbers(self):
         """Numbers that the gradients of one row take."""
-        return 2 * self.coef.size
+        return 4 * self.coef.size
 
     def __call__(self, rows):
         """Return the outputs of float64 rows, a Tensor (m, n_outputs)."""
@@ -215,10 +224,12 @@ class RadialReadout:
     centres: np.ndarray  # (n, D), features of training
     coef: np.ndarray  # α, (n, n_outputs)
 
+    output_numbers = 6 * _PRODUCT_ROWS  # that the outputs of one row take
+
     @property
     def numbers(self):
         """Numbers that the gradients of one row take."""
-        return self.coef.shape[1] * (3 * self.centres.shape[1] + 2 * _PRODUCT_ROWS)
+        return self.coef.shape[1] * (6 * self.centres.shape[1] + 2 * _PRODUCT_ROWS)
 
     def __call__(self, rows):
         """Return the outputs of float64 rows, a Tensor (m, n_outputs)."""
@@ -231,7 +242,8 @@ class RadialReadout:
         return sum(self.kernel.pullback(rows, *part) for part in parts)
 
     def _parts(self, device):
-        for part in image_blocks(self.centres, _PRODUCT_ROWS):
+        largest = min(_CENTRE_NUMBERS // self.centres.shape[1], _PRODUCT_ROWS)
+        for part in image_blocks(self.centres, largest):
             centres = torch.as_tensor(self.centres[part], device=device).double()
             yield centres, torch.as_tensor(self.coef[part], device=device)
 
@@ -248,6 +260,6 @@ def readout_outputs(features, images, readout, resources):
 def _outputs(rows, readout, resources):
     """Return the outputs for some rows."""
     outputs = np.empty((len(rows), readout.coef.shape[1]))
-    for part, block in rows.blocks(resources):
+    for part, block in rows.blocks(resources, readout.output_numbers):
         outputs[part] = readout(block.double()).cpu().numpy()
     return outputs

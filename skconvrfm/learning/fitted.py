@@ -8,8 +8,11 @@ import numpy as np
 _REMEDY = "fit the estimator again"
 
 
-def check_fitted(kernel, features, image_shape):
-    """Refuse fitted layers and a kernel that do not fit the images, or one another."""
+def check_layers(kernel, features, image_shape):
+    """Return the shape of the maps that a fitted kernel sees above fitted layers.
+
+    Refuse what does not fit the images, or one another.
+    """
     shape = tuple(image_shape)
     for index, layer in enumerate(features):
         name = f"features_[{index}]"
@@ -22,6 +25,13 @@ def check_fitted(kernel, features, image_shape):
     _check_image_shape("kernel_", kernel, shape)
     if hasattr(kernel, "bandwidth_"):
         check_positive("kernel_.bandwidth_", kernel.bandwidth_)
+    return shape
+
+
+def as_matrix(name, coef, n_rows, n_outputs):
+    """Return coefficients as a matrix with a column per output, or raise ValueError."""
+    shape = (n_rows,) if np.ndim(coef) == 1 and n_outputs == 1 else (n_rows, n_outputs)
+    return check_numbers(name, coef, shape).astype(np.float64).reshape(n_rows, -1)
 
 
 def check_numbers(name, array, shape):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 
 import numpy as np
-import torch
 from sklearn.base import clone
 
+from ..compute.images import take
 from ..compute.parallel import Resources
 from ..compute.sampling import Lineup, Sample, bandwidth_draws
 from ..compute.stored import StoredImages
@@ -31,7 +31,6 @@ from ..kernels.agop import compress_outputs, kernel_agop
 from ..kernels.base import PatchKernel
 from ..kernels.whole import BANDWIDTH_IMAGES, WholeKernel
 from .feature_sums import Design, LinearReadout, RadialReadout, readout_outputs
-from .fitted import check_fitted, check_numbers
 from .ridge import Moments, PrimalRidgePath, RidgePath
 
 # agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
@@ -44,22 +43,69 @@ _MOST_RADIAL_IMAGES = 100
 
 
 @dataclass(frozen=True)
+class Observations:
+    """Targets and weights of single rows, of which some may be copies of an image."""
+
+    image: np.ndarray  # (m,), number of the image in the training set
+    targets: np.ndarray  # (m, n_outputs)
+    weights: np.ndarray  # (m,), all positive
+
+    def of_images(self):
+        """Return the mean targets, weights and scatter of the n images.
+
+        Their shapes are (n, n_outputs), (n,) and (n, n_outputs).
+        """
+        first = np.unique(self.image, return_index=True)[1]
+        weights = np.bincount(self.image, self.weights)
+
+        def sums(values):
+            columns = [np.bincount(self.image, column) for column in values.T]
+            return np.stack(columns, axis=1)
+
+        # Of equal targets this is the target, to the last bit.
+        targets, share = self.targets[first], self.weights / weights[self.image]
+        targets = targets + sums(share[:, None] * (self.targets - targets[self.image]))
+        residuals = self.targets - targets[self.image]
+        return targets, weights, sums(self.weights[:, None] * residuals**2)
+
+    def take(self, images):
+        """Return the rows of some images, numbered anew."""
+        number = np.full(self.image.max() + 1, -1)
+        number[images] = np.arange(len(images))
+        kept = number[self.image] >= 0
+        image = number[self.image[kept]]
+        return Observations(image, self.targets[kept], self.weights[kept])
+
+
+@dataclass(frozen=True)
 class TrainingSet:
-    """Images with their targets and weights."""
+    """Distinct images with their targets and weights."""
 
     images: np.ndarray | StoredImages | FeatureMaps  # (n, h, w, c)
-    targets: np.ndarray  # (n, n_outputs)
+    targets: np.ndarray  # (n, n_outputs), means over the copies of an image
     weights: np.ndarray  # (n,), all positive
-    counts: np.ndarray  # (n,), observations that a row stands for
+    scatter: np.ndarray  # (n, n_outputs), Σ w (y - ȳ)² over the copies
     lineup: Lineup  # order for draws
+    observations: Observations
 
-    def take(self, rows):
-        """Return some of the rows."""
-        arrays = self.images, self.targets, self.weights, self.counts
-        return TrainingSet(*(a[rows] for a in arrays), self.lineup.take(rows))
+    def take(self, images):
+        """Return some of the images."""
+        arrays = self.images, self.targets, self.weights, self.scatter
+        parts = (self.lineup.take(images), self.observations.take(images))
+        return TrainingSet(*(a[images] for a in arrays), *parts)
+
+    def scaled(self, factor):
+        """Return the same with all weights times a factor."""
+        weights, scatter = factor * self.weights, factor * self.scatter
+        lineup = replace(self.lineup, weights=weights)
+        observations = replace(
+            self.observations, weights=factor * self.observations.weights
+        )
+        parts = {"lineup": lineup, "observations": observations}
+        return replace(self, weights=weights, scatter=scatter, **parts)
 
     def behind(self, maps, resources):
-        """Return the rows as they are behind a layer of filters."""
+        """Return the images as they are behind a layer of filters."""
         images = hold_maps(pass_through(self.images, [maps]), resources)
         return replace(self, images=images)
 
@@ -186,12 +232,13 @@ class Model:
         predictions = self.outputs(data.images, coef) + intercepts
         predictions = predictions.reshape(len(data.targets), len(path.alphas), -1)
         losses = ((predictions - data.targets[:, None]) ** 2).sum(2)
-        return data.weights @ losses / data.weights.sum()
+        return (data.weights @ losses + data.scatter.sum()) / data.weights.sum()
 
     @property
     def _ridge_options(self):
         data, device = self.data, self.resources.device
-        return data.targets, data.weights, self.alphas, device, data.counts
+        scatter = float(data.scatter.sum())
+        return data.targets, data.weights, self.alphas, device, scatter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +282,7 @@ class PatchModel(Model):
     def patch_agops(self, coef):
         """Return the patch AGOP of the model with these coefficients, in a tuple."""
         images, sample = self.data.images, self.agop_sample
-        at = images[sample.rows], self.transforms[0], sample.weights
+        at = take(images, sample.rows), self.transforms[0], sample.weights
         return (kernel_agop(self.kernel, images, coef, *at, self.resources),)
 
     def fitted(self, below, coef, learned):
@@ -297,8 +344,8 @@ class MapModel(Model):
         centres = centres.reshape(len(centres), -1)
         kernel = self.kernel
         if kernel.unmeasured:
-            rows = torch.as_tensor(centres[self.bandwidth_sample.rows]).double()
-            kernel = kernel.measured(rows, self.bandwidth_sample.weights)
+            sample = self.bandwidth_sample
+            kernel = kernel.measured(centres, sample.weights, sample.rows)
         return replace(model, kernel=kernel, centres=centres)
 
     def design(self):
@@ -323,7 +370,7 @@ class MapModel(Model):
         if not self.layers:
             return ()
         sample = self.agop_sample
-        at = self.data.images[sample.rows], sample.weights, self.resources
+        at = take(self.data.images, sample.rows), sample.weights, self.resources
         if self.kernel.is_linear and len(self.layers) == 1:
             return (linear_agop(self.maps[0], coef, *at),)
         return tuple(layer_agops(self.maps, self.readout(compress_outputs(coef)), *at))
@@ -353,17 +400,15 @@ class MapModel(Model):
         return RadialReadout(self.kernel, self.centres, coef)
 
 
-def fitted_outputs(kernel, features, images, coef, centres, n_outputs, resources):
+def fitted_outputs(kernel, features, images, coef, centres, resources):
     """Return f(x) of a fitted machine, (n, n_outputs) float64, without the intercept.
 
     Centres are images (n_centres, h, w, c) of a kernel of patches, features
     (n_centres, D) of a kernel of whole maps, or None of a linear kernel.
     """
-    check_fitted(kernel, features, images.shape[1:])
     maps = [layer.maps_ for layer in features]
     if isinstance(kernel, PatchKernel):
-        coef = _matrix("dual_coef_", coef, len(centres), n_outputs)
-        transform = kernel._check_transform(kernel.patch_transform_)
+        transform = kernel.patch_transform_
         # The identity costs nothing as None.
         if np.array_equal(transform, np.eye(len(transform))):
             transform = None
@@ -371,17 +416,8 @@ def fitted_outputs(kernel, features, images, coef, centres, n_outputs, resources
         centres = hold_maps(pass_through(centres, maps), resources)
         return kernel_product(kernel, images, centres, transform, coef, resources)
     top = maps[-1] if maps else Pixels(images.shape[1:])
-    width = math.prod(top.shape)
     if kernel.is_linear:
-        readout = LinearReadout(_matrix("coef_", coef, width, n_outputs))
+        readout = LinearReadout(coef)
     else:
-        centres = check_numbers("X_fit_", centres, (len(coef), width))
-        coef = _matrix("dual_coef_", coef, len(centres), n_outputs)
         readout = RadialReadout(kernel, centres, coef)
     return readout_outputs(top, pass_through(images, maps[:-1]), readout, resources)
-
-
-def _matrix(name, coef, n_rows, n_outputs):
-    """Return coefficients as a matrix with a column per output, or raise ValueError."""
-    shape = (n_rows,) if np.ndim(coef) == 1 and n_outputs == 1 else (n_rows, n_outputs)
-    return check_numbers(name, coef, shape).astype(np.float64).reshape(n_rows, -1)

@@ -12,6 +12,16 @@ residuals are :math:`\lambda W^{-1} \alpha`, the leave-one-out residuals
 :math:`n - \lambda \sum_i P_{ii} / w_i`. All come from the eigenvectors of
 :math:`W^{1/2} K W^{1/2}`, for every ridge.
 
+Rows are distinct images: copies are one row, with the sum of their weights and the mean
+of their targets, whose scatter :math:`s = \sum_i w_i \|y_i - \bar y\|^2` over the
+copies is added to the squared residuals. Both criteria then follow the error on other
+images, however often an image was drawn: leave-one-out leaves out all copies, and
+
+.. math:: \mathrm{GCV}(\lambda) = \frac{\sum_i w_i \|r_i\|^2 + s}{\sum_i w_i} \Big/
+          \Bigl(1 - \frac{\operatorname{tr} H}{n}\Bigr)^2
+
+counts n distinct images against the degrees of freedom, not the sum of the weights.
+
 With D features Φ and K = ΦΦᵀ, the same machine comes from the D × D matrix
 :math:`A = \tilde\Phi^\top W \tilde\Phi`, where features are centred at their weighted
 mean: the coefficients are :math:`(A + \lambda)^{-1} \tilde\Phi^\top W \tilde y`, the
@@ -48,25 +58,24 @@ class RidgeSolution:
     gcv: float  # summed over outputs
     loo_loss: float  # weighted mean of squares, summed over outputs
     loo_prediction: np.ndarray  # (n, n_outputs), by the machine without the row
-    held_out_prediction: np.ndarray  # by that without one of the row's observations
 
 
 class _Path:
     """Base of the paths of both sides."""
 
-    def __init__(self, largest, targets, weights, alphas, counts):
+    def __init__(self, largest, targets, weights, alphas, scatter):
         # A kernel of blanks only is zero, and stays so.
         self.scale = largest if largest > 0 else 1.0
         self.alphas, self._targets, self._weights = alphas, targets, weights
-        self._counts = weights if counts is None else counts
+        self._scatter = scatter
 
     def gcv(self):
-        """Return GCV, ``Σw Σ w_i r_i² / (Σw - tr H)²``, at every ridge."""
+        """Return GCV at every ridge."""
         return np.array([self._gcv(alpha) for alpha in self.alphas])
 
     def loo_loss(self):
         """Return the mean squared leave-one-out residual at every ridge."""
-        return np.array([self._loo_loss(self._left_out(a)[0]) for a in self.alphas])
+        return np.array([self._loo_loss(self._left_out(a)) for a in self.alphas])
 
     def coefficients(self):
         """Return all ridges' coefficients side by side, and all their intercepts."""
@@ -76,21 +85,18 @@ class _Path:
     def solve(self, alpha):
         """Return the machine at the ridge ``alpha``, a `RidgeSolution`."""
         coef, intercept = self._machine(alpha)
-        loo_residual, kept = self._left_out(alpha)
-        # Taking a share of the weight w_i away divides the residual by 1 - share H_ii.
-        share = 1 / np.maximum(self._counts, 1)
-        held_out_residual = loo_residual * (kept / (1 - share + share * kept))[:, None]
+        loo_residual = self._left_out(alpha)
         machine = float(alpha), self._given(coef), intercept
         errors = self._gcv(alpha), self._loo_loss(loo_residual)
-        predictions = self._targets - loo_residual, self._targets - held_out_residual
-        return RidgeSolution(*machine, *errors, *predictions)
+        return RidgeSolution(*machine, *errors, self._targets - loo_residual)
 
     def _given(self, coef):
         """Return coefficients of `_machine` for the matrix, or features, as given."""
         return coef
 
     def _loo_loss(self, loo_residual):
-        return float((self._weights @ loo_residual**2).sum() / self._weights.sum())
+        loss = (self._weights @ loo_residual**2).sum() + self._scatter
+        return float(loss / self._weights.sum())
 
     def _decompose(self, matrix):
         eigenvalues, self._vectors = eigh(matrix)
@@ -110,15 +116,15 @@ class RidgePath(_Path):
     The scale of K is set by its largest diagonal entry, in whose units the ridges
     ``alphas`` are, so that they mean the same for every kernel. Targets are (n,
     n_outputs), weights (n,), all positive: a row of weight 2 counts as two rows.
-    ``counts`` (n,) are the observations of each row, where they differ from the
-    weights. ``combine`` turns coefficients of rows into those of features.
+    ``scatter`` is that of the targets of copies. ``combine`` turns coefficients of rows
+    into those of features.
     """
 
     def __init__(
-        self, kernel_matrix, targets, weights, alphas, device, counts=None, combine=None
+        self, kernel_matrix, targets, weights, alphas, device, scatter=0.0, combine=None
     ):
         largest = float(np.diagonal(kernel_matrix).max())
-        super().__init__(largest, targets, weights, alphas, counts)
+        super().__init__(largest, targets, weights, alphas, scatter)
         self._combine = combine
         options = {"dtype": torch.float64, "device": device}
         self._root = torch.tensor(weights, **options).sqrt()
@@ -140,7 +146,7 @@ class RidgePath(_Path):
         return coef if self._combine is None else self._combine(coef)
 
     def _left_out(self, alpha):
-        """Return the leave-one-out residuals, and 1 - H_ii."""
+        """Return the leave-one-out residuals."""
         inverse, effective = self._inverse(alpha), self._at_least_rounding(alpha)
         ones = self._vectors @ (inverse * self._ones)
         taken = ones.square() / (self._ones.square() @ inverse)
@@ -148,7 +154,7 @@ class RidgePath(_Path):
         kept = effective * (self._vectors.square() @ inverse - taken)
         kept = kept.clamp_min(_EPS).cpu().numpy()
         coef, _ = self._machine(alpha)
-        return effective * coef / (self._weights * kept)[:, None], kept
+        return effective * coef / (self._weights * kept)[:, None]
 
     def _reduce(self, alpha):
         """Return (Λ + λ)⁻¹, the intercept, and rotated targets less the intercept."""
@@ -159,12 +165,13 @@ class RidgePath(_Path):
 
     def _gcv(self, alpha):
         inverse, _, remainder = self._reduce(alpha)
-        alpha, total = self._at_least_rounding(alpha), float(self._weights.sum())
-        loss = (alpha * inverse[:, None] * remainder).square().sum() / total
+        alpha = self._at_least_rounding(alpha)
+        loss = float((alpha * inverse[:, None] * remainder).square().sum())
         taken = (self._ones * inverse).square().sum() / (self._ones.square() @ inverse)
-        # Σw - tr H, the degrees of freedom that are left to the residuals.
-        left = total - len(self._eigenvalues) + alpha * (inverse.sum() - taken)
-        return float(loss / (left / total).clamp_min(_EPS) ** 2)
+        # n - tr H, the degrees of freedom that are left to the residuals.
+        left = float(alpha * (inverse.sum() - taken)) / len(self._eigenvalues)
+        mean_loss = (loss + self._scatter) / float(self._weights.sum())
+        return mean_loss / max(left, _EPS) ** 2
 
 
 def eigh(matrix):
@@ -187,16 +194,17 @@ class Moments:
     difference δ of the means (Chan, Golub and LeVeque 1983).
     """
 
+    n_rows: int  # distinct
     weight: float  # Σ w
     mean: np.ndarray  # (D,), weighted, μ
     target_mean: np.ndarray  # (n_outputs,), ȳ
     gram: np.ndarray  # (D, D), Σ w (φ - μ)(φ - μ)ᵀ
     cross: np.ndarray  # (D, n_outputs), Σ w (φ - μ)(y - ȳ)ᵀ
-    spread: np.ndarray  # (n_outputs,), Σ w (y - ȳ)²
+    spread: np.ndarray  # (n_outputs,), Σ w (y - ȳ)², with the scatter of copies
     largest: float  # squared length of a row, the scale of the ridges
 
     def __add__(self, other):
-        """Return the moments of the rows of both."""
+        """Return the moments of the rows of both, as if no row were in both."""
         weight = self.weight + other.weight
         share = other.weight / weight
         factor, shift = self.weight * share, other.mean - self.mean
@@ -207,8 +215,13 @@ class Moments:
         cross = self.cross + other.cross + np.outer(factor * shift, target_shift)
         spread = self.spread + other.spread + factor * target_shift**2
         largest = max(self.largest, other.largest)
+        n_rows = self.n_rows + other.n_rows
         means = self.mean + share * shift, self.target_mean + share * target_shift
-        return Moments(weight, *means, gram, cross, spread, largest)
+        return Moments(n_rows, weight, *means, gram, cross, spread, largest)
+
+    def with_scatter(self, scatter):
+        """Return the moments with the scatter of copies, (n_rows, n_outputs)."""
+        return replace(self, spread=self.spread + scatter.sum(0))
 
     def scaled(self, factor):
         """Return the moments with all weights times a factor."""
@@ -222,13 +235,13 @@ class PrimalRidgePath(_Path):
     """The regressions of `RidgePath` from the `Moments` of D features.
 
     ``map_rows(function)`` makes another pass over the features of single rows, see
-    `Design.map_rows`. Targets, weights and counts, see `RidgePath`, are of these rows,
+    `Design.map_rows`. Targets, weights and scatter, see `RidgePath`, are of these rows,
     which may be some of those in the moments.
     """
 
-    def __init__(self, moments, map_rows, targets, weights, alphas, device, counts):
-        super().__init__(moments.largest, targets, weights, alphas, counts)
-        self._map_rows = map_rows
+    def __init__(self, moments, map_rows, targets, weights, alphas, device, scatter):
+        super().__init__(moments.largest, targets, weights, alphas, scatter)
+        self._map_rows, self._n_rows = map_rows, moments.n_rows
         self._total, self._spread = moments.weight, float(moments.spread.sum())
         self._mean, self._target_mean = moments.mean, moments.target_mean
         self._decompose(torch.tensor(moments.gram, device=device).div_(self.scale))
@@ -237,7 +250,7 @@ class PrimalRidgePath(_Path):
 
     def loo_loss(self):
         """Return the same as `RidgePath.loo_loss`, in one pass over the features."""
-        total = 0.0
+        total = self._scatter
         for rows, (predictions, hats) in self._pass(self.alphas):
             residual = self._targets[rows] - predictions
             loo = (residual / _kept(self._weights[rows] * hats)[..., None]) ** 2
@@ -249,7 +262,7 @@ class PrimalRidgePath(_Path):
         passed = [row for _, row in self._pass([alpha])]
         predictions, hats = map(np.hstack, zip(*passed, strict=True))
         kept = _kept(self._weights * hats[0])
-        return (self._targets - predictions[0]) / kept[:, None], kept
+        return (self._targets - predictions[0]) / kept[:, None]
 
     def _gcv(self, alpha):
         alpha, total = self._at_least_rounding(alpha), self._total
@@ -257,7 +270,7 @@ class PrimalRidgePath(_Path):
         explained = (1 + alpha * inverse) * inverse / total
         explained = float(explained @ self._projections.square().sum(1))
         loss = self._spread / total - explained
-        left = 1 - (1 + float(self._eigenvalues @ inverse)) / total
+        left = 1 - (1 + float(self._eigenvalues @ inverse)) / self._n_rows
         return max(loss, 0.0) / max(left, _EPS) ** 2
 
     def _machine(self, alpha):

@@ -30,6 +30,9 @@ from ..features.maps import FilterLayer
 from .ridge import RidgeSolution
 
 SELECTIONS = ("gcv", "loo", "holdout", "last")
+# Eigenvalues of a transform below this part of the largest are those of a null space,
+# blurred by rounding.
+_NULL_SPACE = 1e-6
 CLOCKS = ("seconds_kernel", "seconds_solve", "seconds_agop")
 
 
@@ -270,6 +273,12 @@ def _in_metric(transform, initial):
 def _symmetric(matrix):
     """Return a matrix without the rounding by which it is not symmetric."""
     return (matrix + matrix.T) / 2
+
+
+def rank(transform):
+    """Return the number of eigenvalues that are not those of a null space."""
+    values = np.linalg.eigvalsh(transform)
+    return int((values > _NULL_SPACE * values[-1]).sum())
 
 
 def leading_eigenvectors(matrix, n_components):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..compute.sampling import content_positions
+from .models import Observations
 from .ridge import Moments
 
 # Rows that are kept, fewer where these are more pixels.
@@ -22,50 +23,65 @@ class Stream:
     """Sums over the rows that were seen, and some of the rows."""
 
     moments: Moments  # of features and targets
-    n_rows: int  # of positive weight
-    n_observations: float  # sum of weights before those of classes
+    total: float  # sum of weights before those of classes
+    keys: np.ndarray  # of all distinct images, in increasing order
     sample: "RowSample"
+
+    @classmethod
+    def of(cls, moments, total, rows, data):
+        """Return the stream of flat rows, the images of a `TrainingSet`."""
+        keys = _uniform_keys(content_positions(rows, np.random.RandomState(0)))
+        columns = keys, rows, data.targets, data.weights, data.scatter
+        return cls(moments, total, np.unique(keys), RowSample.of(*columns))
 
     def __add__(self, other):
         """Return the sums and sample of the rows of both."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Stream(*(own + added for own, added in pairs))
+        keys = np.union1d(self.keys, other.keys)
+        # An image that was in both is one.
+        moments = replace(self.moments + other.moments, n_rows=len(keys))
+        sample = self.sample + other.sample
+        return Stream(moments, self.total + other.total, keys, sample)
 
     def in_units(self):
         """Return the same with weights in the units of a fit."""
-        # Weights count rows; where they add up to less than the rows, they are read as
-        # having mean one; and those of classes do not change their sum.
-        unit = 1 / min(1.0, self.n_observations / self.n_rows)
-        factor = unit * self.n_observations / self.moments.weight
-        weights, counts = self.sample.weights * factor, self.sample.counts * unit
-        sample = replace(self.sample, weights=weights, counts=counts)
+        # Weights count rows; where they add up to less than the images, they are read
+        # as having mean one; and those of classes do not change their sum.
+        total = max(self.total, len(self.keys))
+        factor = total / self.moments.weight
+        sample = replace(
+            self.sample,
+            weights=self.sample.weights * factor,
+            scatter=self.sample.scatter * factor,
+        )
         return replace(self, moments=self.moments.scaled(factor), sample=sample)
 
 
 @dataclass(frozen=True, eq=False)
 class RowSample:
-    """Rows with the smallest keys, numbers that depend on their content."""
+    """Distinct images with the smallest keys, numbers that depend on their content."""
 
     keys: np.ndarray  # (m,), in increasing order
     rows: np.ndarray  # (m, width), flat images
     targets: np.ndarray  # (m, n_outputs)
     weights: np.ndarray  # (m,)
-    counts: np.ndarray  # (m,), see `TrainingSet`
+    scatter: np.ndarray  # (m, n_outputs), see `TrainingSet`
 
     @classmethod
-    def of(cls, rows, targets, weights, counts):
-        """Return the sample of some rows, in memory or stored."""
-        keys = _uniform_keys(content_positions(rows, np.random.RandomState(0)))
+    def of(cls, keys, rows, *columns):
+        """Return the sample of distinct images, flat rows in memory or stored."""
         kept = _smallest(keys, rows.shape[1])
-        some = (column[kept] for column in (targets, weights, counts))
-        return cls(keys[kept], np.array(rows[kept]), *some)
+        return cls(keys[kept], np.array(rows[kept]), *(c[kept] for c in columns))
 
     def __add__(self, other):
         """Return the sample of the rows of both."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        columns = [np.concatenate(pair) for pair in pairs]
-        kept = _smallest(columns[0], self.rows.shape[1])
-        return RowSample(*(column[kept] for column in columns))
+        keys, rows, targets, weights, scatter = map(np.concatenate, pairs)
+        _, first, image = np.unique(keys, return_index=True, return_inverse=True)
+        both = Observations(image.ravel(), targets, weights)
+        targets, weights, between = both.of_images()
+        within = [np.bincount(both.image, column) for column in scatter.T]
+        columns = targets, weights, between + np.stack(within, axis=1)
+        return RowSample.of(keys[first], rows[first], *columns)
 
 
 def _smallest(keys, n_pixels):

@@ -10,8 +10,9 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from benchmarks import networks
-from skconvrfm.ansatz.gradients import AnsatzMeasurement, frozen
+from skconvrfm.ansatz.gradients import AnsatzMeasurement
 from skconvrfm.ansatz.layers import filter_blocks, find_layers
+from skconvrfm.ansatz.network import frozen
 
 IMAGES = 3
 
@@ -118,7 +119,8 @@ def measure(network, x, *, batch=2, **options):
     layers = list(dict.fromkeys(find_layers(network).values()))
     measurement = AnsatzMeasurement(network, layers, **options)
     with frozen(network):
-        for number, images in enumerate(x.split(batch)):
+        dtype = next(network.parameters()).dtype  # half precision is widened
+        for number, images in enumerate(x.to(dtype).split(batch)):
             measurement.add(images, number)
     return {layer.name: layer for layer in measurement.in_forward_order()}, measurement
 

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from ansatz_fixtures import *  # noqa: F403
 from ansatz_networks import batches, values
 from joblib import parallel_config
@@ -22,7 +21,7 @@ from skconvrfm.ansatz import batches as batches_module
     [
         ({}, lambda X: X.astype(np.float64)),
         ({}, lambda X: X.tolist()),
-        ({}, lambda X: torch.from_numpy(X)),
+        ({}, lambda X: batches(X, 99)[0]),
         ({"channels": "first"}, lambda X: np.moveaxis(X, -1, 1)),
         ({"image_shape": (12, 10, 3)}, lambda X: X.reshape(len(X), -1)),
         ({"image_shape": (12, 10, 3)}, lambda X: X),

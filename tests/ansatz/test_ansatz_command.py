@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import networks
+from skconvrfm._command_line import UsageError
 from skconvrfm.ansatz import AnsatzScorer
 from skconvrfm.ansatz.command import main
+from skconvrfm.ansatz.weights import load_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +86,99 @@ def test_command_reads_weights_of_numpy(archive, tmp_path, capsys):
     np.savez(path, **{name: value.numpy() for name, value in state.items()})
     code, out, _ = run_main(capsys, NETWORK, "--images", archive, "--weights", path)
     assert code == 0
+
+
+def prefixed(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
+
+
+CHECKPOINTS = {
+    **{
+        key: lambda state, key=key: {key: state, "epoch": 3}
+        for key in (
+            *("state_dict", "model", "model_state_dict", "model_state", "net"),
+            *("network", "weights", "params", "module", "ema", "state_dict_ema"),
+        )
+    },
+    "bare": lambda state: state,
+    "data parallel": lambda state: prefixed(state, "module."),
+    "compiled": lambda state: prefixed(state, "_orig_mod."),
+    "combined": lambda state: {"model": prefixed(state, "module._orig_mod.net.")},
+    "compiled part": lambda state: {
+        name.replace("features.", "features._orig_mod."): value
+        for name, value in state.items()
+    },
+    "with optimizer": lambda state: {
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []},
+        "training": {"model": state},
+    },
+}
+
+
+@pytest.mark.parametrize("form", CHECKPOINTS)
+def test_weights_found_in_checkpoints(form, tmp_path):
+    torch.manual_seed(5)
+    state = networks.mobilenet().state_dict()
+    torch.save(CHECKPOINTS[form](state), tmp_path / "weights.pt")
+    network = networks.mobilenet()
+    assert load_weights(network, tmp_path / "weights.pt", "mobilenet") == []
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+def test_weights_of_lightning_name_what_is_left_out(archive, tmp_path, capsys):
+    path = tmp_path / "epoch=3.ckpt"
+    state = prefixed(networks.mobilenet().state_dict(), "model.")
+    torch.save({"state_dict": state | {"loss.weight": torch.ones(2)}}, path)
+    code, _, err = run_main(capsys, NETWORK, "--images", archive, "--weights", path)
+    assert code == 0
+    assert err == f"--weights {path}: left out loss.weight\n"
+
+
+def test_weights_of_a_bare_network_fit_one_in_a_wrapper(tmp_path):
+    bare = networks.mobilenet()
+    torch.save(bare.state_dict(), tmp_path / "weights.pt")
+    wrapper = nn.ModuleDict({"model": networks.mobilenet()})
+    load_weights(wrapper, tmp_path / "weights.pt", "wrapper")
+    for name, value in wrapper.model.state_dict().items():
+        assert torch.equal(value, bare.state_dict()[name])
+
+
+def test_weights_of_safetensors(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(UsageError, match="needs safetensors; pip install"):
+        load_weights(networks.mobilenet(), path, "mobilenet")
+    state = networks.mobilenet().state_dict()
+    module = types.SimpleNamespace(load_file=lambda path, device: state)
+    monkeypatch.setitem(sys.modules, "safetensors", types.ModuleType("safetensors"))
+    monkeypatch.setitem(sys.modules, "safetensors.torch", module)
+    assert load_weights(networks.mobilenet(), path, "mobilenet") == []
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_unusable_weights_refused_with_the_cause(tmp_path):
+    network = networks.mobilenet()
+    state, path = network.state_dict(), tmp_path / "weights.pt"
+    twice = prefixed(state, "student.") | prefixed(state, "teacher.")
+    for content, message in (
+        (network, "has pickled objects, of benchmarks.networks.MobileNet"),
+        ({"state_dict": twice}, "under each of student., teacher.; save those of one"),
+        (state | {"features.99.weight": torch.ones(1)}, "Unexpected.*features.99"),
+        (
+            {"ema": {"conv": torch.ones(1)}, "model": {}},
+            "tried ema.*but not features.0",
+        ),
+        ({"epoch": 3}, "holds a dict without tensors by name"),
+        ([state], "holds a list without tensors by name"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(UsageError, match=message):
+            load_weights(network, path, "mobilenet")
+    torch.jit.script(nn.Sequential(nn.ReLU())).save(path)
+    with pytest.raises(UsageError, match="it is a scripted network"):
+        load_weights(network, path, "mobilenet")
 
 
 def test_command_reads_folders_of_images(tmp_path, capsys, rng):

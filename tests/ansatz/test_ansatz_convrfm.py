@@ -150,7 +150,8 @@ def test_fitted_convrfm_scored_by_patch_transform_and_agop(fitted):
 def test_convrfm_in_pipeline_and_with_baseline(fitted, digits):
     X, y = digits
     rows = X.reshape(len(X), -1)
-    pipeline = make_pipeline(StandardScaler(), clone(fitted)).fit(rows, y)
+    model = clone(fitted).set_params(image_shape=(8, 8))
+    pipeline = make_pipeline(StandardScaler(), model).fit(rows, y)
     assert AnsatzScorer()(pipeline, rows) == AnsatzScorer()(pipeline[-1], None)
     baseline = clone(fitted).set_params(n_rounds=0).fit(X, y)
     (row,) = AnsatzScorer().report(fitted, None, baseline=baseline)

@@ -15,6 +15,7 @@ from joblib.externals.loky import get_reusable_executor
 from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.model_selection import GridSearchCV, cross_validate
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from torch import nn
@@ -94,6 +95,45 @@ def test_first_layer_is_the_one_called_first():
 def test_unknown_layers_refused_by_name(layers, message, network, images):
     with pytest.raises(ValueError, match=message):
         AnsatzScorer(layers=layers).report(network, images)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
+def test_networks_that_hide_their_layers_refused_with_the_cause(images):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    x = batches(images, 99)[0]
+    traced = torch.jit.trace(network.eval(), x[:1])
+    quantised = nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 4, 3))
+    for hidden, message in (
+        (torch.jit.script(network), "pass it as it was before torch.jit"),
+        (traced, "pass it as it was before torch.jit"),
+        (quantised, "pass it as it was before quantisation"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(360, 2)), "'all\\+linear' takes in lin"),
+    ):
+        for X in (images, x, [x], TensorDataset(x)):
+            with pytest.raises(ValueError, match=f"finds no layer in .*{message}"):
+                AnsatzScorer().report(hidden, X)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_network_with_a_scripted_part_measured_and_restored(images):
+    part = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    for parameter in part.parameters():
+        parameter.requires_grad_(False)
+    network = nn.Sequential(part, nn.Conv2d(4, 5, 3), nn.ReLU()).train()
+    (row,) = AnsatzScorer().report(network, images)
+    assert row.name == "1"
+    assert math.isfinite(row.correlation)
+    assert network.training and network[0].training
+    assert [one.requires_grad for one in network.parameters()] == [False] * 2 + [
+        True
+    ] * 2
+
+
+def test_complex_weights_refused(images):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, dtype=torch.complex64))
+    with pytest.raises(TypeError, match="Layer '0' has complex weights"):
+        AnsatzScorer().report(network, images)
 
 
 def test_score_ignores_layers_without_correlation(network, images):
@@ -288,6 +328,75 @@ def test_scorer_selects_in_grid_search(digits):
     scores = search.cv_results_["mean_test_score"]
     assert len(set(scores)) == 3
     assert search.best_params_["seed"] == scores.argmax()
+
+
+def test_fitted_searches_and_wrappers_looked_through(digits):
+    X, y = first_channels(digits[0]), digits[1]
+    search = GridSearchCV(Wrapped(), {"seed": [0, 1]}, cv=2, scoring="accuracy")
+    search.fit(X, y)
+    expected = AnsatzScorer()(search.best_estimator_.model_, batch(X))
+    assert AnsatzScorer()(search, X) == expected
+    assert AnsatzScorer()(make_pipeline(FunctionTransformer(), search), X) == expected
+    piped = make_pipeline(FunctionTransformer(first_channels), Wrapped())
+    search = GridSearchCV(piped, {"wrapped__seed": [0, 1]}, cv=2).fit(*digits)
+    assert AnsatzScorer()(search, digits[0]) == expected
+    without_refit = clone(search).set_params(refit=False).fit(*digits)
+    for estimator, message in (
+        (without_refit, "GridSearchCV has no network .* search \\(with refit=True\\)"),
+        (ovr(*digits), "OneVsRestClassifier has 10 fitted estimators in estimators_"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            AnsatzScorer()(estimator, digits[0])
+
+
+def ovr(X, y):
+    piped = make_pipeline(FunctionTransformer(first_channels), Wrapped())
+    fitted = OneVsRestClassifier(piped)
+    fitted.estimators_ = [piped] * 10
+    fitted.classes_ = np.unique(y)
+    return fitted
+
+
+def batch(X):
+    return torch.from_numpy(X)
+
+
+class _CalibratedClassifier:
+    """A part of scikit-learn's estimator, by its name."""
+
+
+def test_calibrated_network_looked_through_if_there_is_one(digits):
+    calibration = pytest.importorskip("sklearn.calibration")
+    X = digits[0]
+    piped = make_pipeline(FunctionTransformer(first_channels), Wrapped().fit(*digits))
+    inner = _CalibratedClassifier()
+    inner.estimator = piped
+    calibrated = calibration.CalibratedClassifierCV(piped)
+    calibrated.classes_ = np.unique(digits[1])
+    calibrated.calibrated_classifiers_ = [inner]
+    expected = AnsatzScorer()(piped, X)
+    assert AnsatzScorer()(calibrated, X) == expected
+    calibrated.calibrated_classifiers_ = [inner, inner]
+    with pytest.raises(TypeError, match="has 2 fitted estimators in calibrated_class"):
+        AnsatzScorer()(calibrated, X)
+
+
+def test_scorer_of_skorch_with_a_dataset(digits):
+    skorch = pytest.importorskip("skorch")
+    slices = pytest.importorskip("skorch.helper").SliceDataset
+    X, y = first_channels(digits[0]), digits[1].astype(np.int64)
+    dataset = TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
+
+    class Net(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+
+    options = {"max_epochs": 1, "train_split": None, "verbose": 0}
+    net = skorch.NeuralNetClassifier(Net, criterion=nn.CrossEntropyLoss, **options)
+    net.fit(dataset, y=None)
+    expected = AnsatzScorer()(net, X)
+    for given in (dataset, torch.from_numpy(X), slices(dataset)):
+        assert AnsatzScorer()(net, given) == expected
 
 
 def test_scorer_of_skorch_in_cross_validation(digits):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from skconvrfm.compute.sampling import Lineup, systematic_sample
+from skconvrfm.compute.sampling import Lineup, find_copies, systematic_sample
 
 
 @pytest.fixture
@@ -65,12 +65,10 @@ def test_rounding_at_the_end_of_the_line_is_the_last_row():
     assert drawn.max() <= 9 and counts.sum() == 3
 
 
-def test_copies_of_a_held_out_image_are_held_out_too(rng):
-    positions = np.repeat(rng.normal(size=20), 3)
-    lineup = Lineup(np.zeros(60), positions, np.ones(60), 0.5)
-    kept, held_out = lineup.split(0.2)
-    assert len(held_out) == 12 and len(kept) == 48
-    assert not set(positions[kept]) & set(positions[held_out])
+def test_copies_are_found_in_the_order_of_first_rows():
+    first, image = find_copies(np.array([0.5, -1, 0.5, 3, -1, -2]))
+    assert_array_equal(first, [0, 1, 3, 5])
+    assert_array_equal(image, [0, 1, 0, 2, 1, 3])
 
 
 def test_every_stratum_is_held_out_in_its_share(rng):

@@ -75,7 +75,8 @@ def fitted(name):
         return model.fit(*framed_digits(60))
     if name == "deep":  # two layers, the second of which sees five channels
         layer = ConvFeatures(5, patch_size=3, pool_grid=None)
-        model = ConvRFMClassifier(ConvNTK(depth=1), features=layer, n_rounds=1)
+        options = {"n_rounds": 1, "selection": "last"}
+        model = ConvRFMClassifier(ConvNTK(depth=1), features=layer, **options)
         return model.fit(*framed_digits(40))
     # Patches that are padded with zeros.
     kernel = ConvNTK(depth=1, patch_size=(2, 3), padding="same")

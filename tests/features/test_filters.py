@@ -2,17 +2,22 @@
 
 import numpy as np
 import pytest
+import torch
 from by_hand import assert_close, patches_by_hand
+from sklearn import config_context
 
 from skconvrfm._input import make_resources
 from skconvrfm.compute.images import convolution_layers
-from skconvrfm.compute.sampling import Sample
+from skconvrfm.compute.parallel import Resources
+from skconvrfm.compute.sampling import Lineup, Sample
 from skconvrfm.features import ConvFeatures
+from skconvrfm.features import filters as filters_module
 from skconvrfm.features.filters import (
     FilterBank,
     PatchMoments,
     draw_filters,
     draw_patches,
+    drawn_moments,
     patch_moments,
     to_one_length,
 )
@@ -126,3 +131,57 @@ def test_drawn_patches_are_patches_and_blank_ones_are_left_out(rng):
         assert (patches == patch).all(1).any()
     blank = draw_patches(0 * X, layer, rows, centre, draws, resources)
     assert not blank.any()
+
+
+@pytest.fixture(params=[1e-5, 1024], ids=["little memory", "enough memory"])
+def small_blocks(request, monkeypatch):
+    """Blocks of few patches, and images that are held or read by bands."""
+    monkeypatch.setattr(filters_module, "_BLOCK_NUMBERS", 100)
+    with config_context(working_memory=request.param):
+        yield
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_patches_do_not_depend_on_blocks_and_memory(padding, small_blocks, rng):
+    X, weights = 5 + rng.normal(size=(6, 9, 8, 2)), rng.uniform(0.5, 3, size=5)
+    layer, rows = layer_of((9, 8, 2), padding=padding), np.array([5, 1, 1, 0, 4])
+    some, enough = (
+        make_resources("cpu", "float64", None, X),
+        Resources("cpu", torch.float64, 2**30),
+    )
+    blocks = patch_moments(X, layer, Sample(rows, weights), some)
+    draws = draw_patches(X, layer, rows, blocks.mean, np.random.RandomState(0), some)
+    filters_module._BLOCK_NUMBERS = 2**20  # set back by the fixture
+    whole = patch_moments(X, layer, Sample(rows, weights), enough)
+    assert_close(blocks.mean, whole.mean, 1e-13)
+    assert_close(blocks.covariance, whole.covariance, 1e-12)
+    drawn = draw_patches(X, layer, rows, blocks.mean, np.random.RandomState(0), enough)
+    np.testing.assert_array_equal(draws, drawn)
+    patches = np.array([patches_by_hand(x, padding=padding) for x in X[rows]])
+    patches = patches.reshape(5, -1, 18)
+    lengths = ((patches - blocks.mean) ** 2).sum(2).cumsum(1)
+    heights = np.random.RandomState(0).uniform(size=5) * lengths[:, -1]
+    expected = patches[np.arange(5), (lengths <= heights[:, None]).sum(1)]
+    assert_close(drawn, expected - blocks.mean, 1e-13)
+
+
+def test_moments_of_large_images_are_those_of_spaced_rows(small_blocks, rng):
+    X = rng.normal(size=(2, 12, 6, 1))
+    layer, resources = layer_of((12, 6, 1)), make_resources("cpu", "float64", None, X)
+    sample = Sample(np.arange(2), np.ones(2))
+    moments = patch_moments(X, layer, sample, resources, step=3)
+    patches = np.array([patches_by_hand(x)[1::3] for x in X]).reshape(-1, 9)
+    assert_close(moments.mean, patches.mean(0), 1e-13)
+    assert_close(moments.covariance, np.cov(patches.T, ddof=0), 1e-12)
+
+
+def test_all_locations_count_where_they_are_affordable(monkeypatch, rng):
+    steps, X = [], rng.normal(size=(4, 6, 6, 1))
+    lineup = Lineup(np.zeros(4), np.arange(4.0), np.ones(4), 0.5)
+    monkeypatch.setattr(filters_module, "patch_moments", lambda *a: steps.append(a[-1]))
+    layer, resources = layer_of((6, 6, 1)), make_resources("cpu", "float64", None, X)
+    all_operations = 4 * 2 * 16 * 9**2
+    for operations in (1e11, all_operations, all_operations / 2.5):
+        monkeypatch.setattr(filters_module, "_MOMENT_OPERATIONS", operations)
+        drawn_moments(X, layer, lineup, resources)
+    assert steps == [1, 1, 3]

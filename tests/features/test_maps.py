@@ -1,5 +1,7 @@
 """Feature maps: convolution, activation, pool, compiled or not, held or streamed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,11 +21,17 @@ from skconvrfm.features.maps import (
     compute_features,
     convolve,
     hold_maps,
+    load_rows,
     pass_through,
     transformed_patches,
 )
 from skconvrfm.features.pools import average_pool
-from skconvrfm.features.projections import Saliency, overlap_average
+from skconvrfm.features.projections import (
+    EigenProjections,
+    Saliency,
+    SeenImage,
+    overlap_average,
+)
 from skconvrfm.kernels import ConvNNGP, ConvNTK
 
 CPU = torch.device("cpu")
@@ -55,8 +63,8 @@ def test_convolution_leaves_all_of_cudnn_but_its_rounding(
 
     monkeypatch.setattr(maps_module, "conv2d", conv2d)
     monkeypatch.setattr(cudnn, name, value)
-    images, filters = (
-        torch.from_numpy(rng.normal(size=shape)) for shape in ((3, 7, 6, 2), (5, 18))
+    images, filters = (  # not on the CPU, which has no cuDNN
+        torch.empty(shape, device="meta") for shape in ((3, 7, 6, 2), (5, 18))
     )
     convolve(images, layer_of((7, 6)), filters)
     assert seen == [(value, False)]
@@ -146,6 +154,74 @@ def test_maps_are_held_only_where_they_fit(stack, rng):
     kernel = ConvNTK(depth=1).bind(maps.shape[1:])
     pair = [kernel_matrix(kernel, m, None, None, resources) for m in (maps, held)]
     assert_close(*pair, 1e-12)
+
+
+# ---------------------------------------------- images that are larger than the memory
+
+
+def features_of_many_kinds(layer, rng):
+    """Features of 23 × 9 images by what bands of locations have to know."""
+    filters, T = rng.normal(size=(5, 18)), rng.normal(size=(18, 18))
+    offsets = rng.uniform(0.01, 0.1, size=5)
+    return {
+        "no pool": FilterLayer(layer, filters, "relu"),
+        "root": FilterLayer(layer, filters, "relu", offsets, (3, 2), 0.5, offsets),
+        "many cells": FilterLayer(layer, filters, "relu", None, (8, 4)),
+        "every location, root": FilterLayer(
+            layer, filters, "relu", None, layer.locations, 0.5, offsets
+        ),
+        "eigen": EigenProjections(layer, T[:3], "halves", (2, 2)),
+        "saliency": Saliency(layer, T),
+        "image": SeenImage(layer, T, (23, 9, 2)),
+    }
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("size", [(3, 3), (2, 3)])
+@pytest.mark.parametrize("largest", [1, 3, 7, 100])
+def test_bands_of_locations_add_up_to_the_features(largest, size, padding, rng):
+    X = torch.from_numpy(rng.normal(size=(2, 23, 9, 2)))
+    layer = layer_of((23, 9), size, padding)
+    for name, features in features_of_many_kinds(layer, rng).items():
+        if size != (3, 3):
+            d = 2 * size[0] * size[1]
+            arrays = {"filters": 5, "components": 3, "transform": d}
+            [key] = arrays.keys() & vars(features).keys()
+            shape = arrays[key], d
+            features = replace(features, **{key: rng.normal(size=shape)})
+        whole = torch.zeros(2, *features.shape, dtype=X.dtype)
+        for band in features.bands(largest):
+            block = band.features(X[:, band.pixels])
+            whole[:, band.rows] += band.share * block
+        assert_close(features.raise_means(whole).numpy(), features(X).numpy(), 1e-13)
+        some = [band.rows for band in features.bands(largest, slice(1, 2))]
+        assert all(rows == slice(1, 2) for rows in some), name
+
+
+@pytest.mark.parametrize("memory", [1e-5, 0.02])
+def test_features_of_images_larger_than_the_memory(memory, tiles, rng):
+    X = rng.normal(size=(3, 23, 9, 2))
+    for features in features_of_many_kinds(layer_of((23, 9)), rng).values():
+        expected = features_of(features, X)
+        with config_context(working_memory=memory):
+            assert_close(features_of(features, X), expected, 1e-13)
+
+
+@pytest.mark.parametrize("memory", [1e-5, 0.02])
+def test_maps_of_layers_larger_than_the_memory(memory, tiles, rng):
+    first, second = convolution_layers((23, 9), 3, "same", 2)
+    below = FilterLayer(first, rng.normal(size=(5, 18)), "relu", None, (11, 9))
+    second = layer_of((11, 9), padding="same")
+    above = FilterLayer(second, rng.normal(size=(4, 45)), "relu", None, (2, 2))
+    X = rng.normal(size=(3, 23, 9, 2))
+    maps = pass_through(X, [below])
+    resources = make_resources("cpu", "float64", None, X)
+    expected = compute_features(above, maps, resources)
+    with config_context(working_memory=memory):
+        resources = make_resources("cpu", "float64", None, X)
+        assert_close(compute_features(above, maps, resources), expected, 1e-13)
+        rows = load_rows(maps, slice(2, 5), resources).numpy()
+    assert_close(rows, to_tensor(maps, torch.float64, CPU)[:, 2:5].numpy(), 1e-13)
 
 
 # ------------------------------------------------- where compiled maps are called

@@ -176,10 +176,9 @@ def test_kernel_and_agop_of_blank_images_are_finite(name, rng):
 
 def test_bandwidth_is_measured_as_without_a_pool(rng):
     X, coef = rng.normal(size=(8, 5, 5)), rng.normal(size=8)
-    ones = torch.ones(8, dtype=torch.float64)
-    kernel = PatchLaplace(pool_grid=1)
-    images = torch.from_numpy(X[..., None])
-    bandwidth = kernel.bind((5, 5, 1)).measured(images, ones, None).bandwidth_
+    kernel, resources = PatchLaplace(pool_grid=1), make_resources("cpu", "auto", 1, X)
+    without = PatchLaplace().bind((5, 5, 1))
+    bandwidth = without.measured_evenly(X[..., None], None, resources).bandwidth_
     given = PatchLaplace(bandwidth, pool_grid=1)
     assert_close(kernel(X), given(X), 1e-13)
     assert_close(patch_agop(kernel, X, coef), patch_agop(given, X, coef), 1e-13)

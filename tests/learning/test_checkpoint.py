@@ -6,9 +6,11 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import is_dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ from sklearn.exceptions import FitFailedWarning
 from sklearn.model_selection import cross_val_score
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm.compute import files
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK, Gaussian, PatchLaplace
 from skconvrfm.learning import checkpoint as checkpoints
@@ -501,6 +504,17 @@ def test_leftovers_of_a_killed_writer_are_removed(classifier, folder):
     assert [path.name for path in folder.iterdir()] == ["convrfm-fit-0.npz"]
 
 
+def test_temporary_files_of_another_fit_stay_where_files_have_no_locks(
+    classifier, folder, monkeypatch
+):
+    monkeypatch.setattr(files, "try_lock", lambda file: None)
+    folder.mkdir()
+    temporary = folder / ".convrfm-fit-0.npz.0123.tmp"
+    temporary.write_bytes(b"half")
+    fit(classifier, checkpoint=folder)
+    assert sorted(os.listdir(folder)) == [temporary.name, "convrfm-fit-0.npz"]
+
+
 def test_file_in_place_of_the_folder_is_refused(classifier, folder):
     folder.write_text("mine")
     with pytest.raises(OSError, match="checkpoint='.*' cannot be used: File exists"):
@@ -536,6 +550,190 @@ def test_large_arrays_are_hashed_block_by_block(monkeypatch):
     monkeypatch.setattr(checkpoints, "_HASH_BLOCK", 100)
     assert whole == checkpoints.digest(rows)
     assert len({whole, *map(checkpoints.digest, (rows + 1, rows.reshape(15, 4)))}) == 3
+
+
+# One fit at a time
+
+
+def meanwhile(monkeypatch, action):
+    """Do something once, in the midst of the next fit, after its first round."""
+    record, left = rounds._record, [action]
+
+    def recording(*arguments):
+        if left:
+            left.pop()()
+        return record(*arguments)
+
+    monkeypatch.setattr(rounds, "_record", recording)
+
+
+IN_USE = (
+    "checkpoint='.*' cannot be used: another fit, .* is using it. Wait until .* or "
+)
+
+
+def test_second_fit_on_a_folder_is_refused_and_the_first_goes_on(
+    model, folder, monkeypatch
+):
+    expected = fit(model)
+    refused = []
+
+    def second():
+        with pytest.raises(BlockingIOError, match=IN_USE) as caught:
+            fit(model, checkpoint=folder)
+        refused.append(caught)
+
+    meanwhile(monkeypatch, second)
+    assert_identical(fit(model, checkpoint=folder), expected)
+    assert len(refused) == 1
+    assert not (folder / "convrfm-lock").exists()
+
+
+def test_second_fit_in_another_thread_is_refused(classifier, folder, monkeypatch):
+    with ThreadPoolExecutor(1) as pool:
+
+        def second():
+            with pytest.raises(BlockingIOError, match=IN_USE):
+                pool.submit(fit, classifier, checkpoint=folder).result()
+
+        meanwhile(monkeypatch, second)
+        fit(classifier, checkpoint=folder)
+
+
+@KILLS
+def test_second_process_is_refused_until_the_first_is_killed(
+    classifier, folder, monkeypatch
+):
+    context = multiprocessing.get_context("fork")
+    ready, pipe = context.Pipe(duplex=False)
+
+    def first():
+        meanwhile(monkeypatch, lambda: (pipe.send("ready"), time.sleep(60)))
+        fit(classifier, checkpoint=folder)
+
+    process = context.Process(target=first)
+    process.start()
+    assert ready.poll(30) and ready.recv() == "ready"
+    temporary = folder / ".convrfm-fit-0.npz.0123.tmp"
+    temporary.write_bytes(b"half")
+    with pytest.raises(BlockingIOError, match=IN_USE):
+        fit(classifier, checkpoint=folder)
+    assert temporary.exists()
+    process.kill()
+    process.join()
+    assert_identical(fit(classifier, checkpoint=folder), fit(classifier))
+    assert os.listdir(folder) == ["convrfm-fit-0.npz"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_folder_is_free_after_a_fit_that_ended_with_an_error(
+    classifier, folder, monkeypatch, error
+):
+    def fail():
+        raise error
+
+    with monkeypatch.context() as context:
+        meanwhile(context, fail)
+        with pytest.raises(error) as caught:
+            fit(classifier, checkpoint=folder)
+    fit(classifier, checkpoint=folder)
+    assert caught.traceback  # which holds all objects of the failed fit
+
+
+def test_folder_is_free_after_a_fit_that_was_refused(classifier, folder):
+    fit(classifier, checkpoint=folder)
+    with pytest.raises(ValueError, match="differs in n_rounds") as caught:
+        fit(classifier, checkpoint=folder, n_rounds=1)
+    fit(classifier, checkpoint=folder)
+    assert caught.traceback
+
+
+def test_folder_may_be_removed_and_used_again_after_a_fit(classifier, folder):
+    fit(classifier, checkpoint=folder)
+    shutil.rmtree(folder)
+    fit(classifier, checkpoint=folder, n_rounds=1)
+
+
+def test_file_systems_without_locks_are_used_without(classifier, folder, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if files.fcntl is not None:
+        monkeypatch.setattr(files.fcntl, "flock", flock)
+    assert_identical(fit(classifier, checkpoint=folder), fit(classifier))
+    monkeypatch.setattr(files, "fcntl", None)  # as on Windows
+    assert_identical(fit(classifier, checkpoint=folder), fit(classifier))
+
+
+def test_lock_is_taken_of_the_file_that_is_there(tmp_path, monkeypatch):
+    # The holder removes the file between the open and the lock of the next one.
+    path, try_lock, left = tmp_path / "lock", files.try_lock, [None]
+
+    def removed_first(file):
+        if left:
+            left.pop()
+            path.unlink()
+        return try_lock(file)
+
+    monkeypatch.setattr(files, "try_lock", removed_first)
+    with files.hold_lock(path):
+        assert path.exists()
+        with pytest.raises(BlockingIOError), files.hold_lock(path):
+            pass
+    assert not path.exists()
+
+
+# Forged files, whose digests are right
+
+
+def forged(path, change):
+    """Write an archive anew with values and arrays changed, and all digests."""
+    with open(path, "rb") as file:
+        known, values, arrays = checkpoints._read_archive(file)
+    change(values, arrays)
+    with open(path, "wb") as file:
+        checkpoints._write_archive(known, values, arrays, file)
+
+
+FORGERIES = {
+    "no solution": lambda values, arrays: values.pop("solution"),
+    "no coefficients": lambda values, arrays: arrays.pop("coef"),
+    "few coefficients": lambda values, arrays: arrays.update(coef=arrays["coef"][:3]),
+    "flat coefficients": lambda values, arrays: arrays.update(
+        coef=arrays["coef"].ravel()
+    ),
+    "text": lambda values, arrays: arrays.update(intercept=np.array(["a"])),
+    "not finite": lambda values, arrays: arrays.update(
+        loo_prediction=arrays["loo_prediction"] * np.nan
+    ),
+    "empty metric": lambda values, arrays: arrays.update(
+        best_transform_0=np.empty((0, 18))
+    ),
+    "no metric": lambda values, arrays: arrays.pop("best_transform_0"),
+    "two metrics": lambda values, arrays: values["groups"].update(
+        best_transform=[True, True]
+    ),
+    "no groups": lambda values, arrays: values.update(groups=[]),
+    "no rounds": lambda values, arrays: values["history"].update(round=[]),
+    "other rounds": lambda values, arrays: values["history"].update(round=[2, 1, 0]),
+    "short history": lambda values, arrays: values["history"]["gcv"].pop(),
+    "no history": lambda values, arrays: values["history"].pop("seconds_agop"),
+    "text in the history": lambda values, arrays: values["history"].update(
+        alpha=["a", "b", "c"]
+    ),
+    "no spectrum": lambda values, arrays: arrays.pop("spectra_1_0"),
+    "another round": lambda values, arrays: values.update(index=7),
+    "no criterion": lambda values, arrays: values.update(criterion=None),
+    "no end": lambda values, arrays: values.pop("ended"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_checkpoint_is_refused_in_words(classifier, folder, name):
+    fit(classifier, checkpoint=folder, selection="last")
+    forged(archive_of(folder), FORGERIES[name])
+    model = clone(classifier).set_params(selection="last")
+    assert_refused(model, folder, r"checkpoint=.* is damaged: convrfm-fit-0\.npz")
 
 
 # Killed processes
@@ -614,8 +812,9 @@ def test_process_killed_at_any_step_of_a_write_is_resumed(folder):
             break
         assert_identical(children.fit("classifier", here), expected)
         assert len(list(here.iterdir())) == 1
-    # Three rounds and the last AGOP; for each fsync, replace, unlink, fsync.
-    assert kill_at == 4 * 4
+    # Three rounds and the last AGOP; for each fsync, replace, unlink, fsync. And the
+    # unlink of the lock.
+    assert kill_at == 4 * 4 + 1
 
 
 def kill_at_random(name, folder, n_kills, draw):

@@ -50,11 +50,9 @@ def solve_directly(matrix, targets, weights, alpha):
     return solution[:n], solution[n]
 
 
-def leave_out(matrix, targets, weights, alpha, row, amount):
-    """Prediction of a refit for a row that lost this amount of its weight."""
-    weights = weights.copy()
-    weights[row] -= amount
-    kept = np.flatnonzero(weights > 1e-12)
+def leave_out(matrix, targets, weights, alpha, row):
+    """Prediction for a row of a refit without it."""
+    kept = np.delete(np.arange(len(weights)), row)
     coef, intercept = solve_directly(
         matrix[np.ix_(kept, kept)], targets[kept], weights[kept], alpha
     )
@@ -94,42 +92,19 @@ def test_solution_minimises_the_penalised_loss(problem, weights, alpha, rng):
 def test_leave_one_out_predictions_equal_refits(problem, weights, alpha):
     matrix, targets = problem
     solution = solve(matrix, targets, weights, alpha)
-    expected = np.array(
-        [
-            leave_out(matrix, targets, weights, alpha, row, weights[row])
-            for row in range(12)
-        ]
-    )
+    left_out = [leave_out(matrix, targets, weights, alpha, row) for row in range(12)]
+    expected = np.array(left_out)
     assert_close(solution.loo_prediction, expected, 1e-8)
     loss = np.average(((targets - expected) ** 2).sum(1), weights=weights)
     assert solution.loo_loss == pytest.approx(loss, rel=1e-8)
-
-
-def test_held_out_predictions_equal_refits_with_one_observation_less(
-    problem, weights, alpha
-):
-    matrix, targets = problem
-    solution = solve(matrix, targets, weights, alpha)
-    expected = np.array(
-        [
-            leave_out(matrix, targets, weights, alpha, row, min(1.0, weights[row]))
-            for row in range(12)
-        ]
-    )
-    assert_close(solution.held_out_prediction, expected, 1e-8)
-
-
-def test_held_out_predictions_of_weight_one_are_leave_one_out(problem, alpha):
-    solution = solve(*problem, np.ones(12), alpha)
-    assert_close(solution.held_out_prediction, solution.loo_prediction, 1e-10)
 
 
 def test_gcv_is_its_formula(problem, weights, alpha):
     matrix, targets = problem
     hat = smoother(matrix, weights, alpha)
     residual = targets - hat @ targets
-    total = weights.sum()
-    expected = total * (weights @ (residual**2).sum(1)) / (total - np.trace(hat)) ** 2
+    mean_loss = weights @ (residual**2).sum(1) / weights.sum()
+    expected = mean_loss / (1 - np.trace(hat) / 12) ** 2
     solution = solve(matrix, targets, weights, alpha)
     assert solution.gcv == pytest.approx(expected, rel=1e-9)
     assert 1 < np.trace(hat) < 12
@@ -143,12 +118,25 @@ def test_weights_equal_repeated_rows(problem, alpha):
     repeated = solve(
         matrix[np.ix_(rows, rows)], targets[rows], counts[rows] ** 0, alpha
     )
-    assert weighted.gcv == pytest.approx(repeated.gcv, rel=1e-9)
     assert_close(repeated.intercept, weighted.intercept, 1e-9)
     summed = np.add.reduceat(repeated.coef, np.cumsum(counts) - counts)
     assert_close(summed, weighted.coef, 1e-9)
-    held_out = weighted.held_out_prediction[rows]
-    assert_close(repeated.held_out_prediction, held_out, 1e-8)
+
+
+def test_scatter_of_copies_is_part_of_the_criteria(problem, alpha, rng):
+    matrix, means = problem
+    noise = rng.normal(size=(3, *means.shape))
+    noise -= noise.mean(0)
+    scatter, weights = (noise**2).sum(), np.full(12, 3.0)
+    path = RidgePath(matrix, means, weights, ALPHAS, CPU, scatter)
+    without = RidgePath(matrix, means, weights, ALPHAS, CPU)
+    predictions = path.solve(alpha).loo_prediction
+    loss = ((means + noise - predictions) ** 2).sum(2).mean()
+    assert path.solve(alpha).loo_loss == pytest.approx(loss, rel=1e-10)
+    hat = smoother(matrix, weights, alpha)
+    share = scatter / weights.sum() / (1 - np.trace(hat) / 12) ** 2
+    expected = without.solve(alpha).gcv + share
+    assert path.solve(alpha).gcv == pytest.approx(expected, rel=1e-8)
 
 
 def test_path_equals_its_single_ridges(problem, weights):

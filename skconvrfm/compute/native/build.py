@@ -23,13 +23,12 @@ import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..files import TEMPORARY, write_whole
+from ..files import TEMPORARY, try_lock, write_whole
 
 try:
-    import fcntl
     import pwd
 except ImportError:  # not on Windows
-    fcntl = pwd = None  # type: ignore[assignment]
+    pwd = None  # type: ignore[assignment]
 
 SWITCH = "SKCONVRFM_COMPILE"  # "0" is never, "1" is always, however small the work
 CACHE = "SKCONVRFM_CACHE"  # folder of the built libraries
@@ -195,16 +194,10 @@ def _build_lock(folder):
     """Wait until no other process builds, if files have locks; or TimeoutError."""
     with open(folder / "build.lock", "w") as file:
         end = time.monotonic() + _WAIT_SECONDS
-        while fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    raise TimeoutError("another process is building them") from error
-                time.sleep(0.05)
-            except OSError:
-                break
+        while try_lock(file) is False:
+            if time.monotonic() > end:
+                raise TimeoutError("another process is building them")
+            time.sleep(0.05)
         yield
 
 

@@ -69,7 +69,7 @@ class CompiledTiles:
         """Return `tiles.Tiles.value`; columns begin at a multiple of 16."""
         rows, columns, shape = self._check_spans(rows, columns)
         diagonal = -rows.stop if diagonal is None else operator.index(diagonal)
-        out = torch.empty(shape, dtype=self._dtype)
+        out = torch.empty(shape, dtype=self._dtype, device="cpu")
 
         def call(part):  # without whole vectors of columns left of the diagonal
             vectors = max(0, diagonal + part.start - columns.start) // self._lanes
@@ -84,7 +84,8 @@ class CompiledTiles:
         """Return the kernel's `pullback` for slices of the blocks."""
         rows, columns, shape = self._check_spans(rows, columns)
         check_array("dual_coef", dual_coef, (shape[1], "n_outputs"), {}, self._dtype)
-        both = torch.empty((2, *self._locations, *shape), dtype=self._dtype)
+        sizes = 2, *self._locations, *shape
+        both = torch.empty(sizes, dtype=self._dtype, device="cpu")
         weights, self_weights = both
         checks.check_count(weights.numel())
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import skconvrfm
+from skconvrfm.compute import files
 from skconvrfm.compute.native import build
 
 LARGE, SMALL = build.WORTH_COMPILING, build.WORTH_COMPILING / 2
@@ -476,7 +477,7 @@ def test_file_systems_without_locks_build_without(fresh, monkeypatch):
     def flock(file, operation):
         raise OSError("no locks available")
 
-    monkeypatch.setattr(build.fcntl, "flock", flock)
+    monkeypatch.setattr(files.fcntl, "flock", flock)
     assert is_loaded()
 
 

@@ -1,0 +1,455 @@
+"""Invariants that every fit has, for ``python -m benchmarks.fuzz``.
+
+Most say that another case, such as one with its rows in another order, gives the same
+outputs, bit by bit or up to rounding. Where rounding decides between ridges or rounds
+whose criteria are as good as equal, a comparison is undecided.
+"""
+
+import copy
+import itertools
+import pickle
+import tempfile
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+
+import joblib
+import numpy as np
+import pandas as pd
+import skops.io
+import torch
+from sklearn import config_context
+
+from skconvrfm import ConvRFMClassifier
+from skconvrfm.kernels import ConvNTK
+from skconvrfm.kernels.convolutional import ConvolutionalKernel
+
+from .random_fits import fit, pick, stream
+
+# Rounding is so many times what other last digits of the images change, and so many
+# units in the last place of kernels, which the ridge magnifies.
+_FACTOR, _UNITS = 1000, 100
+# Part of an output that last digits of float64 may change.
+_MOST_MOVED = 1e-4
+# Parameters that change no prediction after a fit.
+_OTHER_PARAMETERS = {
+    "alpha": 7.0,
+    "n_rounds": 9,
+    "kernel": ConvNTK(5),
+    "features": "auto",
+    "agop_power": 3.0,
+    "selection": "last",
+    "image_shape": (1, 1),
+    "channels": "first",
+    "random_state": 77,
+}
+
+
+class ViolationError(Exception):
+    """An invariant does not hold."""
+
+
+class UndecidedError(Exception):
+    """Rounding decides which ridge, round or layer is kept."""
+
+
+# ------------------------------------------------------------------ comparisons
+
+
+def exactly(case, other):
+    """Compare outputs bit by bit."""
+    for name, expected in case.outputs.items():
+        if not np.array_equal(other.outputs[name], expected):
+            error = np.abs(other.outputs[name] - expected).max()
+            raise ViolationError(f"{name} differs by {error:.2g}, in some bits")
+
+
+def closely(case, other):
+    """Compare criteria, what they chose, and outputs, up to rounding."""
+    compare_criteria(case, other)
+    nearly(case, other)
+
+
+def nearly(case, other):
+    """Compare outputs up to rounding, where the same ridges and round were chosen."""
+    if not choices(case.fitted) == choices(case.noisy.fitted) == choices(other.fitted):
+        raise UndecidedError
+    alpha = case.fitted.alpha_
+    size = float(isinstance(case.model, ConvRFMClassifier))  # of targets
+    for name, expected in case.outputs.items():
+        error = np.abs(other.outputs[name] - expected).max()
+        limit = limit_of(case, expected, case.noisy.outputs[name], alpha, size)
+        if not error <= limit:
+            raise ViolationError(f"{name} differs by {error:.2g}, not {limit:.2g}")
+
+
+def compare_criteria(case, other):
+    """Compare the criteria of rounds, up to the first that takes another ridge."""
+    classifies = isinstance(case.learner, ConvRFMClassifier)
+    size = 1.0 if classifies else np.square(case.y).max()
+    layers = zip(
+        *(histories(c.fitted) for c in (case, other, case.noisy)), strict=False
+    )
+    for round_ in itertools.chain.from_iterable(
+        zip(*histories_of_layer, strict=False) for histories_of_layer in layers
+    ):
+        alphas, (expected, found, noisy) = zip(*round_, strict=True)
+        limit = limit_of(case, expected, noisy, min(alphas) ** 2, size)
+        if not abs(found - expected) <= limit:
+            difference = abs(found - expected)
+            raise ViolationError(
+                f"criterion differs by {difference:.2g}, not {limit:.2g}"
+            )
+        if len(set(alphas)) > 1:
+            raise UndecidedError
+
+
+def histories(fitted):
+    """Return the pairs (ridge, criterion) of rounds, a list for each layer."""
+    model = getattr(fitted, "estimator_", fitted)
+    key = {"loo": "loo_loss", "holdout": "holdout_loss"}.get(model.selection, "gcv")
+    key = key if key in model.history_ else "gcv"
+    parts = [part.history_ for part in model.learned_layers_] or [model.history_]
+    return [list(zip(part["alpha"], part[key], strict=True)) for part in parts]
+
+
+def choices(fitted):
+    """Return the ridges, rounds and the layer that make the predictions."""
+    model = getattr(fitted, "estimator_", fitted)
+    rounds = [layer.best_round_ for layer in model.learned_layers_]
+    paths = [[alpha for alpha, _ in path] for path in histories(fitted)]
+    paths = [path[: best + 1] for path, best in zip(paths, rounds, strict=False)]
+    return model.alpha_, model.best_round_, model.best_layer_, rounds, paths
+
+
+def limit_of(case, values, noisy, alpha, size=0.0):
+    """Return the difference that is rounding, of what is solved with a ridge."""
+    size = max(size, np.abs(values).max())
+    rounding = _UNITS * np.finfo(case.precision).eps * size / min(1, alpha)
+    return _FACTOR * np.abs(noisy - values).max() + rounding
+
+
+# ------------------------------------------------- invariants of a case by itself
+
+
+def finite(case):
+    """Outputs are finite."""
+    for name, values in case.outputs.items():
+        if not np.isfinite(values).all():
+            raise ViolationError(f"{name} is not finite")
+
+
+def probabilities(case):
+    """Probabilities are in [0, 1], and those of exclusive classes sum to 1."""
+    found = case.outputs.get("predict_proba", np.ones(1))
+    if found.min() < 0 or found.max() > 1:
+        raise ViolationError(f"from {found.min()} to {found.max()}")
+    if found.ndim == 2 and case.y.ndim == 1 and abs(found.sum(1) - 1).max() > 1e-12:
+        raise ViolationError(f"sums are {found.sum(axis=1)}")
+
+
+def stable(case):
+    """Last digits of float64 images, well conditioned, make a small difference."""
+    if case.precision == np.float32 or np.min(case.learner.alpha) < 1e-3:
+        return
+    if getattr(case.model, "output", None) == "eigen":  # eigenvalues may be equal
+        raise UndecidedError
+    if choices(case.fitted) != choices(case.noisy.fitted):
+        raise UndecidedError
+    for name, values in case.outputs.items():
+        moved = np.abs(case.noisy.outputs[name] - values).max()
+        if moved > _MOST_MOVED * np.abs(values).max():
+            raise ViolationError(f"{name} moves by {moved:.2g}")
+
+
+def leaves_inputs(case):
+    """A fit and its predictions change neither data nor parameters."""
+    parts = {key: copy.deepcopy(getattr(case, key)) for key in ("X", "y", "weights")}
+    other = case.but(**parts, X_new=case.X_new.copy())
+    before = repr(other.model.get_params())
+    exactly(case, other)
+    for name in (*parts, "X_new"):
+        if not np.array_equal(getattr(other, name), getattr(case, name)):
+            raise ViolationError(f"{name} was changed")
+    if repr(other.model.get_params()) != before:
+        raise ViolationError("parameters were changed")
+
+
+def leaves_random_states(case):
+    """A fit and its predictions move no global random state."""
+    before = random_states()
+    exactly(case, case.but())
+    if random_states() != before:
+        raise ViolationError("global random state was moved")
+
+
+def random_states():
+    return pickle.dumps((np.random.get_state(), torch.get_rng_state().numpy()))  # noqa: NPY002
+
+
+# ----------------------------- invariants of another case; None if it does not apply
+
+
+def refitted(case):
+    return case.but()
+
+
+def rows_permuted(case):
+    return case.take(case.rng.permutation(len(case.y)))
+
+
+def weights_repeated(case):
+    """The case with a row of weight k as k rows."""
+    if case.weights is not None and case.weights.dtype.kind == "i":
+        rows = np.repeat(np.arange(len(case.y)), case.weights)
+        return case.take(rows).but(weights=None)
+
+
+def zero_weights_removed(case):
+    if case.weights is not None and not case.weights.all():
+        return case.take(np.flatnonzero(case.weights))
+
+
+def one_by_one(case):
+    def read_each(fitted, X):
+        found = [case.read(fitted, X[i : i + 1]) for i in range(len(X))]
+        return {key: np.concatenate([f[key] for f in found]) for key in found[0]}
+
+    return case.but(fit=lambda _: case.fitted, read=read_each)
+
+
+def n_jobs(case):
+    # Processes take seconds to start.
+    backend = "loky" if case.rng.random() < 0.02 else "threading"
+    context = partial(joblib.parallel_config, backend=backend)
+    return case.but({"n_jobs": 2}, context=context)
+
+
+def working_memory(case):
+    size = pick(case.rng, (0.05, 0.2, 1, 8, 64))
+    return case.but(context=partial(config_context, working_memory=size))
+
+
+def stored(case):
+    """The case with memory maps of files for images."""
+    files = [tempfile.NamedTemporaryFile(suffix=".npy") for _ in range(2)]
+    for file, images in zip(files, (case.X, case.X_new), strict=True):
+        np.save(file, images)
+        file.flush()
+    X, X_new = (np.load(file.name, mmap_mode="r") for file in files)
+    return case.but(X=X, X_new=X_new, context=partial(nullcontext, files))
+
+
+def channels_first(case):
+    X, X_new = (images.transpose(0, 3, 1, 2) for images in (case.X, case.X_new))
+    return case.but({"channels": "first"}, X=X, X_new=X_new)
+
+
+def laid_out(case):
+    """The case with images of another kind or layout, and the same values."""
+    change = LAYOUTS[pick(case.rng, sorted(LAYOUTS))]
+    X, X_new = change(case.X), change(case.X_new)
+    shape = case.X.shape[1:]
+    return None if X is None else case.but({"image_shape": shape}, X=X, X_new=X_new)
+
+
+def flat(images):
+    return images.reshape(len(images), -1)
+
+
+def as_tensor(images):
+    """Return a tensor, of bfloat16 where that has the same values."""
+    tensor = torch.from_numpy(images)
+    small = tensor.bfloat16()
+    same = images.dtype == np.float32 and torch.equal(small.float(), tensor)
+    return small if same else tensor
+
+
+def strided(images):
+    return np.repeat(images, 2, axis=2)[:, :, ::2]
+
+
+LAYOUTS = {
+    "flat": flat,
+    "gray": lambda images: images[..., 0] if images.shape[3] == 1 else None,
+    "Fortran": np.asfortranarray,
+    "byte order": lambda images: images.astype(images.dtype.newbyteorder()),
+    "strided": strided,
+    "tensor": as_tensor,
+    "list": list,
+    "list of tensors": lambda images: [torch.from_numpy(image) for image in images],
+    "data frame": lambda images: pd.DataFrame(flat(images)),
+}
+
+
+def other_precision(case):
+    """The case in float64, for one in float32."""
+    if case.precision == np.float64:
+        return None
+    # Beside the bias of a kernel, float32 loses the squares of small values; and where
+    # images are many bandwidths apart, their kernel.
+    small = np.abs(case.X).max() < 0.05
+    fixed = getattr(case.learner.kernel, "bandwidth", "auto") != "auto"
+    return None if small or fixed else case.but({"dtype": "float64"})
+
+
+def classes_renamed(case):
+    """The case with names of classes in another order."""
+    if not isinstance(case.learner, ConvRFMClassifier) or case.y.ndim > 1:
+        return None
+    classes = np.unique(case.y)
+    names = case.rng.permutation([f"class {i}" for i in range(len(classes))])
+    kept = names[np.searchsorted(classes, np.unique(case.y[_positive(case)]))]
+    place = np.argsort(np.argsort(kept))  # of our classes among the renamed
+
+    def read_in_order(fitted, X):
+        found = case.read(fitted, X)
+        if "predict_proba" in found:
+            scores = found["decision_function"]
+            sign = 1 if place[0] == 0 else -1
+            scores = sign * scores if scores.ndim == 1 else scores[:, place]
+            found = {
+                "decision_function": scores,
+                "predict_proba": found["predict_proba"][:, place],
+            }
+        return found
+
+    y = names[np.searchsorted(classes, case.y)]
+    return case.but(y=y, read=read_in_order)
+
+
+def parameters_set(case):
+    name = pick(case.rng, sorted(_OTHER_PARAMETERS))
+    prefix = "" if case.learner is case.model else "estimator__"
+    model = copy.deepcopy(case.fitted)
+    model.set_params(**{prefix + name: _OTHER_PARAMETERS[name]})
+    return case.but(fit=lambda _: model)
+
+
+def pickled(case):
+    return case.but(fit=lambda _: pickle.loads(pickle.dumps(case.fitted)))
+
+
+def saved(case):
+    """The case with the estimator that skops saved and loaded."""
+    data = skops.io.dumps(case.fitted)
+    trusted = skops.io.get_untrusted_types(data=data)
+    return case.but(fit=lambda _: skops.io.loads(data, trusted=trusted))
+
+
+def callable_kernel(case):
+    """The case with K @ dual_coef_ + intercept_ for predictions."""
+    fitted = case.fitted
+    kernel = getattr(fitted, "kernel_", None)
+    if not isinstance(kernel, ConvolutionalKernel) or fitted.features_:
+        return None
+
+    def read_kernel(fitted, X):
+        centres = fitted.X_fit_.reshape(-1, *fitted.image_shape_)
+        transform = kernel.patch_transform_
+        K = kernel(X, centres, patch_transform=transform, dtype=str(case.precision))
+        scores = K @ fitted.dual_coef_ + fitted.intercept_
+        names = list(case.outputs)
+        return case.outputs | {names[0]: scores.reshape(case.outputs[names[0]].shape)}
+
+    return case.but(fit=lambda _: case.fitted, read=read_kernel)
+
+
+def streamed(case):
+    """The case with sums over batches, for a linear machine of round 0."""
+    if case.fit is not stream:
+        return None
+    rows = case.rng.permutation(np.flatnonzero(_positive(case)))
+    batches = np.array_split(rows, case.rng.integers(1, 5))
+    batches = [batch for batch in batches if len(batch)]
+    return case.but(fit=partial(stream, batches=batches))
+
+
+def fitted_at_once(case):
+    """The case of a stream as one fit, where that has one round and the same ridge."""
+    if case.fit is stream and case.model.n_rounds == 0:
+        return case.but(fit=fit) if case.model.selection != "holdout" else None
+
+
+def _positive(case):
+    return np.ones(len(case.y), bool) if case.weights is None else case.weights > 0
+
+
+def in_torch_state(case):
+    """The case computed in another state of torch, which is to be left as it is."""
+    enter = TORCH_STATES[pick(case.rng, sorted(TORCH_STATES))]
+    return case.but(context=partial(torch_state, enter))
+
+
+@contextmanager
+def torch_state(enter):
+    with ExitStack() as stack:
+        enter(stack)
+        before = state_of_torch()
+        yield
+        if state_of_torch() != before:
+            raise ViolationError("the state of torch was changed")
+
+
+def state_of_torch():
+    return {
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _set(setter, value, before):
+    def enter(stack):
+        stack.callback(setter, before())
+        setter(value)
+
+    return enter
+
+
+TORCH_STATES = {
+    "default dtype": _set(
+        torch.set_default_dtype, torch.float64, torch.get_default_dtype
+    ),
+    "default device": _set(torch.set_default_device, "meta", lambda: None),
+    "deterministic": _set(
+        torch.use_deterministic_algorithms,
+        True,
+        torch.are_deterministic_algorithms_enabled,
+    ),
+    "threads": _set(torch.set_num_threads, 2, torch.get_num_threads),
+    "inference mode": lambda stack: stack.enter_context(torch.inference_mode()),
+    "autocast": lambda stack: stack.enter_context(
+        torch.autocast("cpu", torch.bfloat16)
+    ),
+}
+
+# Those of every fit, and those of which some are drawn, each with its comparison.
+ALWAYS = {"finite": finite, "probabilities": probabilities}
+DRAWN = {
+    "last digits": (stable, None),
+    "inputs unchanged": (leaves_inputs, None),
+    "random states unmoved": (leaves_random_states, None),
+    "clone refits": (refitted, exactly),
+    "rows permuted": (rows_permuted, closely),
+    "weight = repeats": (weights_repeated, closely),
+    "zero weight = removed": (zero_weights_removed, closely),
+    "one by one = batch": (one_by_one, closely),
+    "n_jobs": (n_jobs, closely),
+    "working_memory": (working_memory, closely),
+    "memmap = array": (stored, closely),
+    "channels first = last": (channels_first, closely),
+    "layouts": (laid_out, closely),
+    "float32 near float64": (other_precision, nearly),
+    "classes renamed": (classes_renamed, closely),
+    "set_params after fit": (parameters_set, exactly),
+    "pickle": (pickled, exactly),
+    "skops": (saved, exactly),
+    "kernel called": (callable_kernel, closely),
+    "partial_fit in any order": (streamed, closely),
+    "partial_fit = fit": (fitted_at_once, closely),
+    "torch state": (in_torch_state, closely),
+}
