@@ -74,7 +74,7 @@ def nearly(case, other):
     if not choices(case.fitted) == choices(case.noisy.fitted) == choices(other.fitted):
         raise UndecidedError
     alpha = case.fitted.alpha_
-    size = float(isinstance(case.model, ConvRFMClassifier))  # of targets
+    size = target_size(case) if case.learner is case.model else 0.0
     for name, expected in case.outputs.items():
         error = np.abs(other.outputs[name] - expected).max()
         limit = limit_of(case, expected, case.noisy.outputs[name], alpha, size)
@@ -84,8 +84,7 @@ def nearly(case, other):
 
 def compare_criteria(case, other):
     """Compare the criteria of rounds, up to the first that takes another ridge."""
-    classifies = isinstance(case.learner, ConvRFMClassifier)
-    size = 1.0 if classifies else np.square(case.y).max()
+    size = target_size(case) ** 2
     layers = zip(
         *(histories(c.fitted) for c in (case, other, case.noisy)), strict=False
     )
@@ -101,6 +100,12 @@ def compare_criteria(case, other):
             )
         if len(set(alphas)) > 1:
             raise UndecidedError
+
+
+def target_size(case):
+    """Return the largest target of the regression."""
+    classifies = isinstance(case.learner, ConvRFMClassifier)
+    return 1.0 if classifies else np.abs(case.y).max()
 
 
 def histories(fitted):

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import multiprocessing
+import re
 import resource
 import signal
 import warnings
@@ -41,9 +42,9 @@ _CLASSES = ("dict", "list", "tuple", "str", "int", "object", "type", "slice")
 
 def spoil(data, rng):
     """Return the bytes of a file with one thing changed, and words for that."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    arrays = sorted(name for name in members if name.endswith(".npy"))
+    members = members_of(data)
+    data = archive_of(members)
+    arrays = [name for name in members if name.endswith(".npy")]
     kind = pick(rng, ["schema"] * 4 + ["array"] * 5 * bool(arrays) + ["archive"])
     if kind == "archive":
         return spoil_archive(data, members, rng)
@@ -57,12 +58,27 @@ def spoil(data, rng):
     return archive_of(members), words
 
 
+def members_of(data):
+    """Return the members of a file, with the same names in every process."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    names = {}  # of objects, their addresses
+
+    def rename(match):
+        return names.setdefault(match[0], str(10**6 + len(names)))
+
+    schema = members.pop("schema.json").decode()
+    schema = re.sub(r'(?<="__id__": )\d+|\d+(?=\.npy")', rename, schema)
+    renamed = {re.sub(r"^\d+", rename, name): members[name] for name in members}
+    return renamed | {"schema.json": schema.encode()}
+
+
 def archive_of(members):
     """Return the bytes of an archive of members."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in members.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content)  # without a time
     return file.getvalue()
 
 
@@ -70,7 +86,7 @@ def spoil_archive(data, members, rng):
     """Change bytes of the archive, or take a member out."""
     kind = pick(rng, ("cut", "bytes", "member"))
     if kind == "member":
-        name = pick(rng, sorted(members))
+        name = pick(rng, list(members))
         del members[name]
         return archive_of(members), f"no {name}"
     if kind == "cut":
@@ -162,6 +178,16 @@ def one_value(value):
     return change
 
 
+def as_type(dtype):
+    """Return a change of the dtype; text becomes zeros."""
+
+    def change(array, rng):
+        text = array.dtype.kind == "U"
+        return np.zeros(array.shape, dtype) if text else array.astype(dtype)
+
+    return change
+
+
 CHANGES = {
     "values": {
         "NaN": one_value(np.nan),
@@ -187,10 +213,10 @@ CHANGES = {
         "large": lambda array, rng: np.resize(array, (100_000, *array.shape[1:])),
     },
     "dtype": {
-        "float32": lambda array, rng: array.astype(np.float32),
-        "int8": lambda array, rng: array.astype(np.int8),
-        "bool": lambda array, rng: array.astype(bool),
-        "complex": lambda array, rng: array.astype(complex),
+        "float32": as_type(np.float32),
+        "int8": as_type(np.int8),
+        "bool": as_type(bool),
+        "complex": as_type(complex),
         "text": lambda array, rng: array.astype(str),
         "dates": lambda array, rng: np.zeros(array.shape, "M8[s]"),
         "other view": lambda array, rng: array.view(f"V{array.itemsize}"),

@@ -21,6 +21,7 @@ from ._fitting import Fitting
 from ._input import (
     ImageInput,
     all_or_nothing,
+    as_numbers,
     check_device_parameters,
     check_weights,
     fitted_attributes,
@@ -436,7 +437,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
     def _alphas(self):
         """Return the ridges as a checked array."""
         try:
-            alphas = np.atleast_1d(np.asarray(self.alpha, dtype=np.float64))
+            numbers = as_numbers(self.alpha, "alpha")
+            alphas = np.atleast_1d(numbers).astype(np.float64, casting="same_kind")
         except (TypeError, ValueError) as error:
             raise ValueError(f"alpha={self.alpha!r} is not made of numbers.") from error
         if alphas.ndim != 1 or not len(alphas) or not (0 < alphas).all():
@@ -459,7 +461,9 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             coef = as_matrix("coef_", self.coef_, width, len(intercept))
             return coef, None, intercept
         if isinstance(kernel, PatchKernel):
-            kernel._check_transform(kernel.patch_transform_)
+            transform = kernel.patch_transform_
+            check_numbers("kernel_.patch_transform_", transform, (None, None))
+            kernel._check_transform(transform)
             width = math.prod(image_shape)
         centres = check_numbers("X_fit_", self.X_fit_, (None, width))
         coef = as_matrix("dual_coef_", self.dual_coef_, len(centres), len(intercept))

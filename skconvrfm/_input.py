@@ -76,6 +76,7 @@ def check_image_array(images, name):
     if isinstance(images, list | tuple):
         images = [as_numpy(x, f"{name}[{i}]") for i, x in enumerate(images)]
     images = check_array(images, dtype="numeric", allow_nd=True, input_name=name)
+    images = as_numbers(images, name)
     if images.ndim == 2:
         side = math.isqrt(images.shape[1])
         if side**2 == images.shape[1]:
@@ -100,8 +101,9 @@ def check_image_array(images, name):
 
 def check_weights(sample_weight, X):
     """Return one weight per row of X as float64, none negative, not all zero."""
-    sample_weight = as_numpy(sample_weight, "sample_weight")
-    if sample_weight is not None and not np.asarray(sample_weight).any():
+    if sample_weight is not None:
+        sample_weight = as_numbers(sample_weight, "sample_weight")
+    if sample_weight is not None and not sample_weight.any():
         raise ValueError(
             "sample_weight is all zero, so that no row is left: give some rows a "
             "positive weight."
@@ -139,6 +141,18 @@ def as_numpy(values, name):
             f"no array can hold ({error}). Pass one of numbers, such as "
             f"{name}.to_dense() or {name}.dequantize()."
         ) from error
+
+
+def as_numbers(values, name):
+    """Return real numbers as an array; refuse what numpy would make into numbers."""
+    array = np.asarray(as_numpy(values, name))
+    texts = (isinstance(one, str | bytes) for one in array.flat if array.dtype == "O")
+    if array.dtype.kind in "MmSUV" or any(texts):
+        raise ValueError(
+            f"{name} has dtype {array.dtype}, which is not of real numbers: convert "
+            f"{name}, dates and spans of time in a unit of your choice."
+        )
+    return array
 
 
 class ImageInput(BaseEstimator):
@@ -188,6 +202,7 @@ class ImageInput(BaseEstimator):
             self._check_stored(X, **checks)
         else:
             X, y = validate_data(self, X, y, dtype="numeric", **checks, **options)
+            X = as_numbers(X, "X")
         resolved = _resolve_image_shape(image_shape, X.shape[1], shape)
         if reset and image_shape is None and shape is None and resolved[0] > 1:
             height, width = resolved[:2]
@@ -249,7 +264,7 @@ class ImageInput(BaseEstimator):
         if isinstance(X, StoredRows):
             self._check_stored(X, reset=False)
         else:
-            X = validate_data(self, X, dtype="numeric", reset=False)
+            X = as_numbers(validate_data(self, X, dtype="numeric", reset=False), "X")
         return as_images(X, self.image_shape_, self.channels_)
 
     def __sklearn_tags__(self):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import r2_score
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -17,7 +17,7 @@ from sklearn.utils.validation import column_or_1d
 
 from ._base import DEFAULT_ALPHAS, ConvRFM, Features, is_linear
 from ._docs import documented
-from ._input import all_or_nothing
+from ._input import all_or_nothing, as_numbers
 from ._sklearn_compat import StrOptions, fit_method
 from ._typing import (
     Array,
@@ -32,7 +32,12 @@ from ._typing import (
     Weights,
 )
 from .kernels.base import BaseKernel
-from .learning.calibration import fit_temperature, log_probabilities
+from .learning.calibration import (
+    class_scores,
+    class_shares,
+    fit_temperature,
+    log_probabilities,
+)
 from .learning.fitted import check_positive
 
 if TYPE_CHECKING:
@@ -278,10 +283,12 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
         return least[code.ravel()]
 
     def _score_targets(self, targets, prediction, weights, multilabel_, **_):
-        pair = (targets, prediction)
-        signs = multilabel_ or targets.shape[1] == 1
-        codes = [f > 0 if signs else f.argmax(axis=1) for f in pair]
-        return accuracy_score(*codes, sample_weight=weights)
+        if multilabel_:  # all labels of a row
+            hits = ((1 + np.where(prediction > 0, targets, -targets)) / 2).prod(axis=1)
+        else:
+            code = class_scores(prediction).argmax(axis=1)
+            hits = np.take_along_axis(class_shares(targets), code[:, None], axis=1)
+        return np.average(hits.ravel(), weights=weights)
 
     def _shape_coef(self, coef, output_shape):
         return coef
@@ -293,6 +300,11 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
         machine, n_classes = super()._check_fitted(), len(self.classes_)
         n_outputs = 1 if n_classes == 2 and not self.multilabel_ else n_classes
         is_row = np.ndim(self.classes_) == 1 and n_classes > 1
+        if not isinstance(self.multilabel_, bool):
+            raise ValueError(
+                f"multilabel_={self.multilabel_!r} is neither True nor False; fit the "
+                "estimator again."
+            )
         if not is_row or len(machine[-1]) != n_outputs:
             raise ValueError(
                 f"classes_ has {n_classes} classes, but the fitted coefficients are "
@@ -381,15 +393,12 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
     def _check_y(self, y):
         if issparse(y):
             raise TypeError("y is a sparse matrix; pass y.toarray().")
-        texts = (isinstance(one, str | bytes) for one in y.flat if y.dtype == object)
         try:
-            if y.dtype.kind in "MmSU" or any(texts):  # numpy makes numbers of them
-                raise TypeError
-            return y.astype(np.float64)
+            return as_numbers(y, "y").astype(np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"Unknown label type: y has dtype {y.dtype}, but the targets of a "
-                "regression must be real numbers: convert y in a unit of your choice."
+                f"Unknown label type: the targets of a regression must be real "
+                f"numbers. {error}"
             ) from error
 
     def _encode(self, y, weights, classes=None):

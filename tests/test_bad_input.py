@@ -235,8 +235,33 @@ TIMES = np.arange(12).astype("datetime64[D]")
     ids=["dates", "spans", "text", "bytes", "objects", "date objects", "two columns"],
 )
 def test_targets_that_are_no_numbers_are_refused(images, y):
-    with pytest.raises(ValueError, match="y has dtype .*real numbers: convert y"):
+    with pytest.raises(
+        ValueError, match="y has dtype .* convert y|must be real numbers"
+    ):
         ConvRFMRegressor(**SMALL).fit(images, y)
+
+
+@pytest.mark.parametrize("kind", ["datetime64[D]", "timedelta64[s]", "U5", "S5"])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("X", lambda X, y, n: ConvRFMClassifier(**SMALL).fit(n.reshape(X.shape), y)),
+        ("X", lambda X, y, n: _fitted(X, y).predict(n.reshape(X.shape))),
+        ("X", lambda X, y, n: ConvNTK()(n.reshape(X.shape))),
+        ("sample_weight", lambda X, y, n: ConvRFMClassifier().fit(X, y, n[:12])),
+        ("patch_transform", lambda X, y, n: _kernel(X, n[:81].reshape(9, 9))),
+        ("dual_coef", lambda X, y, n: patch_agop(ConvNTK(depth=1), X, n[:12])),
+        ("alpha", lambda X, y, n: ConvRFMClassifier(alpha=n[1:3]).fit(X, y)),
+    ],
+)
+def test_dates_and_text_are_no_numbers(images, labels, name, call, kind):
+    numbers = np.arange(images.size).astype(kind)
+    with pytest.raises(ValueError, match=f"{name}.*dtype|dtype='numeric'"):
+        call(images, labels, numbers)
+
+
+def _kernel(images, transform):
+    return ConvNTK(depth=1)(images, patch_transform=transform)
 
 
 def test_sparse_targets_of_a_regression_are_refused(images):

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils import check_array
 
 from .._input import (
-    as_numpy,
+    as_numbers,
     check_device_parameters,
     check_weights,
     make_resources,
@@ -116,7 +116,7 @@ def patch_agop(
     images, others = check_image_pair(X, Y)
     others = images if others is None else others
     options = {"ensure_2d": False, "allow_nd": True}  # refused below, in better words
-    coef = as_numpy(dual_coef, "dual_coef")
+    coef = as_numbers(dual_coef, "dual_coef")
     coef = check_array(coef, dtype=np.float64, input_name="dual_coef", **options)
     if coef.ndim not in (1, 2) or len(coef) != len(images):
         raise ValueError(

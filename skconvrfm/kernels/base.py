@@ -11,7 +11,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 
-from .._input import as_numpy, check_image_array, check_pair, make_resources
+from .._input import as_numbers, check_image_array, check_pair, make_resources
 from .._sklearn_compat import Interval, StrOptions
 from ..compute.images import convolution_layers
 from ..compute.sampling import Lineup, bandwidth_draws, content_positions
@@ -209,7 +209,7 @@ class PatchKernel(BaseKernel):
         if transform is None:
             return None
         name = "patch_transform"
-        transform = as_numpy(transform, name)
+        transform = as_numbers(transform, name)
         matrix = check_array(transform, dtype=np.float64, input_name=name)
         expected = (self.patch_dim, self.patch_dim)
         if matrix.shape != expected:

@@ -15,6 +15,11 @@ def class_scores(scores):
     return np.hstack([-scores, scores]) if scores.shape[1] == 1 else scores
 
 
+def class_shares(targets):
+    """Return the share of each class in targets -1 and 1, or in means of these."""
+    return (1 + class_scores(targets)) / 2
+
+
 def log_probabilities(scores, multilabel):
     """Return logarithms of probabilities of classes, or of each label by itself."""
     if multilabel:
@@ -25,13 +30,13 @@ def log_probabilities(scores, multilabel):
 def fit_temperature(prediction, targets, weights):
     """Return the temperature that makes the softmax of left-out scores likeliest.
 
-    Targets are smoothed by one more observation, of all classes in equal parts (in the
-    manner of Platt 1999), so that separable scores do not ask for certainty. The
-    likelihood is concave in the inverse temperature: its slope has one root.
+    Targets are -1 and 1, or means of these over copies of an image. They are smoothed
+    by one more observation, of all classes in equal parts (in the manner of Platt
+    1999), so that separable scores do not ask for certainty. The likelihood is concave
+    in the inverse temperature: its slope has one root.
     """
-    scores, truth = class_scores(prediction), class_scores(targets) > 0
-    total = weights.sum()
-    smoothed = (truth * total + 1 / scores.shape[1]) / (total + 1)
+    scores, total = class_scores(prediction), weights.sum()
+    smoothed = (class_shares(targets) * total + 1 / scores.shape[1]) / (total + 1)
 
     def slope(inverse):
         excess = softmax(inverse * scores) - smoothed

@@ -90,9 +90,9 @@ class TrainingSet:
 
     def take(self, images):
         """Return some of the images."""
-        arrays = self.images, self.targets, self.weights, self.scatter
-        parts = (self.lineup.take(images), self.observations.take(images))
-        return TrainingSet(*(a[images] for a in arrays), *parts)
+        columns = (c[images] for c in (self.targets, self.weights, self.scatter))
+        parts = self.lineup.take(images), self.observations.take(images)
+        return TrainingSet(take(self.images, images), *columns, *parts)
 
     def scaled(self, factor):
         """Return the same with all weights times a factor."""

@@ -152,7 +152,7 @@ class RidgePath(_Path):
         taken = ones.square() / (self._ones.square() @ inverse)
         # 1 - H_ii = λ P_ii / w_i, which rounding must not make zero.
         kept = effective * (self._vectors.square() @ inverse - taken)
-        kept = kept.clamp_min(_EPS).cpu().numpy()
+        kept = _left(kept.cpu().numpy(), len(kept))
         coef, _ = self._machine(alpha)
         return effective * coef / (self._weights * kept)[:, None]
 
@@ -171,7 +171,7 @@ class RidgePath(_Path):
         # n - tr H, the degrees of freedom that are left to the residuals.
         left = float(alpha * (inverse.sum() - taken)) / len(self._eigenvalues)
         mean_loss = (loss + self._scatter) / float(self._weights.sum())
-        return mean_loss / max(left, _EPS) ** 2
+        return mean_loss / float(_left(left, len(inverse))) ** 2
 
 
 def eigh(matrix):
@@ -253,7 +253,8 @@ class PrimalRidgePath(_Path):
         total = self._scatter
         for rows, (predictions, hats) in self._pass(self.alphas):
             residual = self._targets[rows] - predictions
-            loo = (residual / _kept(self._weights[rows] * hats)[..., None]) ** 2
+            kept = _left(1 - self._weights[rows] * hats, self._n_rows)
+            loo = (residual / kept[..., None]) ** 2
             total = total + self._weights[rows] @ loo.sum(-1).T
         return total / self._weights.sum()
 
@@ -261,7 +262,7 @@ class PrimalRidgePath(_Path):
         """Return the same as for `RidgePath`, by one pass."""
         passed = [row for _, row in self._pass([alpha])]
         predictions, hats = map(np.hstack, zip(*passed, strict=True))
-        kept = _kept(self._weights * hats[0])
+        kept = _left(1 - self._weights * hats[0], self._n_rows)
         return (self._targets - predictions[0]) / kept[:, None]
 
     def _gcv(self, alpha):
@@ -271,7 +272,7 @@ class PrimalRidgePath(_Path):
         explained = float(explained @ self._projections.square().sum(1))
         loss = self._spread / total - explained
         left = 1 - (1 + float(self._eigenvalues @ inverse)) / self._n_rows
-        return max(loss, 0.0) / max(left, _EPS) ** 2
+        return max(loss, 0.0) / float(_left(left, self._n_rows)) ** 2
 
     def _machine(self, alpha):
         """Return coefficients for the features as they are given, and the intercept."""
@@ -316,6 +317,9 @@ class RowPass:
         return predictions + self.intercepts[:, None], hats + self.base
 
 
-def _kept(hat):
-    """Return 1 - H_ii, which rounding must not make zero."""
-    return np.maximum(1 - hat, _EPS)
+def _left(share, n_rows):
+    """Return 1 - H_ii, or its mean, which rounding must not make zero.
+
+    It is one for a single row, without which nothing would be left to predict from.
+    """
+    return np.maximum(share, _EPS) if n_rows > 1 else np.ones_like(share)

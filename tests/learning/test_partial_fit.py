@@ -166,6 +166,17 @@ def test_probabilities_are_calibrated_on_a_sample():
     assert len(model.stream_.sample.keys) == 1000
 
 
+def test_copies_with_other_labels_calibrate_a_stream_as_a_fit():
+    X, y, _ = make_data(60)
+    rows = np.r_[np.arange(60), 0, 1, 1, 2]
+    labels = np.r_[y, (y[[0, 1, 1, 2]] + 1) % 3]
+    model = make_classifier().partial_fit(X[rows], labels)
+    fitted = make_classifier(n_rounds=0).fit(X[rows], labels)
+    assert model.temperature_ == pytest.approx(fitted.temperature_, rel=1e-6)
+    for key in ("alpha", "gcv", "loo_score"):
+        np.testing.assert_allclose(model.history_[key], fitted.history_[key], rtol=1e-6)
+
+
 def test_row_sample_independent_of_the_order():
     rng = np.random.default_rng(1)
     rows = rng.integers(0, 256, (2500, 9)).astype(np.uint8)
