@@ -22,6 +22,7 @@ from sklearn import config_context
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.kernels import ConvNTK
 from skconvrfm.kernels.convolutional import ConvolutionalKernel
+from skconvrfm.kernels.whole import RadialKernel
 
 from .random_fits import fit, pick, stream
 
@@ -73,7 +74,8 @@ def nearly(case, other):
     """Compare outputs up to rounding, where the same ridges and round were chosen."""
     if not choices(case.fitted) == choices(case.noisy.fitted) == choices(other.fitted):
         raise UndecidedError
-    alpha = case.fitted.alpha_
+    *_, paths = choices(case.fitted)
+    alpha = min(case.fitted.alpha_, *itertools.chain.from_iterable(paths))
     size = target_size(case) if case.learner is case.model else 0.0
     for name, expected in case.outputs.items():
         error = np.abs(other.outputs[name] - expected).max()
@@ -130,7 +132,23 @@ def limit_of(case, values, noisy, alpha, size=0.0):
     """Return the difference that is rounding, of what is solved with a ridge."""
     size = max(size, np.abs(values).max())
     rounding = _UNITS * np.finfo(case.precision).eps * size / min(1, alpha)
+    rounding *= magnification(case.fitted)
     return _FACTOR * np.abs(noisy - values).max() + rounding
+
+
+def magnification(fitted):
+    """Return how much a fit magnifies rounding, but for its ridge."""
+    factor, model = 1.0, getattr(fitted, "estimator_", fitted)
+    if isinstance(model.kernel_, ConvNTK):  # whose gradients have roots of rounding
+        factor = 1 / np.sqrt(np.finfo(np.float64).eps) / _UNITS
+    if isinstance(model.kernel_, RadialKernel):  # squared distances, from products
+        lengths = np.square(model.X_fit_, dtype=float).sum(1)
+        factor = max(1.0, lengths.max() / model.kernel_.bandwidth_**2)
+    if getattr(fitted, "output", None) == "eigen":  # eigenvectors, by their gaps
+        values = np.linalg.eigvalsh(fitted.patch_transform_)[::-1]
+        gaps = -np.diff(values)[: len(fitted.components_)]
+        factor *= values[0] / max(gaps.min(initial=values[0]), 1e-300)
+    return factor
 
 
 # ------------------------------------------------- invariants of a case by itself

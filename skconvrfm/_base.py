@@ -454,11 +454,10 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         """Refuse a fit that was changed; return coefficients, centres and intercept."""
         kernel, image_shape = self.kernel_, self.image_shape_
         width = math.prod(check_layers(kernel, self.features_, image_shape))
-        intercept = check_numbers(
-            "intercept_", np.reshape(self.intercept_, -1), (None,)
-        )
+        intercept, outputs = np.reshape(self.intercept_, -1), np.shape(self.intercept_)
+        check_numbers("intercept_", intercept, (None,))
         if self._is_fitted_linear:
-            coef = as_matrix("coef_", self.coef_, width, len(intercept))
+            coef = as_matrix("coef_", self.coef_, width, outputs)
             return coef, None, intercept
         if isinstance(kernel, PatchKernel):
             transform = kernel.patch_transform_
@@ -466,7 +465,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             kernel._check_transform(transform)
             width = math.prod(image_shape)
         centres = check_numbers("X_fit_", self.X_fit_, (None, width))
-        coef = as_matrix("dual_coef_", self.dual_coef_, len(centres), len(intercept))
+        coef = as_matrix("dual_coef_", self.dual_coef_, len(centres), outputs)
         return coef, centres, intercept
 
     @plain_torch()

@@ -183,7 +183,10 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
         self.patch_transform_ = transform = learned.filter_transform_
         rng = estimator._rng_of_filters(y)
         self.filters_ = draw_filters(transform, self.n_filters, rng)
-        n_components = min(self.n_components, rank(transform))
+        options = estimator.device, estimator.dtype, estimator.n_jobs
+        dtype = make_resources(*options, X).numpy_dtype
+        n_directions = rank(transform, estimator.agop_power, dtype)
+        n_components = min(self.n_components, n_directions)
         self.components_ = leading_eigenvectors(transform, n_components)
         self.maps_ = self._make_maps(learned.layer_, pool)
         self.output_shape_ = self.maps_[-1].shape
@@ -245,6 +248,11 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
         check_numbers("patch_transform_", self.patch_transform_, (d, d))
         for name in ("filters_", "components_"):
             check_numbers(name, getattr(self, name), (None, d))
+        if self.maps_[-1].shape != self.output_shape_:
+            raise ValueError(
+                f"output_shape_ is {self.output_shape_}, but filters_ and components_ "
+                f"give {self.maps_[-1].shape}; fit the estimator again."
+            )
 
     def _image_parameters(self):
         return self._learner._image_parameters()
@@ -261,9 +269,10 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
             return [SeenImage(layer, self.patch_transform_, self.image_shape_)]
         if not self.estimator_.features_:
             raise ValueError(
-                "output='features' gives the maps of feature layers, but the estimator "
-                f"has features={self.estimator_.features!r}: pass one with features="
-                "ConvFeatures(), or take output='filters'."
+                "output='features' gives the maps of feature layers, but the machine "
+                f"of features={self.estimator_.features!r} that was kept has none: pass "
+                "an estimator with features=ConvFeatures() under a kernel of whole "
+                "maps, or take output='filters'."
             )
         return [features.maps_ for features in self.estimator_.features_]
 

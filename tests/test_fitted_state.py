@@ -1,7 +1,9 @@
 """Predictions use fitted attributes alone, and refuse those that were spoilt."""
 
 import copy
+import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from fitted_mutations import MACHINES, make_data
 from numpy.testing import assert_array_equal
 
-from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
+from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK
 from skconvrfm.learning import rounds
@@ -134,6 +136,25 @@ def test_regressors_refuse_coefficients_of_other_outputs(n_outputs):
     model.intercept_ = np.zeros(3)
     with pytest.raises(ValueError, match="dual_coef_ has shape .*fit the estimator"):
         model.predict(X)
+
+
+def test_regressors_refuse_an_intercept_of_another_dimension():
+    X, y = make_data()
+    model = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=0).fit(X, y)
+    model.intercept_ = np.reshape(model.intercept_, 1)
+    with pytest.raises(ValueError, match="dual_coef_ has shape .*fit the estimator"):
+        model.predict(X)
+
+
+def test_loaded_transformers_refuse_another_number_of_components():
+    X, y = make_data()
+    learner = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=1)
+    model = PatchAGOPTransformer(learner, output="eigen", n_components=2).fit(X, y)
+    more = np.repeat(model.components_, 2, axis=0)
+    model.maps_ = [dataclasses.replace(model.maps_[0], components=more)]
+    data = pickle.dumps(model)
+    with pytest.raises(ValueError, match="output_shape_ is .*fit the estimator"):
+        pickle.loads(data)
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ def check_layers(kernel, features, image_shape):
     return shape
 
 
-def as_matrix(name, coef, n_rows, n_outputs):
+def as_matrix(name, coef, n_rows, output_shape):
     """Return coefficients as a matrix with a column per output, or raise ValueError."""
-    shape = (n_rows,) if np.ndim(coef) == 1 and n_outputs == 1 else (n_rows, n_outputs)
-    return check_numbers(name, coef, shape).astype(np.float64).reshape(n_rows, -1)
+    coef = check_numbers(name, coef, (n_rows, *output_shape))
+    return coef.astype(np.float64).reshape(n_rows, -1)
 
 
 def check_numbers(name, array, shape):

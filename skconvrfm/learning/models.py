@@ -199,7 +199,9 @@ class Recipe:
             if auto_patches == _FEATURE_AGOP_PATCHES and not self.kernel.is_linear:
                 samples = min(samples, _MOST_RADIAL_IMAGES)
         elif not isinstance(samples, Integral):
-            samples = max(1, math.ceil(samples * data.lineup.weights.sum()))
+            # Rounded first: the order of a sum must not add an image.
+            samples = round(samples * data.lineup.weights.sum(), 6)
+            samples = max(1, math.ceil(samples))
         return data.lineup.draw(samples)
 
 

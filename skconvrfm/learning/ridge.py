@@ -272,7 +272,8 @@ class PrimalRidgePath(_Path):
         explained = float(explained @ self._projections.square().sum(1))
         loss = self._spread / total - explained
         left = 1 - (1 + float(self._eigenvalues @ inverse)) / self._n_rows
-        return max(loss, 0.0) / float(_left(left, self._n_rows)) ** 2
+        loss = max(loss, _EPS * self._spread / total)  # rounding must not make it zero
+        return loss / float(_left(left, self._n_rows)) ** 2
 
     def _machine(self, alpha):
         """Return coefficients for the features as they are given, and the intercept."""

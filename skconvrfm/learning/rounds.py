@@ -30,9 +30,9 @@ from ..features.maps import FilterLayer
 from .ridge import RidgeSolution
 
 SELECTIONS = ("gcv", "loo", "holdout", "last")
-# Eigenvalues of a transform below this part of the largest are those of a null space,
-# blurred by rounding.
-_NULL_SPACE = 1e-6
+# Eigenvalues below this part of the largest are those of a null space, blurred by
+# rounding: of a transform, and of an AGOP in units in the last place.
+_NULL_SPACE, _NULL_UNITS = 1e-6, 64
 CLOCKS = ("seconds_kernel", "seconds_solve", "seconds_agop")
 
 
@@ -275,10 +275,14 @@ def _symmetric(matrix):
     return (matrix + matrix.T) / 2
 
 
-def rank(transform):
-    """Return the number of eigenvalues that are not those of a null space."""
+def rank(transform, power, dtype):
+    """Return the number of eigenvalues of a transform Gᵖ that are not rounding.
+
+    G was computed in ``dtype``.
+    """
+    rounding = max(_NULL_SPACE, (_NULL_UNITS * np.finfo(dtype).eps) ** power)
     values = np.linalg.eigvalsh(transform)
-    return int((values > _NULL_SPACE * values[-1]).sum())
+    return int((values > rounding * values[-1]).sum())
 
 
 def leading_eigenvectors(matrix, n_components):
