@@ -75,7 +75,7 @@ def nearly(case, other):
     if not choices(case.fitted) == choices(case.noisy.fitted) == choices(other.fitted):
         raise UndecidedError
     *_, paths = choices(case.fitted)
-    alpha = min(case.fitted.alpha_, *itertools.chain.from_iterable(paths))
+    alpha = min([case.fitted.alpha_, *itertools.chain.from_iterable(paths)])
     size = target_size(case) if case.learner is case.model else 0.0
     for name, expected in case.outputs.items():
         error = np.abs(other.outputs[name] - expected).max()

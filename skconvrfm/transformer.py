@@ -270,9 +270,9 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
         if not self.estimator_.features_:
             raise ValueError(
                 "output='features' gives the maps of feature layers, but the machine "
-                f"of features={self.estimator_.features!r} that was kept has none: pass "
-                "an estimator with features=ConvFeatures() under a kernel of whole "
-                "maps, or take output='filters'."
+                f"that was kept of features={self.estimator_.features!r} has none: "
+                "pass an estimator with features=ConvFeatures() under a kernel of "
+                "whole maps, or take output='filters'."
             )
         return [features.maps_ for features in self.estimator_.features_]
 
