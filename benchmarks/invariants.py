@@ -147,7 +147,7 @@ def magnification(fitted):
     if getattr(fitted, "output", None) == "eigen":  # eigenvectors, by their gaps
         values = np.linalg.eigvalsh(fitted.patch_transform_)[::-1]
         gaps = -np.diff(values)[: len(fitted.components_)]
-        factor *= values[0] / max(gaps.min(initial=values[0]), 1e-300)
+        factor *= values[0] / max(gaps.min(initial=values[0]), 1e-16 * values[0])
     return factor
 
 
