@@ -46,7 +46,7 @@ DOCUMENTED_ERRORS = (
     r"the predictions of .* are not finite: .* X is far larger than the images of",
     # The transformer.
     r"compares whole images and learns no patch metric: take a kernel of patches",
-    r"output='features' gives the maps of feature layers, but the estimator has feat",
+    r"output='features' gives the maps of feature layers, but the machine that",
 )
 # Warnings of scikit-learn.
 DOCUMENTED_WARNINGS = (

@@ -16,8 +16,9 @@ from time import perf_counter
 import numpy as np
 import sklearn
 from sklearn import config_context
+from torch import nn
 
-from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
+from skconvrfm import AnsatzScorer, ConvRFMClassifier, PatchAGOPTransformer
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import (
     ConvNTK,
@@ -80,6 +81,13 @@ def agop(kernel, n, side):
     return lambda: patch_agop(kernel, X, coef)
 
 
+def ansatz(n, side):
+    X, size = make_images(n, side), (side - 4) // 4
+    convolutions = nn.Conv2d(1, 4, 5), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten()
+    network = nn.Sequential(*convolutions, nn.Linear(4 * size**2, 3))
+    return lambda: AnsatzScorer().report(network, X)
+
+
 FEW, TWO = (
     ConvFeatures(8, patch_size=5),
     [
@@ -111,6 +119,7 @@ CALLS = {
     "PatchLaplace": lambda: matrix(PatchLaplace(2.0), 6, 300),
     "Gaussian": lambda: matrix(Gaussian(), 20, 500),
     "Linear": lambda: matrix(Linear(), 20, 500),
+    "AnsatzScorer": lambda: ansatz(30, 200),
     "patch_agop of the NTK": lambda: agop(ConvNTK(depth=2), 3, 200),
     "patch_agop of PatchGaussian": lambda: agop(PatchGaussian(9.0), 3, 200),
     "2000 x 2000": lambda: fit("linear", ConvFeatures(64), 4, 2000),
@@ -151,6 +160,7 @@ def load_libraries():
     features = ConvFeatures(4, patch_size=3)
     for kernel, layer in (("linear", features), (ConvNTK(depth=2), None)):
         ConvRFMClassifier(kernel, layer, n_rounds=1).fit(X, y).predict(X)
+    ansatz(4, 16)()
 
 
 def main(budget, names):
