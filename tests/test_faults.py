@@ -501,7 +501,8 @@ def comparison(tmp_path, data, monkeypatch):
     np.savez(tmp_path / "images.npz", **arrays)
 
     def only_ours(options, split):
-        model = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1, device="cpu")
+        shape = {"image_shape": split.image_shape, "device": "cpu"}
+        model = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1, **shape)
         return {"fixed kernel": clone(model).set_params(n_rounds=0), "ConvRFM": model}
 
     monkeypatch.setattr(job, "make_models", only_ours)
