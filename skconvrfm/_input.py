@@ -344,7 +344,8 @@ def _stacked(X):
 
     Anything else is returned as it is.
     """
-    if isinstance(X, dict):
+    # Sparse arrays of old versions of SciPy may be dicts as well.
+    if isinstance(X, dict) and not hasattr(X, "shape"):
         raise TypeError(f"X is a dict with the keys {list(X)}: pass its images alone.")
     items = _items(X)
     if items is None or not len(items):
