@@ -57,16 +57,17 @@ class Observations:
         """
         first = np.unique(self.image, return_index=True)[1]
         weights = np.bincount(self.image, self.weights)
-
-        def sums(values):
-            columns = [np.bincount(self.image, column) for column in values.T]
-            return np.stack(columns, axis=1)
-
         # Of equal targets this is the target, to the last bit.
         targets, share = self.targets[first], self.weights / weights[self.image]
-        targets = targets + sums(share[:, None] * (self.targets - targets[self.image]))
-        residuals = self.targets - targets[self.image]
-        return targets, weights, sums(self.weights[:, None] * residuals**2)
+        changes = share[:, None] * (self.targets - targets[self.image])
+        targets = targets + self.sum_by_image(changes)
+        squares = (self.targets - targets[self.image]) ** 2
+        return targets, weights, self.sum_by_image(self.weights[:, None] * squares)
+
+    def sum_by_image(self, values):
+        """Return the sums of values (m, n_outputs) over the rows of each image."""
+        columns = [np.bincount(self.image, column) for column in values.T]
+        return np.stack(columns, axis=1)
 
     def take(self, images):
         """Return the rows of some images, numbered anew."""

@@ -79,8 +79,7 @@ class RowSample:
         _, first, image = np.unique(keys, return_index=True, return_inverse=True)
         both = Observations(image.ravel(), targets, weights)
         targets, weights, between = both.of_images()
-        within = [np.bincount(both.image, column) for column in scatter.T]
-        columns = targets, weights, between + np.stack(within, axis=1)
+        columns = targets, weights, between + both.sum_by_image(scatter)
         return RowSample.of(keys[first], rows[first], *columns)
 
 
