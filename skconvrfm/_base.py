@@ -63,6 +63,7 @@ from .learning.models import (
     Start,
     TrainingSet,
     fitted_outputs,
+    layer_powers,
 )
 from .learning.rounds import SELECTIONS, transforms_from
 
@@ -293,7 +294,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             )
         agops = [layer.patch_agop_ for layer in self.features_]
         initials = [layer.initial_transform_ for layer in self.features_]
-        transforms = transforms_from(agops, self.agop_power, initials)
+        powers = layer_powers(self.features_, self.agop_power)
+        transforms = transforms_from(agops, powers, initials)
         if transforms is not None:  # else the machine is constant, and knows no better
             self.features_ = [copy.copy(layer) for layer in self.features_]
             for layer, transform in zip(self.features_, transforms, strict=True):

@@ -51,7 +51,10 @@ class Fitting(Watcher):
         """
         estimator = self._estimator
         recipe = replace(self._recipe, rng=copy.deepcopy(self._recipe.rng))
-        model = recipe.model(data).with_metric(None)
+        model = recipe.model(data)
+        if model.has_candidates:
+            model = model.with_filters()
+        model = model.with_metric(None)
         moments = model.design().moments()
         stream = Stream.of(moments, total, rows, data)
         if hasattr(estimator, "stream_"):
@@ -196,7 +199,9 @@ def _learned(best, history, stage):
     if stage is not None:
         triples = zip(learned, stage.agops, stage.learned_transforms, strict=True)
         for layer, agop, transform in triples:
-            layer |= {"patch_agop": agop, "filter_transform": transform}
+            layer |= {"patch_agop": agop.agop, "filter_transform": transform}
+            if agop.importance is not None:
+                layer["importance"] = agop.importance
     return learned
 
 

@@ -28,7 +28,7 @@ from ..compute.blocks import balanced_blocks, image_blocks, largest_value
 from ..compute.images import extract_patches, take
 from .maps import load_rows, read
 
-_SHRINKAGE = 0.1  # of the mean variance, added to each direction that is whitened
+SHRINKAGE = 0.1  # of the mean variance, added to each direction that is whitened
 # Added to means that are raised to a power, in deviations of responses: enough that
 # rounding is not magnified, little enough not to matter otherwise.
 _OFFSET = 1e-2
@@ -52,13 +52,13 @@ class PatchMoments:
     mean: np.ndarray  # (d,), v̄
     covariance: np.ndarray  # (d, d), Σ
 
-    def whitening(self):
+    def whitening(self, shrinkage=SHRINKAGE):
         """Return the symmetric transform T₀, the identity for equal patches."""
         variances, vectors = np.linalg.eigh(self.covariance)
         mean_variance = variances.mean()
         if not mean_variance > 0:
             return np.eye(len(variances))
-        shrunk = variances.clip(min=0) + _SHRINKAGE * mean_variance
+        shrunk = variances.clip(min=0) + shrinkage * mean_variance
         return (vectors / np.sqrt(shrunk)) @ vectors.T
 
 
@@ -241,16 +241,23 @@ class FilterBank:
         biases = biases - float(features.threshold) * deviations
         return features.with_filters(filters, biases, _OFFSET * deviations)
 
+    def take(self, filters):
+        """Return the bank of some of the filters."""
+        draws = self.directions[filters], self.unit_biases[filters]
+        return FilterBank(*draws, self.moments, self.initial)
+
     def measured_on(self, images, layer, lineup, resources):
         """Return the bank with the moments of the patches of other images."""
         return replace(self, moments=drawn_moments(images, layer, lineup, resources))
 
 
 def draw_bank(features, images, lineup, rng, resources):
-    """Draw the filters of bound features from images or maps, a `FilterBank`."""
-    layer, n_filters = features.layer_, features.n_filters
+    """Draw the candidates of bound features from images or maps, a `FilterBank`."""
+    layer, n_filters = features.layer_, features.candidates * features.n_filters
     moments = drawn_moments(images, layer, lineup, resources)
-    initial = moments.whitening() if features.metric == "whiten" else None
+    initial = None
+    if features.metric == "whiten":
+        initial = moments.whitening(float(features.shrinkage))
     if features.filters == "patches":
         rows = lineup.sequence(n_filters)
         patches = draw_patches(images, layer, rows, moments.mean, rng, resources)

@@ -18,7 +18,7 @@ automatic differentiation; all outputs travel together.
 Source: the ansatz, Beaglehole et al., arXiv:2309.00570; the closed form is ours.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,14 +36,22 @@ _PRODUCT_COST = 64
 _MAP_COPIES = 4  # alive while the gradients of an image are computed
 
 
+@dataclass(frozen=True)
+class LayerAgop:
+    """Patch AGOP of a layer, and its diagonal in filter coordinates."""
+
+    agop: np.ndarray  # (d, d), WᵀSW
+    importance: np.ndarray | None = None  # (K,), S_kk; None where there are no filters
+
+
 def linear_agop(features, coef, images, weights, resources):
-    """Return the patch AGOP of a linear machine, coef (D, n_outputs), on a layer."""
+    """Return the `LayerAgop` of a linear machine, coef (D, n_outputs), on a layer."""
     moment = _mean(_linear_moment, features, coef, images, weights, resources)
     return _agop(features, moment, images, coef)
 
 
 def layer_agops(layers, readout, images, weights, resources):
-    """Return the patch AGOPs of all layers of a machine by one backward sweep.
+    """Return the `LayerAgop` of all layers of a machine by one backward sweep.
 
     ``readout.gradients(features)`` are the gradients (m, n_outputs, D) of the outputs
     with respect to features (m, D), float64 tensors; ``readout.numbers`` is how many
@@ -65,7 +73,7 @@ def _mean(moments, layers, readout, images, weights, resources):
 
 
 def _agop(features, moment, images, coef):
-    """Return WᵀSW of a layer, symmetric, or refuse it where it overflows."""
+    """Return the `LayerAgop` of S, or refuse it where it overflows."""
     filters, _ = features.affine(features.channels)
     with np.errstate(over="ignore", invalid="ignore"):  # refused in better words
         agop = filters.T @ moment @ filters
@@ -76,7 +84,7 @@ def _agop(features, moment, images, coef):
             f"{largest_value(coef):.3g}; scale the images, for instance to [0, 1], "
             "and the targets."
         )
-    return (agop + agop.T) / 2
+    return LayerAgop((agop + agop.T) / 2, np.diagonal(moment).copy())
 
 
 @halving_memory

@@ -29,12 +29,13 @@ import numpy as np
 
 from ..compute.blocks import byte_blocks
 from ..compute.files import TEMPORARY, hold_lock, write_whole
+from ..features.gradients import LayerAgop
 from .fitted import check_numbers
 from .ridge import RidgeSolution
 from .rounds import CLOCKS, Progress, Round
 
 # Of the layout of the files; another one is foreign.
-FORMAT = 3
+FORMAT = 4
 
 _PREFIX, _SUFFIX = "convrfm-", ".npz"
 _LOCK, _VALUES = "convrfm-lock", "convrfm.json"
@@ -200,8 +201,11 @@ def _pack(progress):
     best, solution = progress.best, vars(progress.best.solution)
     groups = {
         "transform": progress.transforms,
-        "agop": progress.agops,
+        "agop": progress.agops and [one.agop for one in progress.agops],
+        "importance": progress.agops and [one.importance for one in progress.agops],
+        "chosen": progress.chosen,
         "best_transform": best.model.transforms,
+        "best_chosen": best.model.chosen,
     }
     groups |= {f"spectra_{i}": x for i, x in enumerate(progress.history["spectra"])}
     arrays = {
@@ -230,27 +234,35 @@ def _pack(progress):
 def _unpack(values, arrays, model):
     """Return the progress, with the model under the transforms of the best round."""
 
-    def group(name):
+    def group(name, shapes):
         there = values["groups"][name]
-        if there is None:
-            return None
+        if not there:
+            return there
         return tuple(
-            check_numbers(name, arrays[f"{name}_{i}"], (d, d)) if is_there else None
-            for i, (is_there, d) in enumerate(zip(there, dims, strict=True))
+            check_numbers(name, arrays[f"{name}_{i}"], shape) if is_there else None
+            for i, (is_there, shape) in enumerate(zip(there, shapes, strict=True))
         )
 
-    dims, history = model.patch_dims, values["history"]
-    layers = range(len(dims))
+    history, counts = values["history"], [(n,) for n in model.n_filters]
+    squares = [(d, d) for d in model.patch_dims]
+    layers = range(len(squares))
     _check_history(history)
     history["spectra"] = [
         [arrays[f"spectra_{i}_{layer}"] for layer in layers] for i in history["round"]
     ]
-    current = model.with_metric(group("best_transform"))
+    chosen = group("best_chosen", counts)
+    current = model.with_filters(tuple(chosen)) if chosen else model
+    current = current.with_metric(group("best_transform", squares))
     solution = _check_solution(values["solution"] | arrays, current)
     index = history["round"].index(values["index"])
     best = Round(index, current, solution, float(values["criterion"]))
     ends = {name: bool(values[name]) for name in ("stopped", "ended")}
-    return Progress(history, best, group("agop"), group("transform"), **ends)
+    agops = group("agop", squares)
+    if agops:
+        importances = group("importance", counts or (None,))
+        agops = tuple(map(LayerAgop, agops, importances))
+    transforms, chosen = group("transform", squares), group("chosen", counts)
+    return Progress(history, best, agops, transforms, tuple(chosen), **ends)
 
 
 def _check_history(history):

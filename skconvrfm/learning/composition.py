@@ -25,8 +25,23 @@ def check_composition(kernel, features):
                 "list of them from the image up."
             )
         layer._validate_params()
+        if isinstance(kernel, PatchKernel):
+            _check_layer_of_deep(index, layer, kernel)
     for index, above in enumerate([*features[1:], kernel][: len(features)]):
         _check_room(index, features[index], above, index + 1 == len(features))
+
+
+def _check_layer_of_deep(index, layer, kernel):
+    """Refuse options of a layer that a kernel of patches above it makes void."""
+    for name, default in (("candidates", 1), ("learn", True)):
+        value = getattr(layer, name)
+        if value != default:
+            raise ValueError(
+                f"features[{index}].{name}={value!r} has no effect below "
+                f"kernel={type(kernel).__name__}, whose layers are fitted one upon the "
+                f"other: take {name}={default!r}, or a kernel of whole maps such as "
+                "Gaussian()."
+            )
 
 
 def _check_room(index, layer, above, is_last):

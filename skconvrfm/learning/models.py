@@ -4,6 +4,7 @@ A *recipe* makes the model of some data. A model under the transforms of a round
 ridge path, and the patch AGOPs of every layer that learns.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -17,7 +18,7 @@ from ..compute.sampling import Lineup, Sample, bandwidth_draws
 from ..compute.stored import StoredImages
 from ..compute.tiles import kernel_matrix, kernel_product
 from ..features.filters import FilterBank, draw_bank, drawn_moments
-from ..features.gradients import layer_agops, linear_agop
+from ..features.gradients import LayerAgop, layer_agops, linear_agop
 from ..features.layer import ConvFeatures
 from ..features.maps import (
     FeatureMaps,
@@ -135,11 +136,12 @@ class Recipe:
         common["resources"] = self.resources
         if isinstance(self.kernel, WholeKernel):
             return self._map_model(common)
-        kernel = self.kernel
+        kernel, agop_power = self.kernel, None
         for _ in range(self.n_stages - 1 - stage):
             kernel = kernel.below()
         if stage < len(self.features):  # whose filters take the metric of its patches
             below = self.features[stage]
+            agop_power = below.agop_power
             options = {"patch_size": below.patch_size, "padding": below.padding}
             kernel = clone(kernel).set_params(**options)
         kernel = kernel.bind(tuple(data.images.shape[1:]))
@@ -151,6 +153,7 @@ class Recipe:
         return PatchModel(
             kernel=kernel,
             initial=initial,
+            agop_power=agop_power,
             start=None if self.start is None else self.start.transforms,
             agop_sample=self._agop_sample(data, layer, _KERNEL_AGOP_PATCHES),
             bandwidth_sample=data.lineup.draw(bandwidth_draws(layer.n_locations)),
@@ -160,10 +163,14 @@ class Recipe:
     def _map_model(self, common):
         """Return the model whose kernel compares the maps behind all layers."""
         data, layers, banks, images = common["data"], [], [], common["data"].images
+        sources = []
         for index, features in enumerate(self.features):
             layer = features.bind(images.shape[1:])
             if self.start is None:
+                sources.append(copy.deepcopy(self.rng))
                 bank = draw_bank(layer, images, data.lineup, self.rng, self.resources)
+                # Candidates are in the order of their classes.
+                bank = bank.take(slice(None, None, layer.candidates))
                 transform = bank.initial
             else:
                 bank, transform = self.start.banks[index], self.start.transforms[index]
@@ -178,6 +185,7 @@ class Recipe:
             kernel=self.kernel.bind(images.shape[1:]),
             layers=tuple(layers),
             banks=tuple(banks),
+            sources=tuple(sources),
             start=None if self.start is None else self.start.transforms,
             agop_sample=self._agop_sample(data, first, _FEATURE_AGOP_PATCHES),
             bandwidth_sample=data.lineup.draw(BANDWIDTH_IMAGES),
@@ -250,14 +258,22 @@ class PatchModel(Model):
 
     kernel: PatchKernel  # bound
     initial: np.ndarray | None = None  # transform of round 0
+    agop_power: float | None = None  # of the layer whose filters take the metric
 
     # The criteria follow the error on other images from round to round.
     optimism = 0.0
 
+    has_candidates = False
     @property
     def initial_transforms(self):
         """Transforms before anything was learned; None is the identity."""
         return (self.initial,)
+
+    n_filters, chosen = (), ()
+
+    def powers(self, default):
+        """Return the power of the AGOP of each layer that learns."""
+        return (self.agop_power or default,)
 
     @property
     def patch_dims(self):
@@ -286,7 +302,7 @@ class PatchModel(Model):
         """Return the patch AGOP of the model with these coefficients, in a tuple."""
         images, sample = self.data.images, self.agop_sample
         at = take(images, sample.rows), self.transforms[0], sample.weights
-        return (kernel_agop(self.kernel, images, coef, *at, self.resources),)
+        return (LayerAgop(kernel_agop(self.kernel, images, coef, *at, self.resources)),)
 
     def fitted(self, below, coef, learned):
         """Return fitted layers, ``below`` this stage, the kernel, other attributes."""
@@ -307,6 +323,8 @@ class MapModel(Model):
     kernel: WholeKernel  # bound to the shape of the maps
     layers: tuple[ConvFeatures, ...]  # bound; none for a kernel of images
     banks: tuple[FilterBank, ...]  # their filters before they take a metric
+    sources: tuple[np.random.RandomState, ...]  # of their draws; none after a start
+    chosen: tuple = ()  # numbers of the candidates that are kept, of each layer
     maps: tuple[FilterLayer, ...] = ()  # layers under the transforms of a round
     centres: np.ndarray | None = None  # features (n, D), of a kernel not linear
     moments: Moments | None = None  # of all rows, of which data is a sample
@@ -323,6 +341,65 @@ class MapModel(Model):
     def patch_dims(self):
         """Entries d of a patch of each layer that learns."""
         return tuple(bank.directions.shape[1] for bank in self.banks)
+
+    @property
+    def has_candidates(self):
+        """True if there are filters to choose, and none are chosen yet."""
+        return not (self.chosen or self.start) and any(
+            layer.candidates > 1 for layer in self.layers
+        )
+
+    @property
+    def n_filters(self):
+        """Filters of each layer."""
+        return tuple(layer.n_filters for layer in self.layers)
+
+    def powers(self, default):
+        """Return the power of the AGOP of each layer, None where it does not learn."""
+        return layer_powers(self.layers, default)
+
+    def with_filters(self, chosen=None):
+        """Return the model with some of the candidates of each layer, by number.
+
+        Without numbers the most important ones are found, from the image up. Filters on
+        maps that have changed by that are drawn anew.
+        """
+        images, kept, banks, moved = self.data.images, [], [], False
+        for index, features in enumerate(self.layers):
+            bank, numbers = self.banks[index], None
+            if moved or features.candidates > 1:
+                rng = copy.deepcopy(self.sources[index])
+                parts = images, self.data.lineup, rng, self.resources
+                bank = draw_bank(features, *parts)
+            if features.candidates > 1:
+                if chosen is None:
+                    numbers = self._most_important(features, bank, images)
+                else:
+                    numbers = chosen[index]
+                bank, moved = bank.take(numbers), True
+            kept.append(numbers)
+            banks.append(bank)
+            images = pass_through(images, [bank.under(bank.initial, features)])
+        return replace(self, chosen=tuple(kept), banks=tuple(banks))
+
+    def _most_important(self, features, bank, images):
+        """Return the numbers of the most important filters of a bank on maps."""
+        layer = features.pooled_as(self.layers[-1])
+        shape = bank.under(bank.initial, layer).shape
+        model = replace(
+            self,
+            data=replace(self.data, images=images),
+            layers=(layer,),
+            banks=(bank,),
+            # A given bandwidth is that of fewer features.
+            kernel=type(self.kernel)().bind(shape),
+            moments=None,
+        ).with_metric(None)
+        path = model.ridge_path(model.design())
+        solution = path.solve(path.alphas[np.argmin(path.gcv())])
+        [found] = model.patch_agops(solution.coef)
+        order = np.argsort(-found.importance, kind="stable")
+        return np.sort(order[: features.n_filters])
 
     def with_metric(self, transforms):
         """Return the model under the transforms of a round; None is round 0."""
@@ -401,6 +478,11 @@ class MapModel(Model):
         if self.kernel.is_linear:
             return LinearReadout(coef)
         return RadialReadout(self.kernel, self.centres, coef)
+
+
+def layer_powers(layers, default):
+    """Return the power of the AGOP of each layer, None where it does not learn."""
+    return [(f.agop_power or default) if f.learn else None for f in layers]
 
 
 def fitted_outputs(kernel, features, images, coef, centres, resources):

@@ -59,9 +59,18 @@ class Round:
         """Return the transforms of the round, or after round 0 those of its AGOPs."""
         if self.index:
             return self.transforms
-        found = transforms_from(agops, power, self.model.initial_transforms)
+        found = self.next_transforms(agops, power)
         pairs = zip(found or self.transforms, self.transforms, strict=True)
         return tuple(own if new is None else new for new, own in pairs)
+
+    def next_transforms(self, agops, power):
+        """Return the transforms of the round that follows, None where nothing learns.
+
+        ``power`` is that of layers without one of their own.
+        """
+        found = [one.agop for one in agops]
+        initials = self.model.initial_transforms
+        return transforms_from(found, self.model.powers(power), initials)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Progress:
     best: Round | None = None  # chosen so far
     agops: tuple | None = None  # of its predictor, where they were taken
     transforms: tuple | None = None  # of the round to come
+    chosen: tuple = ()  # numbers of the filters of the rounds to come
     stopped: bool = False  # by a report
     ended: bool = False  # no round is to come
 
@@ -140,6 +150,8 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
     """Fit the rounds of a model above ``stages`` and choose one, a `FittedStage`."""
     watcher, stage = Watcher() if watcher is None else watcher, len(stages)
     progress = watcher.load(stage, model) or Progress(_empty_history(schedule))
+    if progress.chosen:
+        model = model.with_filters(progress.chosen)
     while not progress.ended:
         index, clock = len(progress.history["round"]), _Clock()
         current = model.with_metric(progress.transforms)
@@ -151,10 +163,12 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
         del design, path
         clock.lap("seconds_solve")
         agops = transforms = None
-        if index < schedule.n_rounds:
+        if index < schedule.n_rounds and model.has_candidates:
+            model = model.with_filters()
+            transforms = model.initial_transforms
+        elif index < schedule.n_rounds:
             agops = current.patch_agops()
-            initials = model.initial_transforms
-            transforms = transforms_from(agops, schedule.agop_power, initials)
+            transforms = current.next_transforms(agops, schedule.agop_power)
         clock.lap("seconds_agop")
         if is_better(current, progress.best, schedule.selection):
             progress = replace(progress, best=current, agops=agops)
@@ -163,7 +177,8 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
         # A round that was not reported is not kept either, and is done again.
         stopped = bool(watcher.report(stages, progress.best, progress.history))
         ends = {"stopped": stopped, "ended": stopped or transforms is None}
-        progress = replace(progress, transforms=transforms, **ends)
+        learned = {"transforms": transforms, "chosen": model.chosen}
+        progress = replace(progress, **learned, **ends)
         watcher.save(stage, progress)
     return _finish(progress, schedule, watcher, stage)
 
@@ -231,10 +246,15 @@ def is_better(current, best, selection):
     return current.criterion < (1 - optimism) * best.criterion
 
 
-def transforms_from(agops, power, initials):
-    """Return the transforms of AGOPs, the initial one for a zero, None if all are."""
-    pairs = zip(agops, initials, strict=True)
-    found = [transform_from_agop(agop, power, initial) for agop, initial in pairs]
+def transforms_from(agops, powers, initials):
+    """Return the transforms of AGOPs, the initial one for a zero, None if all are.
+
+    Layers whose power is None keep the initial one as well.
+    """
+    found = [
+        None if power is None else transform_from_agop(agop, power, initial)
+        for agop, power, initial in zip(agops, powers, initials, strict=True)
+    ]
     if all(transform is None for transform in found):
         return None
     pairs = zip(found, initials, strict=True)
