@@ -73,16 +73,15 @@ class Band:
 class LocationFeatures:
     """Base of features that are pooled over the cells of a grid of locations."""
 
-    pool = None  # grid, clipped to the map; None is no pool
-    overlap = 0.0  # by which a cell reaches into its neighbours, of its own size
-    nothing = 0.0  # pool of no locations
-
     @property
     def cells(self):
         """Rows and columns of the cells, a pair of lists of slices."""
-        pool = self.grid if self.pool is None else self.pool
-        pairs = zip(self.layer.locations, pool, strict=True)
-        return tuple(cell_slices(*pair, self.overlap) for pair in pairs)
+        return tuple(map(cell_slices, self.layer.locations, self.grid))
+
+    @property
+    def nothing(self):
+        """Pool of no locations."""
+        return 0.0
 
     @property
     def n_pooled(self):
@@ -115,8 +114,7 @@ class LocationFeatures:
 
     def at(self, layer, n_rows):
         """Return the features of a part of the locations, without the power."""
-        columns = self.grid[1] if self.pool is None else self.pool[1]
-        return replace(self, layer=layer, pool=(n_rows, columns))
+        return replace(self, layer=layer, pool=(n_rows, self.grid[1]))
 
     def add_band(self, out, pooled, share):
         """Add what a `Band` pools of its locations, in its place, to an ndarray."""
@@ -136,8 +134,8 @@ class FilterLayer(PowerPool, LocationFeatures):
               \text{identity: } w^\top v_u(x) / \sqrt c + t
 
     and then means m of :math:`u^p` over the cells of a grid, raised to a power:
-    :math:`(m + o^p)^q - o^{pq}`. With p > 1 the powers are those of absolute values; with
-    p = 1 a negative mean keeps its sign. With :math:`p = \infty` the pool is the maximum.
+    :math:`(m + o^p)^q - o^{pq}`. With p > 1 the powers are those of absolute values;
+    with p = 1 a negative mean keeps its sign. :math:`p = \infty` is the maximum.
     """
 
     layer: Layer
@@ -178,7 +176,8 @@ class FilterLayer(PowerPool, LocationFeatures):
 
     def at(self, layer, n_rows):
         """Return the features of a part of the locations, without the power."""
-        return replace(super().at(layer, n_rows), power=None)
+        columns = self.grid[1] if self.pool is None else self.pool[1]
+        return replace(self, layer=layer, pool=(n_rows, columns), power=None)
 
     def affine(self, channels):
         """Return filters and biases with all factors in them, float64 ndarrays."""

@@ -75,7 +75,9 @@ def cell_edges(slices):
 def cell_areas(slices):
     """Return the numbers of locations of cells, (rows, columns, 1), float64."""
     sizes = [
-        torch.tensor([s.stop - s.start for s in along], dtype=torch.float64)
+        torch.tensor(
+            [s.stop - s.start for s in along], dtype=torch.float64, device="cpu"
+        )
         for along in slices
     ]
     return torch.outer(*sizes)[..., None]
@@ -140,6 +142,13 @@ class PowerPool:
             np.maximum(out, pooled, out=out)
         else:
             super().add_band(out, pooled, share)
+
+    @property
+    def cells(self):
+        """Rows and columns of the cells, a pair of lists of slices."""
+        pool = self.grid if self.pool is None else self.pool
+        pairs = zip(self.layer.locations, pool, strict=True)
+        return tuple(cell_slices(*pair, self.overlap) for pair in pairs)
 
     @property
     def edges(self):
