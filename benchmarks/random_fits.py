@@ -331,6 +331,9 @@ def random_layer(rng, lower=False):
     pools = [{"pool_grid": None}, {"pool_size": 2}]
     if not lower:
         pools += [{}, {"pool_grid": 1}, {"pool_grid": (2, 1)}]
+    cells = pick(rng, pools)
+    if cells != {"pool_grid": None}:
+        cells = {**cells, "pool_overlap": pick(rng, (0.0, 0.0, 0.3, 1.0))}
     return ConvFeatures(
         int(pick(rng, (1, 4, 8))),
         filters=pick(rng, ("patches", "gaussian")),
@@ -338,7 +341,7 @@ def random_layer(rng, lower=False):
         bias=pick(rng, (0.3, 0.0)),
         activation=pick(rng, ("relu", "relu", "identity")),
         threshold=pick(rng, (0.5, 0.0, -1.0)),
-        pool=pick(rng, ("root", "mean")),
-        **pick(rng, pools),
+        pool=pick(rng, ("root", "mean", "norm", "max", (2, 0.5), (1.5, 1))),
+        **cells,
         **random_geometry(rng),
     )

@@ -23,6 +23,9 @@ Dtype: TypeAlias = Literal["auto", "float32", "float64"]
 Metric: TypeAlias = Literal["identity", "whiten"]
 Filters: TypeAlias = Literal["patches", "gaussian"]
 Activation: TypeAlias = Literal["relu", "identity"]
+Pool: TypeAlias = (
+    'Literal["root", "mean", "norm", "max"] | tuple[float, float] | list[float]'
+)
 Selection: TypeAlias = Literal["gcv", "loo", "holdout", "last"]
 RandomState: TypeAlias = "int | np.random.RandomState | None"
 File: TypeAlias = "str | PathLike[str]"

@@ -361,17 +361,21 @@ def feature_layers(pools):
         bias=biases,
         activation=st.sampled_from(["relu", "identity"]),
         threshold=st.sampled_from([0.5, 0.0, -1.0, 3.0]),
-        pool=st.sampled_from(["root", "mean"]),
+        pool=st.sampled_from(["root", "mean", "norm", "max", (1.5, 0.5)]),
         **pools,
         **geometry,
     )
 
 
-upper_layer = feature_layers({"pool_grid": st.sampled_from([3, None, 1, (2, 1)])})
+overlaps = {"pool_overlap": st.sampled_from([0.0, 0.0, 0.4, 1.0])}
+upper_layer = st.one_of(
+    feature_layers({"pool_grid": st.none()}),
+    feature_layers({"pool_grid": st.sampled_from([3, 1, (2, 1)]), **overlaps}),
+)
 # Their map has room for the patches of another layer, or of a kernel.
 lower_layer = st.one_of(
     feature_layers({"pool_grid": st.none()}),
-    feature_layers({"pool_size": st.sampled_from([2, (1, 2)])}),
+    feature_layers({"pool_size": st.sampled_from([2, (1, 2)]), **overlaps}),
 )
 stacks = st.one_of(
     upper_layer.map(lambda layer: [layer]),

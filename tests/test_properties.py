@@ -21,7 +21,7 @@ from strategies import Images
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
 from skconvrfm.compute.native import build
-from skconvrfm.features.pools import POWERS
+from skconvrfm.features.pools import pool_exponents
 from skconvrfm.kernels import ConvNNGP, ConvNTK, Linear, PatchLaplace, patch_agop
 from skconvrfm.kernels.base import PatchKernel
 from skconvrfm.kernels.profiles import LaplaceProfile
@@ -546,8 +546,9 @@ def options_in_step(options, factor):
     for layer in options["features"] or ():
         scale = 1.0 if "whiten" in (layer.metric, deep_metric) else scales[-1]
         features.append(clone(layer).set_params(bias=layer.bias * scale))
-        pooled = layer.pool_size or layer.pool_grid
-        scales.append(scale ** (POWERS[layer.pool] if pooled else 1))
+        p, q = pool_exponents(layer.pool)
+        has_power = (layer.pool_size or layer.pool_grid) and layer.pool != "max"
+        scales.append(scale ** (p * q if has_power else 1))
     if deep_metric != "whiten":
         if is_patch_kernel and len(set(scales)) > 1:
             if getattr(kernel, "bias", 0) or not getattr(kernel, "unmeasured", True):

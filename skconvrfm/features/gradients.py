@@ -2,38 +2,49 @@ r"""Patch AGOPs of feature layers, from gradients at the features, in closed for
 
 With filters W and responses :math:`r = W v_u`, the gradient of output o with respect to
 patch :math:`v_u` is :math:`W^\top \delta_{ou}`, so that a layer's patch AGOP is
-:math:`W^\top S W` with the second moment S of the gradients δ at its responses. For a
-cell C with means m of activities, features :math:`\varphi_C = m^p` and slopes
-:math:`s_k(u) = p\, m_k^{p-1} a_k(u) / |C|`, where a is 1 where a response is positive,
+:math:`W^\top S W` with the second moment S of the gradients δ at its responses. For
+features :math:`\varphi_C = (m + o^p)^q` of means m of powers of r over a cell C,
 
-.. math:: \delta_{ouk} = (\nabla_{\varphi_C} f_o)_k\, s_k(u), \qquad
-          S = \frac{1}{\sum\omega} \sum_z \omega_z \sum_C
-          \Bigl[\sum_o g_{oC}\, g_{oC}^\top\Bigr] \circ
-          \Bigl[\sum_{u \in C} s(u)\, s(u)^\top\Bigr].
+.. math:: \delta_{ouk} = s_k(u) \sum_{C \ni u} g_{oCk}, \qquad
+          s_k(u) = p\, \text{sign}(r_k)\, |r_k|^{p-1} a_k(u), \qquad
+          g_{oCk} = \frac{q\, (m_k + o_k^p)^{q-1}}{|C|} (\nabla_{\varphi_C} f_o)_k,
 
-For a linear readout the first factor is the same for all images. The gradient with
+with the derivative a of the activation (1 where a response is positive); with p = 1, s
+is a. For a maximum s is a where the response is the maximum, else 0, and |C| is the
+number of these locations. The sum over cells is the same at all locations of a part
+between the edges of cells, so that
+
+.. math:: S = \frac{1}{\sum\omega} \sum_z \omega_z \sum_{\text{parts } P}
+          \Bigl[\sum_o g_{oP}\, g_{oP}^\top\Bigr] \circ
+          \Bigl[\sum_{u \in P} s(u)\, s(u)^\top\Bigr].
+
+For a linear readout of means the gradient is the same for all images. The gradient with
 respect to the maps below is δ passed through the filters: a transposed convolution. No
 automatic differentiation; all outputs travel together.
 
 Source: the ansatz, Beaglehole et al., arXiv:2309.00570; the closed form is ours.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch.nn.functional import conv_transpose2d
 
 from ..compute.blocks import balanced_blocks, image_blocks, largest_value
-from ..compute.images import cells, to_tensor
+from ..compute.images import to_tensor
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
 from ..compute.threads import own_threads, share_out
 from .maps import Band, feature_rows, load_rows
-from .pools import average_pool
+from .pools import average_pool, cell_areas, cell_parts
 
 # Cost of an entrywise product of K × K matrices in products of two rows of K.
 _PRODUCT_COST = 64
 _MAP_COPIES = 4  # alive while the gradients of an image are computed
+_DELTA_NUMBERS = 2**23  # gradients at responses whose products are taken at once
+_ROUNDINGS = 32  # by which responses differ from the maximum that they equal
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,10 @@ class LayerAgop:
 
 
 def linear_agop(features, coef, images, weights, resources):
-    """Return the `LayerAgop` of a linear machine, coef (D, n_outputs), on a layer."""
+    """Return the `LayerAgop` of a linear machine, coef (D, n_outputs), on a layer.
+
+    For cells that do not overlap; `layer_agops` is for all.
+    """
     moment = _mean(_linear_moment, features, coef, images, weights, resources)
     return _agop(features, moment, images, coef)
 
@@ -95,16 +109,17 @@ def _linear_moment(features, coef, images, weights, resources):
     total = coef.new_zeros((features.n_maps,) * 2)
     for part in image_blocks(images, _block(features, 0, resources)):
         roots = resources.tensor(np.sqrt(weights[part]))[:, None]
-        means, bands = _activity_by_bands(features, images[part], resources)
+        pooled, bands = _pool_by_bands(features, images[part], resources)
+        all_slopes, areas = pooled.slopes, pooled.areas
         for band, active in bands:
             # Near a mean of 0 a power is so steep that float32 would lose the squares.
-            slopes = features.slopes(means[:, band.rows].double())
+            slopes = all_slopes[:, band.rows]
             steepest = float(slopes.max()) or 1.0
-            slopes = (slopes / steepest).to(means) * roots[:, None, None]
-            for row, column, height, width, area in _cells(band):
+            slopes = (slopes / steepest).to(active) * roots[:, None, None]
+            for row, column, height, width in _parts(band):
                 at_row = row - band.rows.start
                 cell = active[:, height, width] * slopes[:, at_row, column, None, None]
-                beta = coef[row, column] * (steepest / area)
+                beta = coef[row, column] * (steepest / areas[row, column])
                 _add_products(cell.flatten(0, 2), beta, total, resources)
     return total.cpu().numpy()
 
@@ -140,71 +155,151 @@ def _second_moments(layers, readout, images, weights, resources):
 def _pass_layers(layers, images, resources):
     """Return the `_LayerPass` of each layer over some images."""
     if len(layers) == 1:
-        return [_LayerPass(*layers, *_activity_by_bands(*layers, images, resources))]
+        return [_LayerPass(*layers, *_pool_by_bands(*layers, images, resources))]
     # The way back is through all locations at once.
     maps, passes = resources.tensor(images), []
     for layer in layers:
-        means, active = _activity(layer, maps)
-        passes.append(_LayerPass(layer, means, [(_whole(layer), active)]))
+        passes.append(_LayerPass(layer, *_pool(layer, maps)))
         maps = passes[-1].features
     return passes
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """Pools of some images, and their slopes by the powers of responses."""
+
+    layer: object  # the `FilterLayer`
+    parts: torch.Tensor  # (m, rows, columns, K), pools of the parts between edges
+    counts: torch.Tensor | None = None  # locations of parts that have their maximum
+
+    @cached_property
+    def means(self):
+        """Means, or maxima, of the cells."""
+        return self.layer.combine(self.parts)
+
+    @property
+    def areas(self):
+        """Locations of each cell that a mean is divided by, (rows, columns, 1)."""
+        areas = cell_areas(self.layer.cells).to(self.parts.device)
+        return areas if self.counts is None else torch.ones_like(areas)
+
+    @property
+    def slopes(self):
+        """Slopes by the means; shares of equal maxima of cells that do not overlap."""
+        if self.counts is not None:
+            return 1 / self.counts.double()
+        return self.layer.slopes(self.means.double())
+
+    def to_parts(self, gradients):
+        """Return gradients at the responses' powers, which all of a part share.
+
+        (m, n_outputs, rows, columns, K), from those at the pools of cells.
+        """
+        if self.counts is None and not self.layer.overlap:
+            return gradients / self.areas.to(gradients)
+        shape = *gradients.shape[:2], *self.parts.shape[1:]
+        total, areas = gradients.new_zeros(shape), self.areas.to(gradients)
+        for row, column, down, across in cell_parts(self.layer.cells, self.layer.edges):
+            share = 1 / areas[row, column]
+            if self.counts is not None:
+                top = self.means[:, row, column, None, None]
+                has = _reach(self.layer, self.parts[:, down, across], top).to(gradients)
+                count = (has * self.counts[:, down, across]).sum((1, 2), keepdim=True)
+                share = (has / count)[:, None]
+            at_cell = gradients[:, :, row, column, None, None]
+            total[:, :, down, across] += at_cell * share
+        return total
 
 
 class _LayerPass:
     """One layer on one block of images (m, h, w, c): its features, and the way back."""
 
-    def __init__(self, layer, means, bands):
-        self._layer, self._means, self._bands = layer, means, bands
-        self.features = layer.raise_means(means)
+    def __init__(self, layer, pooled, bands):
+        self._layer, self._pooled, self._bands = layer, pooled, bands
+        self.features = layer.raise_means(pooled.means)
 
     def at_means(self, gradients):
         """Return the gradients (m, n_outputs, rows, columns, K) at the means."""
-        slopes = self._layer.slopes(self._means.double())
+        slopes = self._layer.slopes(self._pooled.means.double())
         shape = (*gradients.shape[:2], *slopes.shape[1:])
         return gradients.reshape(shape) * slopes[:, None]
 
     def second_moment(self, gradients):
         """Return Σ δδᵀ over the block, float64, from the gradients at the means."""
-        peak = float(gradients.abs().max()) or 1.0
-        gradients = (gradients / peak).to(self._means)
+        gradients, peak = _in_units(gradients, self._pooled.parts)
+        gradients = self._pooled.to_parts(gradients)
         shape = (self._layer.n_maps,) * 2
         total = torch.zeros(shape, dtype=torch.float64, device=gradients.device)
         for band, active in self._bands:
-            for row, column, height, width, area in _cells(band):
-                cell = active[:, height, width].flatten(1, 2)
-                at_cell = gradients[:, :, row, column] / area
-                total += _cell_moment(at_cell, cell).double()
+            total += _band_moment(gradients, band, active)
         return total * peak * peak  # which may be infinite, and is refused
 
     def at_inputs(self, gradients):
         """Return the gradients (m, n_outputs, h, w, c) at the images of the layer."""
         m, n_outputs = gradients.shape[:2]
         [(whole, active)] = self._bands
-        delta = gradients.new_empty((m, n_outputs, *active.shape[1:]))
-        for row, column, height, width, area in _cells(whole):
-            at_cell = gradients[:, :, row, column] / area
-            at_places = active[:, None, height, width]
-            delta[:, :, height, width] = at_cell[:, :, None, None] * at_places
+        gradients, peak = _in_units(gradients, active)
+        delta = _spread(self._pooled.to_parts(gradients), *_places(whole))
+        delta = delta.mul_(active[:, None]).flatten(0, 1)
         layer, channels = self._layer.layer, self._layer.channels
         top, bottom, left, right = layer.padding
         filters, _ = self._layer.affine(channels)
-        weight = to_tensor(filters, active.dtype, gradients.device).double()
+        weight = to_tensor(filters, active.dtype, gradients.device)
         weight = weight.reshape(len(filters), channels, *layer.patch)
-        inputs = conv_transpose2d(delta.flatten(0, 1).permute(0, 3, 1, 2), weight)
+        inputs = conv_transpose2d(delta.permute(0, 3, 1, 2), weight)
         height, width = inputs.shape[2:]
         inputs = inputs[:, :, top : height - bottom, left : width - right]
-        return inputs.permute(0, 2, 3, 1).unflatten(0, (m, n_outputs))
+        return inputs.permute(0, 2, 3, 1).unflatten(0, (m, n_outputs)).double() * peak
 
 
-def _cell_moment(gradients, active):
-    """Return Σ_z [Σ_o g gᵀ] ∘ [Σ_u a aᵀ] of a cell, by the cheaper of two routes."""
-    # Gradients g are (m, n_outputs, K), active a are (m, locations, K).
-    n_outputs, n_locations = gradients.shape[1], active.shape[1]
-    if n_outputs * n_locations <= n_outputs + n_locations + _PRODUCT_COST:
-        delta = (gradients[:, :, None] * active[:, None]).flatten(0, 2)
-        return delta.T @ delta
+def _in_units(gradients, like):
+    """Return float64 gradients in the dtype of another tensor, and their unit."""
+    peak = float(gradients.abs().max()) or 1.0
+    return (gradients / peak).to(like), peak
 
-    def part_moment(part):
+
+def _places(band):
+    """Return the row and the column of the part of every location of a band."""
+    rows, columns = (
+        np.repeat(np.arange(len(along)), [s.stop - s.start for s in along])
+        for along in band.features.cells
+    )
+    return rows + band.rows.start, columns
+
+
+def _spread(gradients, rows, columns):
+    """Return gradients (m, n_outputs, rows, columns, K) of parts at their locations."""
+    rows, columns = (torch.as_tensor(i, device=gradients.device) for i in (rows, columns))
+    return gradients.index_select(2, rows).index_select(3, columns)
+
+
+def _band_moment(gradients, band, active):
+    """Return Σ δδᵀ of a band, float64, by the cheaper of two routes."""
+    # Gradients are (m, n_outputs, rows, columns, K) of parts, active are (m, rows,
+    # columns, K) of locations.
+    n_outputs, (rows, columns) = gradients.shape[1], _places(band)
+    n_locations = len(rows) * len(columns) / math.prod(band.features.grid)
+    if n_outputs * n_locations > n_outputs + n_locations + _PRODUCT_COST:
+        return sum(
+            _part_moment(gradients[:, :, row, column], active[:, height, width])
+            for row, column, height, width in _parts(band)
+        )
+    total, numbers = 0.0, n_outputs * active[0, 0].numel()
+    for image, at_image in enumerate(active):
+        for part in balanced_blocks(slice(0, len(rows)), _DELTA_NUMBERS // numbers):
+            some = gradients[image : image + 1]
+            delta = _spread(some, rows[part], columns) * at_image[part]
+            delta = delta.flatten(0, 3)
+            total = total + (delta.T @ delta).double()
+    return total
+
+
+def _part_moment(gradients, active):
+    """Return Σ_z [Σ_o g gᵀ] ∘ [Σ_u a aᵀ] of a part, float64."""
+    # Gradients g are (m, n_outputs, K), active a are (m, rows, columns, K).
+    active = active.flatten(1, 2)
+
+    def moment(part):
         # One image at a time: its matrices of K × K stay in the cache.
         total = 0
         for at_image, at_places in zip(gradients[part], active[part], strict=True):
@@ -212,7 +307,7 @@ def _cell_moment(gradients, active):
         return total
 
     with own_threads(active.device.type == "cpu"):
-        return sum(share_out(part_moment, slice(0, len(active)), len(active)))
+        return sum(share_out(moment, slice(0, len(active)), len(active))).double()
 
 
 def _block(layer, outputs, resources, numbers=0):
@@ -222,54 +317,86 @@ def _block(layer, outputs, resources, numbers=0):
     return max(1, resources.memory // 4 // (resources.itemsize * numbers))
 
 
-def _activity_by_bands(features, images, resources):
-    """Return cells' means, and pairs (`Band`, active), see `_activity`.
+def _pool_by_bands(features, images, resources):
+    """Return `_Pooled`, and pairs (`Band` of parts, slopes s of its locations).
 
-    Maps larger than the memory are made twice: for the means, and band by band.
+    Maps larger than the memory are made several times, for the pools, for the counts of
+    maxima, and band by band.
     """
     numbers = _MAP_COPIES * features.n_maps * features.layer.locations[1]
     largest = resources.memory // 2 // (resources.itemsize * numbers * len(images))
     if largest >= features.layer.locations[0]:
-        means, active = _activity(features, resources.tensor(images))
-        return means, [(_whole(features), active)]
-    mean_features = replace(features, power=1.0)
-    means = feature_rows(mean_features, images, len(images), None, resources)
-    bands = (
-        (band, _active(features, band.features.responses(pixels)))
-        for band in features.bands(largest)
-        for pixels in [load_rows(images, band.pixels, resources)]
-    )
-    return torch.as_tensor(means, device=resources.device), bands
+        return _pool(features, resources.tensor(images))
+    layer = features.parts
+    parts = feature_rows(layer, images, len(images), None, resources)
+    parts = torch.as_tensor(parts, device=resources.device)
+
+    def responses():
+        for band in layer.bands(largest):
+            pixels = load_rows(images, band.pixels, resources)
+            yield band, band.features.responses(pixels)
+
+    counts = None
+    if features.takes_maxima:
+        counts = torch.zeros_like(parts)
+        for band, maps in responses():
+            counts[:, band.rows] += _count(band, maps, parts)
+    bands = ((band, _slopes(band, maps, parts)) for band, maps in responses())
+    return _Pooled(features, parts, counts), bands
 
 
-def _activity(features, images):
-    """Return cells' means, and the derivative of the activation at every response."""
-    maps = features.responses(images)
-    active = _active(features, maps)
-    maps = maps if features.activation == "identity" else maps.relu()
-    return average_pool(maps, features.grid), active
+def _pool(features, images):
+    """Return `_Pooled`, and one pair of a `Band` and slopes, see `_pool_by_bands`."""
+    maps, layer = features.responses(images), features.parts
+    whole = Band(layer, slice(None), slice(0, layer.grid[0]))
+    parts = features.pool_parts(maps)
+    counts = _count(whole, maps, parts) if features.takes_maxima else None
+    return _Pooled(features, parts, counts), [(whole, _slopes(whole, maps, parts))]
 
 
-def _active(features, responses):
-    """Return the derivative of the activation at responses."""
-    if features.activation == "identity":
-        return torch.ones_like(responses)
-    return (responses > 0).to(responses)
-
-
-def _whole(features):
-    """Return the `Band` of all locations."""
-    return Band(features, slice(None), slice(0, features.grid[0]))
-
-
-def _cells(band):
-    """Yield the cells of a band: (row, column, slices of the band, area of the cell).
-
-    Rows and columns are those of the whole grid.
-    """
+def _slopes(band, responses, parts):
+    """Return the slopes s of powers, or of the maxima of parts, at a band."""
     features = band.features
-    rows, columns = map(cells, features.layer.locations, features.grid)
+    if features.activation == "identity":
+        active = torch.ones_like(responses)
+    else:
+        active = (responses > 0).to(responses)
+    if features.takes_maxima:
+        return active.mul_(_have_maximum(band, responses, parts))
+    if features.order == 1:
+        return active
+    powers = responses.abs().pow_(features.order - 1).copysign_(responses)
+    return active.mul_(powers).mul_(features.order)
+
+
+def _have_maximum(band, responses, parts):
+    """Return where the responses of a band are the maximum of their part."""
+    tops = parts[:, band.rows]
+    for dim, slices in enumerate(band.features.cells, 1):
+        sizes = torch.tensor([s.stop - s.start for s in slices], device=tops.device)
+        tops = tops.repeat_interleave(sizes, dim)
+    return _reach(band.features, responses, tops)
+
+
+def _reach(features, responses, tops):
+    """Return where responses reach the tops, up to their rounding.
+
+    Locations that see equal patches, such as those of flat images, share a slope.
+    """
+    _, biases = features.affine(features.channels)
+    sizes = to_tensor(np.abs(biases), tops.dtype, tops.device) + tops.abs()
+    return responses >= tops - _ROUNDINGS * torch.finfo(tops.dtype).eps * sizes
+
+
+def _count(band, responses, parts):
+    """Return the numbers of locations of a band that have the maximum of their part."""
+    have, slices = _have_maximum(band, responses, parts).to(parts), band.features.cells
+    return (average_pool(have, slices) * cell_areas(slices).to(parts)).round()
+
+
+def _parts(band):
+    """Yield (row, column, slices of the band) of each part; rows of the whole grid."""
+    rows, columns = band.features.cells
     for row, height in enumerate(rows, band.rows.start):
         for column, width in enumerate(columns):
-            area = (height.stop - height.start) * (width.stop - width.start)
-            yield row, column, height, width, area / band.share
+            yield row, column, height, width

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any
 
 from sklearn.base import BaseEstimator
 
 from .._input import check_pair
 from .._sklearn_compat import Interval, StrOptions
-from .._typing import Activation, Array, Filters, Metric, Padding, Pair
+from .._typing import Activation, Array, Filters, Metric, Padding, Pair, Pool
 from ..compute.images import convolution_layers
 from .filters import SHRINKAGE, FilterBank, PatchMoments
 from .maps import ACTIVATIONS, FilterLayer
-from .pools import POWERS
+from .pools import POOLS, pool_exponents
 
 _DEFAULT_GRID = (3, 3)
 
@@ -23,10 +23,10 @@ class ConvFeatures(BaseEstimator):
     r"""Convolutional features: filters that carry a patch metric, activation and pool.
 
     The response of filter w with bias t to the patch v at a location is
-    :math:`\sqrt 2 \max(w^\top v / \sqrt c + t, 0)`; responses are averaged over the
-    cells of a grid, and the means raised to a power. Filters are drawn once, and take
-    the metric of every round in turn, so that rounds differ by what was learned.
-    :class:`~skconvrfm.PatchAGOPTransformer` gives fitted maps to other models.
+    :math:`\sqrt 2 \max(w^\top v / \sqrt c + t, 0)`; responses u are pooled over the
+    cells of a grid, as :math:`(\text{mean } u^p)^q` or their maximum. Filters are drawn
+    once, and take the metric of every round in turn, so that rounds differ by what was
+    learned. :class:`~skconvrfm.PatchAGOPTransformer` gives fitted maps to other models.
 
     Parameters
     ----------
@@ -66,16 +66,24 @@ class ConvFeatures(BaseEstimator):
         Subtracted from the responses before the activation, in their standard
         deviations. With ``"relu"``, sparser maps are more accurate (measured: see
         "Linear in the number of images" in the guide).
-    pool : {"root", "mean"}, default="root"
-        Mean over a cell, or its square root, which makes a faint pattern count for
-        more against a strong one: more accurate on photographs, digits and articles,
-        but not where cells have a few noisy locations.
+    pool : {"root", "mean", "norm", "max"} or (float, float), default="root"
+        Pool of a cell, a pair (p, q) of :math:`(\text{mean } u^p)^q` or its name.
+        "root" (1, ½) makes a faint pattern count for more against a strong one: more
+        accurate on photographs, digits and articles, but not where cells have a few
+        noisy locations. "mean" is (1, 1). "norm" (4, ¼) counts the strongest matches,
+        which is more accurate where an object stands anywhere in noise, and "max" the
+        strongest alone. p from 1 to 8, since slopes have no bound below 1; q up to 8.
+        Negative responses, of ``activation="identity"``, count by their absolute value
+        where p > 1, and with their sign where p is 1.
     pool_grid : int, (int, int) or None, default=(3, 3)
         Rows and columns of the grid of cells, clipped to the map; 1 is a global pool,
         None keeps every location.
     pool_size : int, (int, int) or None, default=None
         Rows and columns of a cell, in place of `pool_grid`: for a layer below another
         one, whose map is to keep its size in proportion to the image.
+    pool_overlap : float, default=0.0
+        How far a cell reaches into its neighbours on each side, as a share of its own
+        size, rounded and clipped to the map: at most 1. 0 is none, which costs least.
 
     Attributes
     ----------
@@ -84,8 +92,9 @@ class ConvFeatures(BaseEstimator):
         order (channel, row, column). Fitted attributes are those of the elements of
         ``features_`` of an estimator.
     biases_, offsets_ : ndarray of shape (n_filters,)
-        Added to their responses (bias, threshold and centre), and to the means before
-        the root (a hundredth of the deviation of responses).
+        Added to their responses (bias, threshold and centre), and o, a hundredth of the
+        deviation of responses, of pools :math:`(m + o^p)^q - o^{pq}` of means m with
+        :math:`q \ne 1`.
     importance_ : ndarray of shape (n_filters,)
         Mean squared gradient of the predictor with respect to the responses of each
         filter, summed over locations and outputs: the diagonal of the AGOP in filter
@@ -134,9 +143,10 @@ class ConvFeatures(BaseEstimator):
         "bias": [Interval(Real, 0, 1e100, closed="both")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "threshold": [Interval(Real, None, None, closed="neither")],
-        "pool": [StrOptions(set(POWERS))],
+        "pool": [StrOptions(set(POOLS)), tuple, list],
         "pool_grid": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "pool_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "pool_overlap": [Interval(Real, 0, 1, closed="both")],
     }
 
     def __init__(
@@ -154,9 +164,10 @@ class ConvFeatures(BaseEstimator):
         bias: float = 0.3,
         activation: Activation = "relu",
         threshold: float = 0.5,
-        pool: Literal["root", "mean"] = "root",
+        pool: Pool = "root",
         pool_grid: Pair | None = _DEFAULT_GRID,
         pool_size: Pair | None = None,
+        pool_overlap: float = 0.0,
     ) -> None:
         self.n_filters = n_filters
         self.patch_size = patch_size
@@ -173,6 +184,7 @@ class ConvFeatures(BaseEstimator):
         self.pool = pool
         self.pool_grid = pool_grid
         self.pool_size = pool_size
+        self.pool_overlap = pool_overlap
 
     def bind(self, image_shape: tuple[int, int, int]) -> ConvFeatures:
         """Return a copy of the layer for images of shape (h, w, c), checked."""
@@ -189,6 +201,12 @@ class ConvFeatures(BaseEstimator):
                 )
         if self.pool_size is not None:
             check_pair(self.pool_size, "pool_size", single)
+        if self.pool_overlap and self.pool_grid is None and self.pool_size is None:
+            raise ValueError(
+                f"pool_overlap={self.pool_overlap!r} has no cells to widen: pool_grid "
+                "and pool_size are None. Pass one of them, or pool_overlap=0."
+            )
+        pool_exponents(self.pool)
         bound = copy.copy(self)
         bound.image_shape_ = tuple(image_shape)
         return bound
@@ -215,9 +233,9 @@ class ConvFeatures(BaseEstimator):
         return None if grid is None else check_pair(grid, "pool_grid")
 
     @property
-    def power(self):
-        """Power that means are raised to; 1 where there is no pool."""
-        return 1.0 if self.grid is None else POWERS[self.pool]
+    def exponents(self):
+        """Exponents p and q of the pool; 1 where there is none."""
+        return (1.0, 1.0) if self.grid is None else pool_exponents(self.pool)
 
     @property
     def maps_(self):
@@ -235,15 +253,17 @@ class ConvFeatures(BaseEstimator):
         """Return the bound layer with the pool of another one."""
         like = copy.copy(self)
         like.pool, like.pool_grid = other.pool, other.pool_grid
-        like.pool_size = other.pool_size
+        like.pool_size, like.pool_overlap = other.pool_size, other.pool_overlap
         return like
 
     def with_filters(
         self, filters: Array, biases: Array, offsets: Array
     ) -> FilterLayer:
         """Return given filters with the bound layer's options, a `FilterLayer`."""
-        options = self.activation, biases, self.grid, self.power, offsets
-        return FilterLayer(self.layer_, filters, *options)
+        order, power = self.exponents
+        options = self.activation, biases, self.grid, power, offsets
+        overlap = float(self.pool_overlap)
+        return FilterLayer(self.layer_, filters, *options, order, overlap)
 
     def fitted(
         self, bank: FilterBank, maps: FilterLayer, **learned: Any

@@ -15,11 +15,11 @@ import torch
 from torch.nn.functional import conv2d, pad
 
 from ..compute.blocks import balanced_blocks, image_blocks, largest_value
-from ..compute.images import Layer, cells, extract_patches, take, to_tensor
+from ..compute.images import Layer, extract_patches, take, to_tensor
 from ..compute.native import build, calls
 from ..compute.parallel import halving_memory, spans
 from ..compute.threads import own_threads, share_out, thread_count
-from .pools import average_pool, pool_grid
+from .pools import PowerPool, cell_slices, pool_grid
 
 ACTIVATIONS = ("relu", "identity")
 # Maps that are made together: more would spill from the cache of a CPU into memory that
@@ -71,21 +71,37 @@ class Band:
 
 
 class LocationFeatures:
-    """Base of features that are means over the cells of a grid of locations."""
+    """Base of features that are pooled over the cells of a grid of locations."""
+
+    @property
+    def cells(self):
+        """Rows and columns of the cells, a pair of lists of slices."""
+        return tuple(map(cell_slices, self.layer.locations, self.grid))
+
+    @property
+    def nothing(self):
+        """Pool of no locations."""
+        return 0.0
+
+    @property
+    def n_pooled(self):
+        """Numbers that are pooled together into the features of an image."""
+        return math.prod(self.shape)
 
     def bands(self, largest, rows=None):
         """Yield `Band`s of at most ``largest`` rows of locations, or of one.
 
         ``rows`` is a slice of the rows of the features; None is all.
         """
-        every = cells(self.layer.locations[0], self.grid[0])
+        every = self.cells[0]
         rows = slice(0, len(every)) if rows is None else rows
         start = rows.start
         while start < rows.stop:  # with as many cells of one height as fit
             first, stop = every[start].start, start + 1
             height = every[start].stop - first
             while stop < rows.stop and every[stop].stop - first <= largest:
-                if every[stop].stop - every[stop].start != height:
+                below = slice(every[stop - 1].stop, every[stop - 1].stop + height)
+                if every[stop] != below:  # of another height, or overlapping
                     break
                 stop += 1
             whole, size = slice(first, every[stop - 1].stop), (stop - start) * height
@@ -100,29 +116,37 @@ class LocationFeatures:
         """Return the features of a part of the locations, without the power."""
         return replace(self, layer=layer, pool=(n_rows, self.grid[1]))
 
+    def add_band(self, out, pooled, share):
+        """Add what a `Band` pools of its locations, in its place, to an ndarray."""
+        pooled *= share
+        out += pooled
+
     def raise_means(self, means):
         """Return means to the power of the features, here 1."""
         return means
 
 
 @dataclass(frozen=True)
-class FilterLayer(LocationFeatures):
+class FilterLayer(PowerPool, LocationFeatures):
     r"""A convolution with given filters, its activation and its pool.
 
-    .. math:: \text{relu: } \sqrt 2\, \max(w^\top v_u(x) / \sqrt c + t, 0), \qquad
+    .. math:: u = \text{relu: } \sqrt 2\, \max(w^\top v_u(x) / \sqrt c + t, 0), \qquad
               \text{identity: } w^\top v_u(x) / \sqrt c + t
 
-    and then means m over the cells of a grid, raised to a power with their sign:
-    :math:`(m + o)^p - o^p`.
+    and then means m of :math:`u^p` over the cells of a grid, raised to a power:
+    :math:`(m + o^p)^q - o^{pq}`. With p > 1 the powers are those of absolute values;
+    with p = 1 a negative mean keeps its sign. :math:`p = \infty` is the maximum.
     """
 
     layer: Layer
     filters: np.ndarray  # (K, d), w
     activation: str  # "relu" or "identity"
     biases: np.ndarray | None = None  # (K,), t; None is zero
-    pool: tuple[int, int] | None = None  # grid, clipped to the map; None is no pool
-    power: float = 1.0  # p
+    pool: tuple | None = None  # grid, see `pool_grid`
+    power: float | None = 1.0  # q; None leaves the means as they are
     offsets: np.ndarray | None = None  # (K,), o, bound the slope at 0; None is zero
+    order: float = 1.0  # p
+    overlap: float = 0.0
 
     @property
     def n_maps(self):
@@ -152,53 +176,35 @@ class FilterLayer(LocationFeatures):
 
     def at(self, layer, n_rows):
         """Return the features of a part of the locations, without the power."""
-        return replace(super().at(layer, n_rows), power=1.0)
+        columns = self.grid[1] if self.pool is None else self.pool[1]
+        return replace(self, layer=layer, pool=(n_rows, columns), power=None)
 
     def affine(self, channels):
         """Return filters and biases with all factors in them, float64 ndarrays."""
         # This one keeps the variance; before the activation, which is homogeneous.
         gain = math.sqrt(2) if self.activation == "relu" else 1.0
         biases = np.zeros(self.n_maps) if self.biases is None else self.biases
-        return self.filters * (gain / math.sqrt(channels)), biases * gain
+        filters, units = self.filters * (gain / math.sqrt(channels)), self.units
+        return filters / units[:, None], biases * gain / units
 
     def find_library(self, n_images, device):
         """Return the compiled functions if they pay for so many images; or None."""
-        if device.type != "cpu":
+        whole = self.takes_maxima or self.order == int(self.order)
+        if device.type != "cpu" or not whole:
             return None
         products = n_images * self.layer.n_locations * self.filters.size
         return build.load(products / build.PRODUCTS_A_PAIR)
 
     def responses(self, images):
-        """Return the input of the activation, with the factors of `affine`."""
+        """Return u of all locations, with the factors of `affine`."""
         arrays = self.affine(images.shape[3])
         filters, biases = (to_tensor(a, images.dtype, images.device) for a in arrays)
-        return convolve(images, self.layer, filters, biases)
+        maps = convolve(images, self.layer, filters, biases)
+        return maps.relu_() if self.activation == "relu" else maps
 
     def __call__(self, images):
         """Return the feature maps (n, rows, columns, K) of images (n, h, w, c)."""
-        maps = self.responses(images)
-        maps = maps.relu_() if self.activation == "relu" else maps
-        return self.raise_means(average_pool(maps, self.grid))
-
-    def raise_means(self, means):
-        """Return means to the power, with their sign."""
-        if self.power == 1:
-            return means
-        offsets = self._offsets_like(means)
-        raised = means.abs().add_(offsets).pow_(self.power)
-        return raised.sub_(offsets.pow(self.power)).copysign_(means)
-
-    def slopes(self, means):
-        """Return the derivatives of the powers by the means; 0 for infinite ones."""
-        if self.power == 1:
-            return torch.ones_like(means)
-        sizes = means.abs().add_(self._offsets_like(means))
-        slopes = self.power * sizes.pow(self.power - 1)
-        return slopes.masked_fill_(sizes == 0, 0)
-
-    def _offsets_like(self, means):
-        offsets = np.zeros(self.n_maps) if self.offsets is None else self.offsets
-        return to_tensor(offsets, means.dtype, means.device)
+        return self.raise_means(self.combine(self.pool_parts(self.responses(images))))
 
 
 @dataclass(frozen=True)
@@ -246,7 +252,8 @@ def compute_maps(features, images, library):
     on_cpu = images.device.type == "cpu"
     with own_threads(on_cpu):
         if library is not None:
-            return features.raise_means(calls.filter_maps(library, features, images))
+            parts = calls.filter_maps(library, features, images)
+            return features.raise_means(features.combine(parts))
         every = slice(0, len(images))
         size = images.element_size() * features.layer.n_locations * features.n_maps
         if on_cpu:
@@ -395,19 +402,19 @@ def _fill_bands(features, images, rows, library, out, resources):
         threads = thread_count() if on_cpu else 1
         share = replace(resources, memory=resources.memory // threads)
         largest = band_rows(features, images, library, share)
-        out[...] = 0
+        out[...] = features.nothing
         bands = list(features.bands(largest, rows))
 
-        def means(part):
+        def pooled(part):
             [band] = bands[part]
             block = load_rows(images, band.pixels, share)
             return compute_maps(band.features, block, library).cpu().numpy()
 
         for wave in balanced_blocks(slice(0, len(bands)), threads):
-            for band, block in zip(bands[wave], share_out(means, wave, 1), strict=True):
+            blocks = share_out(pooled, wave, 1)
+            for band, block in zip(bands[wave], blocks, strict=True):
                 at = out[:, band.rows.start - first : band.rows.stop - first]
-                block *= band.share
-                at += block
+                features.add_band(at, block, band.share)
     for at in balanced_blocks(slice(0, out.shape[1]), largest):
         out[:, at] = features.raise_means(torch.from_numpy(out[:, at])).numpy()
 
@@ -415,7 +422,7 @@ def _fill_bands(features, images, rows, library, out, resources):
 def band_rows(features, images, library, resources):
     """Return how many rows of locations of some images fit in memory."""
     layer, row = features.layer, 3 * math.prod(images.shape[2:])
-    numbers = row + 2 * math.prod(features.shape) / layer.locations[0]
+    numbers = row + 2 * features.n_pooled / layer.locations[0]
     numbers += _map_numbers(features, images, library, resources) * layer.locations[1]
     available = resources.memory / (2 * resources.itemsize * len(images))
     return max(1, int((available - row * (layer.patch[0] - 1)) / numbers))
@@ -426,7 +433,7 @@ def _numbers(features, images, n_images, resources):
     library = None
     if isinstance(features, FilterLayer):
         library = features.find_library(n_images, resources.device)
-    numbers = 2 * math.prod(images.shape[1:]) + 2 * math.prod(features.shape)
+    numbers = 2 * math.prod(images.shape[1:]) + 2 * features.n_pooled
     each = _map_numbers(features, images, library, resources)
     numbers += each * features.layer.n_locations
     if isinstance(images, FeatureMaps):

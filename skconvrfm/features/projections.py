@@ -43,7 +43,7 @@ class EigenProjections(LocationFeatures):
             maps = maps.abs()
         elif self.rectification == "halves":
             maps = torch.cat([maps.clamp(min=0), (-maps).clamp(min=0)], dim=3)
-        return average_pool(maps, self.grid)
+        return average_pool(maps, self.cells)
 
 
 @dataclass(frozen=True)

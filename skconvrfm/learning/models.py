@@ -451,7 +451,8 @@ class MapModel(Model):
             return ()
         sample = self.agop_sample
         at = take(self.data.images, sample.rows), sample.weights, self.resources
-        if self.kernel.is_linear and len(self.layers) == 1:
+        alone = len(self.layers) == 1 and not self.maps[0].overlap
+        if self.kernel.is_linear and alone:
             return (linear_agop(self.maps[0], coef, *at),)
         return tuple(layer_agops(self.maps, self.readout(compress_outputs(coef)), *at))
 

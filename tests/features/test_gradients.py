@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,10 +16,19 @@ from skconvrfm._input import make_resources
 from skconvrfm.compute.native import build
 from skconvrfm.features import ConvFeatures
 from skconvrfm.features import gradients as gradients_module
-from skconvrfm.features.gradients import layer_agops, linear_agop
-from skconvrfm.features.maps import FilterLayer
+from skconvrfm.features.maps import compute_features
 from skconvrfm.kernels import Gaussian, Laplace
 from skconvrfm.learning.feature_sums import LinearReadout, RadialReadout
+
+
+
+def linear_agop(*arguments):
+    return gradients_module.linear_agop(*arguments).agop
+
+
+def layer_agops(*arguments):
+    return [one.agop for one in gradients_module.layer_agops(*arguments)]
+
 
 IMAGE = (7, 6, 2)
 BANDWIDTH = 2.0
@@ -48,6 +58,35 @@ NETWORKS = {
         {"patch_size": (1, 2), "pool": "mean", "pool_grid": (4, 4)},
         {"patch_size": 3, "activation": "identity", "pool_grid": None},
     ],
+    "two layers, norm over maxima": [
+        {"pool_size": 2, "pool": "max", "padding": "same", "pool_overlap": 0.5},
+        {"pool_grid": 1, "pool": "norm"},
+    ],
+    "two layers, overlaps": [
+        {"pool_size": 2, "pool": (2, 1), "padding": "same", "pool_overlap": 1.0},
+        {"pool_grid": (2, 3), "patch_size": 2, "pool_overlap": 0.4},
+    ],
+    "two layers, maxima": [
+        {"pool_size": 2, "pool": "norm", "activation": "identity"},
+        {"pool_grid": 2, "patch_size": 2, "pool": "max", "pool_overlap": 1},
+    ],
+    "three layers, all pools": [
+        {"padding": "same", "pool_size": 1, "pool": "max", "pool_overlap": 1},
+        {"padding": "same", "pool_size": 2, "pool": "norm", "pool_overlap": 0.5},
+        {"patch_size": 2, "pool": (1.5, 0.75), "pool_grid": (1, 2)},
+    ],
+}
+POOLS = ["root", "mean", "norm", "max", (1, 2.0), (2, 0.5), (2.5, 0.3)]
+# One layer of every pool, activation and overlap.
+POOLED = {
+    f"{pool}, {activation}, overlap {overlap}": {
+        "pool": pool,
+        "activation": activation,
+        "pool_overlap": overlap,
+    }
+    for pool, activation, overlap in product(
+        POOLS, ["relu", "identity"], [0.0, 0.3, 1.0]
+    )
 }
 
 
@@ -60,18 +99,10 @@ def make_layers(network, rng, image_shape=IMAGE):
             defaults["pool_grid"] = (2, 3)
         features = ConvFeatures(5 - index, **{**defaults, **options})
         features = features.bind(image_shape)
-        d = image_shape[2] * math.prod(features.layer_.patch)
-        layers.append(
-            FilterLayer(
-                features.layer_,
-                rng.normal(size=(5 - index, d)),
-                features.activation,
-                rng.normal(size=5 - index),
-                features.grid,
-                features.power,
-                rng.uniform(0.01, 0.2, size=5 - index),
-            )
-        )
+        d, n = image_shape[2] * math.prod(features.layer_.patch), 5 - index
+        filters, biases = rng.normal(size=(n, d)) / 2, rng.normal(size=n)
+        offsets = rng.uniform(0.01, 0.2, size=n)
+        layers.append(features.with_filters(filters, biases, offsets))
         image_shape = layers[-1].shape
     return tuple(layers)
 
@@ -102,25 +133,36 @@ def forward(layer, maps):
     responses = responses + torch.from_numpy(layer.biases)
     if layer.activation == "relu":
         responses = math.sqrt(2) * responses.relu()
-    means = responses
+    p, q = layer.order, layer.power
+    powers = responses if p in (1, math.inf) else responses.abs() ** p
+    means = powers
     if layer.pool is not None:
-        size = responses.shape[:2]
-        count = [min(p, s) for p, s in zip(layer.pool, size, strict=True)]
         bounds = [
-            [(i * s // c, (i + 1) * s // c) for i in range(c)]
-            for s, c in zip(size, count, strict=True)
+            overlapping(size, min(count, size), layer.overlap)
+            for size, count in zip(responses.shape[:2], layer.pool, strict=True)
         ]
+        pool = torch.amax if p == math.inf else torch.mean
         means = torch.stack(
             [
-                torch.stack([responses[a:b, c:d].mean((0, 1)) for c, d in bounds[1]])
+                torch.stack([pool(powers[a:b, c:d], (0, 1)) for c, d in bounds[1]])
                 for a, b in bounds[0]
             ]
         )
-    if layer.power == 1:
+    if q == 1:
         return patches, means
-    offsets = torch.from_numpy(layer.offsets)
-    raised = (means.abs() + offsets) ** layer.power - offsets**layer.power
+    offsets = torch.from_numpy(layer.offsets) ** p
+    raised = (means.abs() + offsets) ** q - offsets**q
     return patches, torch.sign(means) * raised
+
+
+def overlapping(size, count, overlap):
+    """First and last location of cells that reach into their neighbours."""
+    bounds = []
+    for i in range(count):
+        a, b = i * size // count, (i + 1) * size // count
+        reach = math.floor(overlap * (b - a) + 0.5)
+        bounds.append((max(a - reach, 0), min(b + reach, size)))
+    return bounds
 
 
 def agops_by_autograd(layers, outputs, images, weights):
@@ -167,6 +209,68 @@ def test_agops_of_all_layers_equal_automatic_differentiation(
     expected = agops_by_autograd(layers, outputs, *images)
     assert all(value.any() for value in expected)
     assert_agops_close(agops, expected, 1e-9)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("pool", POOLED)
+def test_agop_of_every_pool_equals_automatic_differentiation(
+    pool, padding, images, rng
+):
+    layers = make_layers([{**POOLED[pool], "padding": padding}], rng)
+    width = math.prod(layers[0].shape)
+    readout, outputs = make_readout("gaussian", width, 3, rng)
+    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
+    assert_agops_close(agops, agops_by_autograd(layers, outputs, *images), 1e-9)
+    # Features as well.
+    features = compute_features(layers[0], images[0], resources_of(images[0]))
+    expected = [forward(layers[0], torch.from_numpy(x))[1].numpy() for x in images[0]]
+    assert_close(features, np.array(expected), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "pool", [n for n, o in POOLED.items() if not o["pool_overlap"]]
+)
+def test_linear_agop_of_every_pool_equals_that_of_the_sweep(pool, images, rng):
+    [layer] = make_layers([POOLED[pool]], rng)
+    readout, outputs = make_readout("linear", math.prod(layer.shape), 3, rng)
+    agop = linear_agop(layer, readout.coef, *images, resources_of(images[0]))
+    [expected] = agops_by_autograd((layer,), outputs, *images)
+    assert_close(agop, expected, 1e-9)
+
+
+@pytest.mark.parametrize("memory", [1e-5, 0.05])
+@pytest.mark.parametrize("pool", [n for n in POOLED if "1.0" in n or "0.0" in n])
+def test_agops_of_every_pool_do_not_depend_on_memory(pool, memory, rng):
+    images, weights = rng.normal(size=(5, 19, 6, 2)), rng.uniform(0.5, 2, size=5)
+    layers = make_layers([POOLED[pool]], rng, (19, 6, 2))
+    readout, _ = make_readout("linear", math.prod(layers[0].shape), 3, rng)
+
+    def compute():
+        resources = resources_of(images)
+        agops = layer_agops(layers, readout, images, weights, resources)
+        if layers[0].overlap:
+            return agops
+        return [*agops, linear_agop(*layers, readout.coef, images, weights, resources)]
+
+    expected = compute()
+    with config_context(working_memory=memory):
+        assert_agops_close(compute(), expected, 1e-12)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_equal_maxima_share_the_gradient(overlap, dtype, rng):
+    """A flat image has equal responses at all locations: the AGOP is that of means."""
+    images = np.broadcast_to(rng.normal(size=(3, 1, 1, 2)), (3, *IMAGE))
+    options = {"pool_overlap": overlap, "activation": "identity"}
+    [layer] = make_layers([{"pool": "max", **options}], rng)
+    readout, _ = make_readout("linear", math.prod(layer.shape), 3, rng)
+    resources = make_resources("cpu", dtype, None, images)
+    agops = [
+        layer_agops((pool,), readout, images, np.ones(3), resources)
+        for pool in (layer, replace(layer, order=1.0))
+    ]
+    assert_agops_close(*agops, 1e-12 if dtype == "float64" else 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +353,9 @@ def test_weights_equal_repeated_images(readout, images, rng):
     assert_agops_close(weighted, expected, 1e-12)
 
 
-@pytest.mark.parametrize("network", ["root", "two layers", "three layers"])
+@pytest.mark.parametrize(
+    "network", ["root", "two layers", "three layers", "three layers, all pools"]
+)
 def test_float32_is_close_to_float64(network, images, rng):
     layers = make_layers(NETWORKS[network], rng)
     readout, _ = make_readout("gaussian", math.prod(layers[-1].shape), 3, rng)

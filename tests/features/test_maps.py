@@ -25,7 +25,7 @@ from skconvrfm.features.maps import (
     pass_through,
     transformed_patches,
 )
-from skconvrfm.features.pools import average_pool
+from skconvrfm.features.pools import average_pool, cell_edges, cell_slices
 from skconvrfm.features.projections import (
     EigenProjections,
     Saliency,
@@ -97,14 +97,23 @@ def test_many_filters_give_the_covariances_of_the_next_layer(activation, rng):
     assert_close(measured, expected, 0.03)
 
 
-def test_pool_averages_over_cells_that_part_the_map(rng):
-    maps = rng.normal(size=(2, 5, 7, 3))
-    pooled = average_pool(torch.from_numpy(maps), (2, 3)).numpy()
+@pytest.mark.parametrize("overlap", [0.0, 0.4])
+def test_pool_averages_over_the_cells_of_a_map(overlap, rng):
+    maps = torch.from_numpy(rng.normal(size=(2, 5, 7, 3)))
+    slices = [cell_slices(*pair, overlap) for pair in ((5, 2), (7, 3))]
     rows, columns = (slice(0, 2), slice(2, 5)), (slice(0, 2), slice(2, 4), slice(4, 7))
-    expected = [[maps[:, r, c].mean((1, 2)) for c in columns] for r in rows]
-    assert_allclose(pooled, np.moveaxis(np.array(expected), 2, 0), rtol=1e-12)
-    every = average_pool(torch.from_numpy(maps), (5, 7)).numpy()
-    assert_allclose(every, maps, rtol=1e-12)
+    if overlap:
+        rows = slice(0, 3), slice(1, 5)
+        columns = slice(0, 3), slice(1, 5), slice(3, 7)
+    assert slices == [list(rows), list(columns)]
+    expected = [[maps[:, r, c].mean((1, 2)).numpy() for c in columns] for r in rows]
+    expected = np.moveaxis(np.array(expected), 2, 0)
+    assert_allclose(average_pool(maps, slices), expected, rtol=1e-12)
+    edges = [cell_edges(along) for along in slices]
+    parts = average_pool(maps, [cell_slices(at[-1], at) for at in edges])
+    assert_allclose(average_pool(parts, slices, edges), expected, rtol=1e-12)
+    every = average_pool(maps, [cell_slices(size, size) for size in (5, 7)])
+    assert every is maps
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
@@ -170,6 +179,18 @@ def features_of_many_kinds(layer, rng):
         "every location, root": FilterLayer(
             layer, filters, "relu", None, layer.locations, 0.5, offsets
         ),
+        **{
+            f"{order}, {overlap}": FilterLayer(
+                layer, filters, activation, offsets, grid, q, offsets, order, overlap
+            )
+            for order, q, activation, grid, overlap in [
+                (4.0, 0.25, "relu", (3, 2), 0.0),
+                (np.inf, 1.0, "relu", (3, 2), 0.0),
+                (2.5, 1.5, "identity", (8, 4), 0.3),
+                (np.inf, 1.0, "identity", (5, 4), 0.5),
+                (1.0, 0.5, "relu", layer.locations, 1.0),
+            ]
+        },
         "eigen": EigenProjections(layer, T[:3], "halves", (2, 2)),
         "saliency": Saliency(layer, T),
         "image": SeenImage(layer, T, (23, 9, 2)),
@@ -189,10 +210,10 @@ def test_bands_of_locations_add_up_to_the_features(largest, size, padding, rng):
             [key] = arrays.keys() & vars(features).keys()
             shape = arrays[key], d
             features = replace(features, **{key: rng.normal(size=shape)})
-        whole = torch.zeros(2, *features.shape, dtype=X.dtype)
+        whole = torch.full((2, *features.shape), features.nothing, dtype=X.dtype)
         for band in features.bands(largest):
-            block = band.features(X[:, band.pixels])
-            whole[:, band.rows] += band.share * block
+            block = band.features(X[:, band.pixels]).numpy()
+            features.add_band(whole[:, band.rows].numpy(), block, band.share)
         assert_close(features.raise_means(whole).numpy(), features(X).numpy(), 1e-13)
         some = [band.rows for band in features.bands(largest, slice(1, 2))]
         assert all(rows == slice(1, 2) for rows in some), name
@@ -244,16 +265,25 @@ def features_of(layer, X, n_jobs=None):
     return compute_features(layer, X, make_resources("cpu", "float64", n_jobs, X))
 
 
-@pytest.mark.parametrize("power", [1.0, 0.5])
-def test_features_equal_array_operations(power, stack, tiles, rng):
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+@pytest.mark.parametrize(
+    ("order", "power"),
+    [(1, 1), (1, 0.5), (2, 0.5), (4, 0.25), (3, 1), (2.5, 1), (np.inf, 1)],
+)
+def test_features_equal_array_operations(
+    order, power, activation, overlap, stack, tiles, rng
+):
     layer = FilterLayer(
         stack[0].layer,
         rng.normal(size=(37, 18)),
-        "relu",
+        activation,
         rng.normal(size=37),
         (2, 3),
         power,
         rng.uniform(0.01, 0.1, size=37),
+        order,
+        overlap,
     )
     X = rng.normal(size=(11, 9, 8, 2))
     X[1] = 0
@@ -263,6 +293,19 @@ def test_features_equal_array_operations(power, stack, tiles, rng):
     pixels.flags.writeable = False
     expected = layer(torch.from_numpy(pixels.copy())).numpy()
     assert_close(features_of(layer, pixels), expected, 1e-13)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 255.0, 1e12])
+@pytest.mark.parametrize(("order", "power"), [(4.0, 0.25), (8.0, 0.125)])
+def test_norms_in_float32_neither_overflow_nor_vanish(scale, order, power, tiles, rng):
+    X, filters = rng.normal(size=(5, 9, 8, 2)), rng.normal(size=(7, 18))
+    offsets, biases = np.full(7, 0.03), rng.normal(size=7)
+    pool = (2, 3), power, offsets, order
+    layer = FilterLayer(layer_of((9, 8)), filters, "relu", biases, *pool)
+    large = replace(layer, biases=scale * biases, offsets=scale * offsets)
+    resources = make_resources("cpu", "float32", None, X)
+    found = compute_features(large, scale * X, resources)
+    assert_close(found.astype(float), scale * features_of(layer, X), 1e-5)
 
 
 @pytest.mark.thorough

@@ -34,6 +34,8 @@ VARIANTS = {
     "two layers": {"features": TWO_LAYERS},
     "more features than rows": {"features": layer(40)},
     "mean": {"features": layer(7, filters="gaussian", pool="mean")},
+    "norm, overlapping": {"features": layer(pool="norm", pool_overlap=0.5)},
+    "maxima": {"features": layer(pool="max")},
     "gaussian": {"kernel": Gaussian()},
     "gaussian, two layers": {"kernel": Gaussian(), "features": TWO_LAYERS},
 }

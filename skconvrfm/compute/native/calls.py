@@ -40,8 +40,9 @@ _Block = _structure(
 )
 _FilterLayer = _structure(
     ("height width channels rows columns patch_rows patch_columns", c_long),
-    ("grid_rows grid_columns vectors", c_long),
+    ("grid_rows grid_columns vectors order", c_long),
     ("least", c_double),
+    ("row_edges column_edges", POINTER(c_long)),
 )
 
 
@@ -153,20 +154,23 @@ def add_output_product(library, weights, coef, patches, out):
 
 
 def filter_maps(library, features, images):
-    """Return `features.FilterLayer.__call__` but for the power."""
+    """Return `features.FilterLayer.pool_parts` of the responses to images."""
     filters, biases = checks.check_filters(features, images)
     layer, real = features.layer, REALS[images.dtype]
     function = getattr(library, f"filter_maps_{real}")
     lanes = getattr(library, f"filter_lanes_{real}")()
     filters, biases = _pack_filters(layer, filters, biases, images.dtype, lanes)
-    out = images.new_empty((len(images), *features.grid, biases.numel()))
+    edges = [(c_long * len(at))(*at) for at in features.edges]
+    grid = [len(at) - 1 for at in edges]
+    order = 0 if math.isinf(features.order) else int(features.order)
+    out = images.new_empty((len(images), *grid, biases.numel()))
     top, bottom, left, right = layer.padding
     least = 0 if features.activation == "relu" else -math.inf
 
     def call(part):
         padded = pad(images[part], (0, 0, left, right, top, bottom)).contiguous()
-        sizes = *padded.shape[1:], *layer.locations, *layer.patch, *features.grid
-        structure = _FilterLayer(*sizes, len(biases), least)
+        sizes = *padded.shape[1:], *layer.locations, *layer.patch, *grid
+        structure = _FilterLayer(*sizes, len(biases), order, least, *edges)
         arrays = padded, filters, biases, out[part]
         if function(ctypes.byref(structure), len(padded), *map(_address, arrays)):
             raise MemoryError("no memory for the places of a map")

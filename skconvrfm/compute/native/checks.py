@@ -3,6 +3,7 @@
 import ctypes
 import math
 import operator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -68,6 +69,16 @@ def check_span(name, part, n, multiple=1):
     return slice(start, stop)
 
 
+def check_edges(name, edges, sizes):
+    """Refuse edges of rows and columns that do not divide them into cells."""
+    _require(len(edges) == 2, f"{name} is {edges}; expected rows and columns")
+    for along, size in zip(edges, sizes, strict=True):
+        check_integers(name, along, len(along), 0)
+        rising = all(a < b for a, b in pairwise(along))
+        holds = len(along) > 1 and rising and (along[0], along[-1]) == (0, size)
+        _require(holds, f"{name} has {along}; expected to rise from 0 to {size}")
+
+
 def check_layer(name, layer, image=None):
     """Refuse a layer whose locations are not those of its patch on its image."""
     check_integers(f"{name}.patch", layer.patch, 2, 1)
@@ -116,12 +127,12 @@ def check_block(name, block, kernel, dtype=None):
 
 def check_filters(features, images):
     """Return filters and biases as tensors, or refuse what does not fit the images."""
-    layer, grid, n_maps, sizes = features.layer, features.grid, features.n_maps, {}
+    layer, n_maps, sizes = features.layer, features.n_maps, {}
     check_array("images", images, ("n", "h", "w", "c"), sizes)
     check_layer("layer", layer, (sizes["h"], sizes["w"]))
-    check_integers("grid", grid, 2, 1)
-    holds = all(g <= u for g, u in zip(grid, layer.locations, strict=True))
-    _require(holds, f"grid is {grid}; expected at most {layer.locations}")
+    check_edges("edges", features.edges, layer.locations)
+    order, orders = features.order, (1, 2, 3, 4, 5, 6, 7, 8, math.inf)
+    _require(order in orders, f"order is {order!r}; expected one of {orders}")
     wrong = f"activation is {features.activation!r}; expected 'relu' or 'identity'"
     _require(features.activation in ("relu", "identity"), wrong)
     channels = sizes["c"]

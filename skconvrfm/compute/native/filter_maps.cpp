@@ -1,4 +1,5 @@
 // Convolution with given filters, activation and pool, as in features/maps.py, fused.
+#include <limits>
 #include <vector>
 
 #include "vectors.h"
@@ -21,7 +22,9 @@ struct FilterLayer {
     long rows, columns, patch_rows, patch_columns;  // locations and patches
     long grid_rows, grid_columns;  // cells of the pool
     long vectors;                  // of filters
+    long order;                    // of the means of powers; 0 for maxima
     double least;                  // what the activation raises its input to
+    const long *row_edges, *column_edges;  // where cells begin, and the last one ends
     long locations() const { return rows * columns; }
 };
 
@@ -40,15 +43,18 @@ template <class Real> class FilterMaps {
           line(layer.width * layer.channels), images(images), filters(filters),
           biases(biases), means(means), least(Real(layer.least)) {
         places.reserve(layer.locations());
-        for (long r = 0; r < layer.rows; r++)
+        Cell row;
+        for (long r = 0; r < layer.rows; r++) {
+            row.move(r, layer.row_edges);
+            Cell column;
             for (long c = 0; c < layer.columns; c++) {
-                Cell row(r, layer.rows, layer.grid_rows);
-                Cell column(c, layer.columns, layer.grid_columns);
+                column.move(c, layer.column_edges);
                 places.push_back({r * line + c * layer.channels,
                                   row.index * layer.grid_columns + column.index,
                                   row.begins && column.begins,
                                   Real(1) / Real(row.size * column.size)});
             }
+        }
     }
 
     void compute(long n) {
@@ -59,6 +65,8 @@ template <class Real> class FilterMaps {
 
   private:
     typedef Real Register __attribute__((vector_size(register_bytes)));
+    enum class Order { one, higher, infinite };
+    static constexpr Real infinity = std::numeric_limits<Real>::infinity();
 
     static INLINE Register at(const Real *from) {
         Register v;
@@ -66,15 +74,14 @@ template <class Real> class FilterMaps {
         return v;
     }
 
-    // The part of a dimension in which a location lies.
+    // The cell of a dimension in which a location lies.
     struct Cell {
-        long index, size;
-        bool begins;
-        Cell(long location, long locations, long cells)
-            : index(((location + 1) * cells - 1) / locations) {
-            long first = index * locations / cells;
-            size = (index + 1) * locations / cells - first;
-            begins = location == first;
+        long index = 0, size = 0;
+        bool begins = false;
+        void move(long location, const long *edges) {
+            index += location == edges[index + 1];
+            size = edges[index + 1] - edges[index];
+            begins = location == edges[index];
         }
     };
 
@@ -107,7 +114,12 @@ template <class Real> class FilterMaps {
                 pixels[t] = pixels[0];
             Register sum[group][vectors];
             convolve<vectors>(first, pixels, sum);
-            pool<vectors>(sum, count, in_group, targets);
+            if (layer.order == 1)
+                pool<vectors, Order::one>(sum, count, in_group, targets);
+            else if (layer.order)
+                pool<vectors, Order::higher>(sum, count, in_group, targets);
+            else
+                pool<vectors, Order::infinite>(sum, count, in_group, targets);
         }
     }
 
@@ -136,8 +148,17 @@ template <class Real> class FilterMaps {
             }
     }
 
+    // The power of an absolute value.
+    INLINE Register power(Register u) const {
+        const Register size = u < 0 ? -u : u;
+        Register product = size;
+        for (long factor = 1; factor < layer.order; factor++)
+            product *= size;
+        return product;
+    }
+
     // One location after another, for one order of sums however locations are grouped.
-    template <int vectors>
+    template <int vectors, Order order>
     INLINE void pool(const Register (&sum)[group][vectors], long count,
                      const Place *const *in_group, Real *const *targets) const {
         Register mean[vectors] = {};
@@ -149,12 +170,19 @@ template <class Real> class FilterMaps {
 #pragma GCC unroll 4
             for (long v = 0; v < vectors; v++) {
                 if (here.begins)
-                    mean[v] = Register{};
+                    mean[v] = Register{} - (order == Order::infinite ? infinity : 0);
                 else if (moves)
                     mean[v] = at(targets[t] + v * lanes);
-                Register part = here.weight * (sum[t][v] < least ? Register{} + least : sum[t][v]);
-                ROUNDED(part);
-                mean[v] += part;
+                Register part = sum[t][v] < least ? Register{} + least : sum[t][v];
+                if constexpr (order == Order::infinite) {  // NaN stays
+                    mean[v] = part <= mean[v] || mean[v] != mean[v] ? mean[v] : part;
+                } else {
+                    if constexpr (order == Order::higher)
+                        part = power(part);
+                    part = here.weight * part;
+                    ROUNDED(part);
+                    mean[v] += part;
+                }
                 if (leaves)
                     std::memcpy(targets[t] + v * lanes, &mean[v], sizeof mean[v]);
             }

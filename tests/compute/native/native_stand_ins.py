@@ -92,28 +92,34 @@ def first_layer(kernel, left, right):
     return s, a[..., None], b[:, :, None]
 
 
-def make_filters(layer, channels, filters, activation, biases, pool=None):
+def make_filters(layer, channels, filters, activation, biases, pool=None, order=1):
     """Filters as `FilterLayer` has them; ``pool`` None keeps all locations."""
     gain = math.sqrt(2) if activation == "relu" else 1.0
-    grid = tuple(map(min, layer.locations, pool)) if pool else layer.locations
+    slices = map(cells, layer.locations, pool or layer.locations)
     return SimpleNamespace(
         layer=layer,
-        grid=grid,
+        edges=tuple((0, *(cell.stop for cell in along)) for along in slices),
         n_maps=len(filters),
         activation=activation,
+        order=order,
         affine=lambda c: (filters * (gain / math.sqrt(c)), biases * gain),
     )
 
 
 def maps_by_formula(features, images):
-    """Convolution, activation and means of cells by plain array operations."""
+    """Convolution, activation and pools of cells by plain array operations."""
     images = images.double()
     filters, biases = map(torch.from_numpy, features.affine(images.shape[3]))
     patches = extract_patches(images, features.layer)
     maps = torch.einsum("rcdn,kd->nrck", patches, filters) + biases
     if features.activation == "relu":
         maps = maps.clamp_min(0)
-    rows, columns = map(cells, features.layer.locations, features.grid)
+    pool = torch.amax if math.isinf(features.order) else torch.mean
+    if 1 < features.order < math.inf:
+        maps = maps.abs() ** features.order
+    rows, columns = (map(slice, along, along[1:]) for along in features.edges)
+    rows, columns = list(rows), list(columns)
     return torch.stack(
-        [torch.stack([maps[:, r, c].mean((1, 2)) for c in columns], 1) for r in rows], 1
+        [torch.stack([pool(maps[:, r, c], (1, 2)) for c in columns], 1) for r in rows],
+        1,
     )

@@ -230,12 +230,13 @@ def test_products_equal_their_formulas(sizes, n_outputs, dtype, library, rng):
 # ------------------------------------------------------------------ filters
 
 
-def filters_on(shape, rng, activation="relu"):
+def filters_on(shape, rng, activation="relu", order=1):
     image_shape, n_filters, patch, padding, pool = shape
     [layer] = convolution_layers(image_shape, patch, padding, 1)
     d = image_shape[2] * layer.patch[0] * layer.patch[1]
     filters, biases = rng.normal(size=(n_filters, d)), rng.normal(size=n_filters)
-    return make_filters(layer, image_shape[2], filters, activation, biases, pool)
+    options = activation, biases, pool, order
+    return make_filters(layer, image_shape[2], filters, *options)
 
 
 def images_for(shape, dtype, rng, n=11):
@@ -256,6 +257,31 @@ def test_filter_maps_equal_array_operations(shape, activation, dtype, library, r
     assert_near(maps, expected, 1e-13 if dtype == torch.float64 else 3e-6)
 
 
+@BOTH
+@pytest.mark.parametrize("order", [2, 3, 4, 8, np.inf])
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+@pytest.mark.parametrize("shape", ["plain", "no pool", "unequal cells", "global"])
+def test_powers_and_maxima_equal_array_operations(
+    shape, activation, order, dtype, library, rng
+):
+    features = filters_on(FILTERS[shape], rng, activation, order)
+    images = images_for(FILTERS[shape], dtype, rng)
+    maps = calls.filter_maps(library, features, images)
+    expected = stand_ins.maps_by_formula(features, images)
+    assert_near(maps, expected, 1e-13 if dtype == torch.float64 else 1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("order", [1, 4, np.inf])
+def test_cells_between_any_edges(order, dtype, library, rng):
+    features = filters_on(FILTERS["unequal cells"], rng, "identity", order)
+    features.edges = (0, 1, 2, 7, 11), (0, 5, 12)
+    images = images_for(FILTERS["unequal cells"], dtype, rng)
+    maps = calls.filter_maps(library, features, images)
+    expected = stand_ins.maps_by_formula(features, images)
+    assert_near(maps, expected, 1e-13 if dtype == torch.float64 else 1e-5)
+
+
 def test_filter_maps_with_unequal_zeros_at_the_edges(library, rng):
     layer = Layer((2, 3), (2, 0, 1, 3), (7, 9))
     filters, biases = rng.normal(size=(5, 12)), np.zeros(5)
@@ -266,9 +292,10 @@ def test_filter_maps_with_unequal_zeros_at_the_edges(library, rng):
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 6, 7])
+@pytest.mark.parametrize("order", [1, 4, np.inf])
 @pytest.mark.parametrize("shape", ["one location", "no pool", "unequal cells"])
-def test_filter_maps_independent_of_batch(shape, n, library, rng):
-    features = filters_on(FILTERS[shape], rng)
+def test_filter_maps_independent_of_batch(shape, order, n, library, rng):
+    features = filters_on(FILTERS[shape], rng, order=order)
     images = images_for(FILTERS[shape], torch.float32, rng, 24)
     whole = calls.filter_maps(library, features, images)
     for first in range(0, 24 - n, max(n, 9)):
@@ -296,10 +323,12 @@ def test_filter_maps_of_a_blank_image_are_its_biases(library, rng):
     assert_near(maps, expected.expand_as(maps), 1e-15)
 
 
-def test_filter_maps_keep_nan(library, rng):
-    features = filters_on(FILTERS["plain"], rng)
+@pytest.mark.parametrize("order", [1, 2, np.inf])
+@pytest.mark.parametrize("where", [0, 4, 8])
+def test_filter_maps_keep_nan(where, order, library, rng):
+    features = filters_on(FILTERS["plain"], rng, order=order)
     images = images_for(FILTERS["plain"], torch.float32, rng)
-    images[3, 4, 4] = torch.nan
+    images[3, where, 4] = torch.nan
     maps = calls.filter_maps(library, features, images)
     expected = stand_ins.maps_by_formula(features, images)
     assert torch.equal(maps.isnan(), expected.isnan()) and maps[3].isnan().any()

@@ -132,3 +132,24 @@ def test_filters_of_another_patch_are_refused():
         checks.check_filters(features, torch.zeros(2, 8, 8, 1))
     with pytest.raises(ValueError, match=r"layer.locations is \(6, 6\).*\(7, 6\)"):
         checks.check_filters(features, torch.zeros(2, 9, 8, 1))
+
+
+@pytest.mark.parametrize(
+    "along", [(0, 3), (1, 6), (0, 3, 3, 6), (0, 4, 2, 6), (0,), (), (0, -1, 6), (0, 7)]
+)
+def test_edges_that_do_not_divide_the_map_are_refused(along):
+    layer = Layer((3, 3), (0, 0, 0, 0), (6, 6))
+    features = stand_ins.make_filters(layer, 1, np.ones((5, 9)), "relu", np.ones(5))
+    for edges in ((along, (0, 6)), ((0, 6), along), ((0, 6),)):
+        features.edges = edges
+        with pytest.raises(ValueError, match="edges"):
+            checks.check_filters(features, torch.zeros(2, 8, 8, 1))
+
+
+@pytest.mark.parametrize("order", [0, 1.5, 9, -1, np.nan, -np.inf, None, "1"])
+def test_orders_that_are_not_compiled_are_refused(order):
+    layer = Layer((3, 3), (0, 0, 0, 0), (6, 6))
+    features = stand_ins.make_filters(layer, 1, np.ones((5, 9)), "relu", np.ones(5))
+    features.order = order
+    with pytest.raises(ValueError, match="order is"):
+        checks.check_filters(features, torch.zeros(2, 8, 8, 1))
