@@ -34,7 +34,7 @@ from .ridge import RidgeSolution
 from .rounds import CLOCKS, Progress, Round
 
 # Of the layout of the files; another one is foreign.
-FORMAT = 3
+FORMAT = 4
 
 _PREFIX, _SUFFIX = "convrfm-", ".npz"
 _LOCK, _VALUES = "convrfm-lock", "convrfm.json"
@@ -220,6 +220,7 @@ def _pack(progress):
         },
         "stopped": progress.stopped,
         "ended": progress.ended,
+        "choice": progress.choice,
         "index": best.index,
         "criterion": best.criterion,
         "solution": {name: x for name, x in solution.items() if name not in arrays},
@@ -239,6 +240,8 @@ def _unpack(values, arrays, model):
             for i, (is_there, d) in enumerate(zip(there, dims, strict=True))
         )
 
+    choice = int(values["choice"])
+    model = model.candidates[choice]
     dims, history = model.patch_dims, values["history"]
     layers = range(len(dims))
     _check_history(history)
@@ -250,7 +253,8 @@ def _unpack(values, arrays, model):
     index = history["round"].index(values["index"])
     best = Round(index, current, solution, float(values["criterion"]))
     ends = {name: bool(values[name]) for name in ("stopped", "ended")}
-    return Progress(history, best, group("agop"), group("transform"), **ends)
+    arrays = group("agop"), group("transform")
+    return Progress(history, best, *arrays, **ends, choice=choice)
 
 
 def _check_history(history):

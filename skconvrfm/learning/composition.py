@@ -25,6 +25,12 @@ def check_composition(kernel, features):
                 "list of them from the image up."
             )
         layer._validate_params()
+    if features and getattr(kernel, "mirror", False):
+        raise ValueError(
+            f"kernel={type(kernel).__name__}(mirror=True) sees the maps of features="
+            f"{features!r}, and the mirror of a map is not the map of the mirrored "
+            "image: take mirror=False, or features=None."
+        )
     for index, above in enumerate([*features[1:], kernel][: len(features)]):
         _check_room(index, features[index], above, index + 1 == len(features))
 

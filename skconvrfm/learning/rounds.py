@@ -74,6 +74,7 @@ class Progress:
     transforms: tuple | None = None  # of the round to come
     stopped: bool = False  # by a report
     ended: bool = False  # no round is to come
+    choice: int = 0  # of the candidates of the model
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class _Clock:
     def lap(self, name):
         """Give the time since the last lap to a part."""
         now = perf_counter()
-        self.seconds[name], self.begun = now - self.begun, now
+        self.seconds[name] = self.seconds.get(name, 0) + now - self.begun
+        self.begun = now
 
 
 def fit_rounds(model, schedule, watcher=None, stages=()):
@@ -142,18 +144,21 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
     progress = watcher.load(stage, model) or Progress(_empty_history(schedule))
     while not progress.ended:
         index, clock = len(progress.history["round"]), _Clock()
-        current = model.with_metric(progress.transforms)
-        design = current.design()
-        clock.lap("seconds_kernel")
-        path = current.ridge_path(design)
-        alpha, criterion = _choose_ridge(current, path, schedule, index)
-        current = Round(index, current, path.solve(alpha), criterion)
-        del design, path
-        clock.lap("seconds_solve")
+        if index:
+            chosen = model.candidates[progress.choice]
+            current = _fit_round(chosen, progress.transforms, schedule, index, clock)
+        else:
+            tried = [
+                _fit_round(candidate, None, schedule, index, clock)
+                for candidate in model.candidates
+            ]
+            choice = int(np.argmin([fitted.criterion for fitted in tried]))
+            current, progress = tried[choice], replace(progress, choice=choice)
+            del tried
         agops = transforms = None
         if index < schedule.n_rounds:
             agops = current.patch_agops()
-            initials = model.initial_transforms
+            initials = current.model.initial_transforms
             transforms = transforms_from(agops, schedule.agop_power, initials)
         clock.lap("seconds_agop")
         if is_better(current, progress.best, schedule.selection):
@@ -166,6 +171,18 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
         progress = replace(progress, transforms=transforms, **ends)
         watcher.save(stage, progress)
     return _finish(progress, schedule, watcher, stage)
+
+
+def _fit_round(model, transforms, schedule, index, clock):
+    """Return the `Round` of a model under some transforms; None is round 0."""
+    model = model.with_metric(transforms)
+    design = model.design()
+    clock.lap("seconds_kernel")
+    path = model.ridge_path(design)
+    alpha, criterion = _choose_ridge(model, path, schedule, index)
+    fitted = Round(index, model, path.solve(alpha), criterion)
+    clock.lap("seconds_solve")
+    return fitted
 
 
 def _finish(progress, schedule, watcher, stage):

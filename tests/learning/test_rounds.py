@@ -34,6 +34,10 @@ class Machine(Watcher):
         self.agop = np.diag([4.0, 1.0]) if agop is None else agop
         self.optimism, self.stop_after, self.reports = optimism, stop_after, []
 
+    @property
+    def candidates(self):
+        return (self,)
+
     def with_metric(self, transforms):
         model = copy.copy(self)
         model.transforms = (None,) if transforms is None else transforms
