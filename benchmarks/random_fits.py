@@ -289,7 +289,8 @@ def random_machine(rng):
     if rng.random() < 0.5:
         return random_patch_kernel(rng, most=3), None
     if rng.random() < 0.2:
-        return random_patch_kernel(rng, most=1), [random_layer(rng, lower=True)]
+        kernel = random_patch_kernel(rng, most=1).set_params(mirror=False)
+        return kernel, [random_layer(rng, lower=True)]
     kernel = pick(rng, (random_radial(rng), Linear(), Linear()))
     if isinstance(kernel, Linear) and rng.random() < 0.1:
         return "linear", None
@@ -310,8 +311,9 @@ def random_geometry(rng):
 def random_patch_kernel(rng, most):
     """Return a kernel of patches, of a depth up to ``most``."""
     options = {
-        "metric": pick(rng, ("identity", "identity", "whiten")),
+        "metric": pick(rng, ("identity", "identity", "whiten", "auto")),
         "pool_grid": pick(rng, (None, None, 1, 2)),
+        "mirror": pick(rng, (False, False, True)),
         **random_geometry(rng),
     }
     kind = pick(rng, (ConvNTK, ConvNTK, ConvNNGP, PatchGaussian, PatchLaplace))

@@ -366,7 +366,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             )
         for layer in self.learned_layers_ if not self.features_ else ():
             recipe.kernel.bind(image_shape)._check_transform(layer.patch_transform_)
-        return replace(recipe, start=self._start())
+        metrics = (getattr(self.kernel_, "metric_", None),)
+        return replace(recipe, start=self._start(), metrics=metrics)
 
     def _start(self):
         """Return the metrics and filters of the present fit."""

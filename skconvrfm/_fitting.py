@@ -38,6 +38,8 @@ class Fitting(Watcher):
         index = best_stage([stage.best for stage in stages], "holdout")
         chosen = stages[: index + 1]
         plan = [stage.history["alpha"][: stage.best.index + 1] for stage in chosen]
+        metrics = tuple(getattr(s.best.model, "metric", None) for s in chosen)
+        self._recipe = replace(self._recipe, metrics=metrics)
         refitted = self._fit_stages("refit", data, plan=plan)
         # The history is that of the choice, with the criterion that chose.
         pairs = zip(refitted, chosen, strict=False)

@@ -21,6 +21,7 @@ Padding: TypeAlias = Literal["valid", "same"]
 Device: TypeAlias = "str | torch.device"
 Dtype: TypeAlias = Literal["auto", "float32", "float64"]
 Metric: TypeAlias = Literal["identity", "whiten"]
+KernelMetric: TypeAlias = Literal["identity", "whiten", "auto"]
 Filters: TypeAlias = Literal["patches", "gaussian"]
 Activation: TypeAlias = Literal["relu", "identity"]
 Pool: TypeAlias = (

@@ -120,6 +120,67 @@ class ChosenImages:
         return np.asarray, (np.asarray(self),)
 
 
+def mirror(images):
+    """Return images with their columns reversed, a view or read late."""
+    if isinstance(images, np.ndarray):
+        return images[:, :, ::-1]
+    return MirroredImages(images)
+
+
+@dataclass(frozen=True, eq=False)
+class MirroredImages:
+    """Stored or chosen images, whose columns are reversed when they are read."""
+
+    images: object  # (n, h, w, c)
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def shape(self):
+        """Images, rows, columns and channels."""
+        return self.images.shape
+
+    @property
+    def dtype(self):
+        """The dtype of the pixels."""
+        return self.images.dtype
+
+    def __getitem__(self, index):
+        """Return some of these images; not read yet."""
+        return MirroredImages(self.images[index])
+
+    def __array__(self, dtype=None, copy=None):
+        """Read the images."""
+        images = mirror(np.asarray(self.images))
+        return images if dtype is None else images.astype(dtype, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class WithMirrors:
+    """Images (n, h, w, c), then the mirror of each; slices of the 2n are copied."""
+
+    images: np.ndarray
+
+    def __len__(self):
+        return 2 * len(self.images)
+
+    @property
+    def shape(self):
+        """Images and their mirrors, rows, columns and channels."""
+        return (len(self), *self.images.shape[1:])
+
+    @property
+    def dtype(self):
+        """The dtype of the pixels."""
+        return self.images.dtype
+
+    def __getitem__(self, part):
+        n = len(self.images)
+        mirrors = self.images[max(0, part.start - n) : max(0, part.stop - n)]
+        return np.concatenate([self.images[part], mirror(mirrors)])
+
+
 @singledispatch
 def to_tensor(images, dtype, device):
     """Copy a block of numpy images into a tensor; other kinds register here."""

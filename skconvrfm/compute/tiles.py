@@ -5,7 +5,8 @@ large as their share of the memory budget allows and no larger than pays.
 
 A kernel offers ``layers``, ``channels``, ``patch_dim``, ``prepare_block(images,
 transform)``, ``value(left, right)``, ``pullback(left, right, dual_coef)``,
-``diagonal(block)`` and ``has_compiled_tiles``.
+``diagonal(block)``, ``has_compiled_tiles`` and ``mirror_sides(transform)``, over which
+it is averaged.
 """
 
 import math
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from .blocks import balanced_blocks, image_blocks, largest_value
+from .images import mirror
 from .native import build, calls
 from .parallel import halving_memory, spans
 from .threads import own_thread_count, own_threads, share_out, thread_count
@@ -174,7 +176,8 @@ def kernel_product(kernel, X, centres, transform, coef, resources):
 def _strips(kernel, X, n_columns, resources):
     """Return the slices of rows of the kernel matrix that one task computes."""
     worker = resources.one_worker()
-    held = max(1, worker.memory // 8 // (worker.itemsize * n_columns))
+    numbers = (2 if kernel.mirror else 1) * n_columns  # of strips that are averaged
+    held = max(1, worker.memory // 8 // (worker.itemsize * numbers))
     largest = min(left_side(kernel, X.shape[1:], worker), held)
     return spans(len(X), resources, largest=largest)
 
@@ -186,33 +189,14 @@ def _strip(kernel, X, rows, Y, transform, pairs, resources):
     if symmetric:  # by slices of the one array that all tasks share
         X, Y = X[rows], X[rows.start :]
     library = find_library(kernel, pairs, resources)
+    sides = list(kernel.mirror_sides(transform))
+    options = resources.tensor(transform), symmetric, library, resources
     with own_threads(library is not None):
-        return _compute_strip(kernel, X, Y, transform, symmetric, library, resources)
-
-
-def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
-    transform = resources.tensor(transform)
-    largest = block_side(kernel, X.shape[1:], resources)
-    strip = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
-    for rows in image_blocks(X, left_side(kernel, X.shape[1:], resources)):
-        left = load_block(kernel, X, rows, largest, transform, resources)
-        first = rows.start if symmetric else 0
-        walk = left, Y[first:], transform, symmetric, largest, resources
-        for part, right in _right_blocks(kernel, *walk):
-            tiles = open_tiles(kernel, left, right, library, resources)
-            # Rows that are not below the diagonal.
-            count = min(len(left), part.stop) if symmetric else len(left)
-            diagonal = -part.start if symmetric else None
-            tile = tiles.value(slice(0, count), slice(0, len(right)), diagonal)
-            columns = slice(first + part.start, first + part.stop)
-            strip[rows.start : rows.start + count, columns] = tile.cpu().numpy()
-        diagonal = kernel.diagonal(left) if symmetric else None
-        if diagonal is not None:
-            index = np.arange(rows.start, rows.stop)
-            strip[index, index] = diagonal.cpu().numpy()
-    if symmetric:
-        square = strip[:, : len(X)]
-        square[...] = np.triu(square) + np.triu(square, 1).T
+        strip = _compute_strip(kernel, X, Y, sides[0], *options)
+        for others in sides[1:]:
+            with np.errstate(over="ignore"):  # refused below
+                strip += _compute_strip(kernel, X, Y, others, *options)
+    strip /= len(sides)
     if not np.isfinite(strip).all():
         raise ValueError(
             f"the kernel overflows {strip.dtype}: X has values up to "
@@ -223,10 +207,38 @@ def _compute_strip(kernel, X, Y, transform, symmetric, library, resources):
     return strip
 
 
-def _right_blocks(kernel, left, images, transform, symmetric, largest, resources):
+def _compute_strip(kernel, X, Y, sides, transform, symmetric, library, resources):
+    """Return the kernel of images, or mirrors where their side says so."""
+    X, Y = (mirror(a) if side else a for a, side in zip((X, Y), sides, strict=True))
+    same = symmetric and sides[0] == sides[1]
+    largest = block_side(kernel, X.shape[1:], resources)
+    strip = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
+    for rows in image_blocks(X, left_side(kernel, X.shape[1:], resources)):
+        left = load_block(kernel, X, rows, largest, transform, resources)
+        first = rows.start if symmetric else 0
+        walk = left, Y[first:], transform, same, largest, resources
+        for part, right in _right_blocks(kernel, *walk):
+            tiles = open_tiles(kernel, left, right, library, resources)
+            # Rows that are not below the diagonal.
+            count = min(len(left), part.stop) if symmetric else len(left)
+            diagonal = -part.start if symmetric else None
+            tile = tiles.value(slice(0, count), slice(0, len(right)), diagonal)
+            columns = slice(first + part.start, first + part.stop)
+            strip[rows.start : rows.start + count, columns] = tile.cpu().numpy()
+        diagonal = kernel.diagonal(left) if same else None
+        if diagonal is not None:
+            index = np.arange(rows.start, rows.stop)
+            strip[index, index] = diagonal.cpu().numpy()
+    if symmetric:
+        square = strip[:, : len(X)]
+        square[...] = np.triu(square) + np.triu(square, 1).T
+    return strip
+
+
+def _right_blocks(kernel, left, images, transform, same, largest, resources):
     """Yield blocks of columns; those that are rows too are not made again."""
-    start = len(left) if symmetric else 0
-    for part in balanced_blocks(slice(0, start), largest) if symmetric else ():
+    start = len(left) if same else 0
+    for part in balanced_blocks(slice(0, start), largest) if same else ():
         yield part, left[part]
     if start < len(images):
         rest = balanced_blocks(slice(start, len(images)), largest)

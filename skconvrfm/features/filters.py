@@ -52,6 +52,12 @@ class PatchMoments:
     mean: np.ndarray  # (d,), v̄
     covariance: np.ndarray  # (d, d), Σ
 
+    def with_mirrors(self, entries):
+        """Return the moments of patches and their mirrors, which have these entries."""
+        mean, shift = self.mean[entries], (self.mean - self.mean[entries]) / 2
+        covariance = (self.covariance + self.covariance[np.ix_(entries, entries)]) / 2
+        return PatchMoments(mean + shift, covariance + np.outer(shift, shift))
+
     def whitening(self, shrinkage=SHRINKAGE):
         """Return the symmetric transform T₀, the identity for equal patches."""
         variances, vectors = np.linalg.eigh(self.covariance)

@@ -11,6 +11,11 @@ is taken first, ``Σ (w_z ∘ α_o)(w_z ∘ α_o)ᵀ = (Wᵀ ω W) ∘ (α αᵀ
 not depend on their number. The cheaper route is taken. A pooled kernel is a sum of
 terms that pair u with different locations of x: h, the sum over terms, is formed.
 
+A kernel averaged over the mirror P has twice as many centres, x and Px with α / 2. Its
+predictor is ½ (f(z) + f(Pz)) with the gradient ½ (g_u(z) + M g_{u'}(Pz)), where M
+mirrors a patch and u' the location; both terms are equal where k(Px, Pz) = k(x, z).
+The gradient at Pz is M g_u, so that G is the mean of G and M G M.
+
 Source: Beaglehole et al., arXiv:2309.00570, Algorithm 1 (patch AGOP).
 """
 
@@ -23,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.utils import check_array
+from torch.nn.functional import pad
 
 from .._input import (
     as_numbers,
@@ -34,7 +40,7 @@ from .._sklearn_compat import validated
 from .._typing import Device, Dtype, Floats
 from ..compute import tiles
 from ..compute.blocks import balanced_blocks, image_blocks, largest_value
-from ..compute.images import extract_patches
+from ..compute.images import WithMirrors, extract_patches
 from ..compute.native import calls
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
 from ..compute.sampling import binary_exponent
@@ -137,21 +143,24 @@ def kernel_agop(kernel, centres, dual_coef, images, transform, weights, resource
     # To about 1, by a power of two: their squares neither overflow nor vanish.
     exponent = binary_exponent(dual_coef)
     scaled_coef = compress_outputs(np.ldexp(dual_coef, -exponent))
+    if kernel.mirror:
+        centres, scaled_coef = WithMirrors(centres), np.tile(scaled_coef / 2, (2, 1))
     weights = np.ldexp(weights, -binary_exponent(weights))
     worker = resources.one_worker()
-    route, largest = _choose_route(kernel, centres, scaled_coef, images, worker)
-    pairs = len(centres) * len(images)
     machine = kernel, centres, scaled_coef, transform
+    route, largest = _choose_route(*machine, images, worker)
+    pairs = len(centres) * len(images)
     tasks = (
         (route, machine, images[part], weights[part], pairs, worker)
         for part in spans(len(images), resources, SUM_TASKS, largest)
     )
     total = sum_tasks(_sum_of_products, tasks, resources)
     agop = total * (kernel.patch_scale**2 / weights.sum())
-    if transform is not None:
+    if transform is not None and route is not _sum_over_mirror:
         agop = transform.T @ agop @ transform
     with np.errstate(over="ignore"):  # refused in better words
         agop = np.ldexp((agop + agop.T) / 2, 2 * exponent)
+        agop = kernel.over_mirror(agop) if kernel.mirror else agop
     if not np.isfinite(agop).all():
         raise ValueError(
             f"the patch AGOP overflows {resources.numpy_dtype}: X has values up to "
@@ -168,7 +177,7 @@ def compress_outputs(dual_coef):
     return dual_coef if few else np.linalg.qr(dual_coef.T, mode="r").T
 
 
-def _choose_route(kernel, centres, dual_coef, images, resources):
+def _choose_route(kernel, centres, dual_coef, transform, images, resources):
     """Return the cheaper route by operations, and the images it takes at once."""
     n, n_outputs = dual_coef.shape
     d, locations = kernel.patch_dim, kernel.layers[0].n_locations
@@ -176,6 +185,8 @@ def _choose_route(kernel, centres, dual_coef, images, resources):
     prepared = tiles.image_bytes(kernel, centres.shape[1:], resources.itemsize)
     prepared = math.ceil(prepared / (resources.itemsize * locations))
     by_outputs = max(1, numbers // (3 * n_outputs * d + prepared))
+    if kernel.mirror and not kernel.commutes_with_mirror(transform):
+        return _sum_over_mirror, max(1, by_outputs // 3)
     without = min(len(images), 4 * numbers // 3 // (n + prepared))
     if without > 0 and not kernel.is_pooled:
         # Operations per pair and location: products, and centres that are prepared anew
@@ -218,8 +229,36 @@ def _sum_of_products(route, machine, images, weights, pairs, resources):
 
 def _sum_by_outputs(machine, images, roots, library, resources):
     """Return the sum from the gradients h themselves."""
+    gradients = _gradients(machine, resources.tensor(images), library, resources)
+    gradients *= roots[:, None, None]
+    d = machine[0].patch_dim
+    return _outer_sum(gradients, gradients)[:d, :d].cpu().numpy()
+
+
+def _sum_over_mirror(machine, images, roots, library, resources):
+    """Return Σ T g gᵀ T of the mean over an image and its mirror, of any metric."""
+    kernel, _, _, transform = machine
+    layer, images = kernel.layers[0], resources.tensor(images)
+    # Of columns of locations, the mirror of an even patch lies one further left.
+    shift = layer.padding[3] - layer.padding[2]
+    total = 0
+    for side, margins in ((images, (shift, 0)), (images.flip(2), (0, shift))):
+        gradients = _gradients(machine, side, library, resources)
+        gradients = gradients[..., : kernel.patch_dim]
+        if transform is not None:
+            gradients = gradients @ transform
+        gradients = gradients.unflatten(0, layer.locations)
+        if side is not images:
+            gradients = gradients.flip(1)[..., kernel.mirror_entries]
+        total = total + pad(gradients, (0,) * 6 + margins)
+    total *= roots[:, None, None] / 2
+    return _outer_sum(total, total).cpu().numpy()
+
+
+def _gradients(machine, images, library, resources):
+    """Return h, (locations, images, n_outputs, d or more), the rest of 0."""
     kernel, _, dual_coef, transform = machine
-    left = kernel.prepare_block(resources.tensor(images), transform)
+    left = kernel.prepare_block(images, transform)
     patches = left.patches.flatten(0, 1).transpose(1, 2)  # (locations, m, d)
     locations, m, d = patches.shape
     width, n_outputs = d, dual_coef.shape[1]
@@ -242,8 +281,7 @@ def _sum_by_outputs(machine, images, roots, library, resources):
         self_weights = self_weights + tile_self_weights
     self_weights = self_weights.flatten(0, 1)[..., None]
     gradients[..., :d].addcmul_(self_weights, patches[:, :, None], value=2)
-    gradients *= roots[:, None, None]
-    return _outer_sum(gradients, gradients)[:d, :d].cpu().numpy()
+    return gradients
 
 
 def add_output_product(weights, coef, patches, gradients, places, library, resources):

@@ -35,9 +35,15 @@ from torch.nn.functional import pad
 
 from .._docs import fill_in
 from .._sklearn_compat import Interval
-from .._typing import Metric, Padding, Pair
+from .._typing import KernelMetric, Padding, Pair
 from ..features.maps import transformed_patches
-from .base import METRIC_PARAMETER, PATCH_PARAMETERS, ImageBlock, PatchKernel
+from .base import (
+    METRIC_PARAMETER,
+    MIRROR_PARAMETER,
+    PATCH_PARAMETERS,
+    ImageBlock,
+    PatchKernel,
+)
 
 # κ of a patch with itself, or with its multiple, comes out this close to 1 in units
 # of eps, after any number of layers.
@@ -58,7 +64,8 @@ _PARAMETERS = f"""depth : int, default=3
         Rows and columns of a grid: the last layer's maps are averaged over each of its
         cells before the readout, so that what moves within a cell stays alike. 1 is a
         global average; None keeps all locations. A pool of cells of a × b locations
-        takes up to (2a - 1)(2b - 1) times as long."""
+        takes up to (2a - 1)(2b - 1) times as long.
+    {MIRROR_PARAMETER}"""
 
 
 class ConvolutionalKernel(PatchKernel):
@@ -77,8 +84,9 @@ class ConvolutionalKernel(PatchKernel):
         patch_size: Pair = 3,
         padding: Padding = "valid",
         bias: float = 0.3,
-        metric: Metric = "identity",
+        metric: KernelMetric = "identity",
         pool_grid: Pair | None = None,
+        mirror: bool = False,
     ) -> None:
         self.depth = depth
         self.patch_size = patch_size
@@ -86,6 +94,7 @@ class ConvolutionalKernel(PatchKernel):
         self.bias = bias
         self.metric = metric
         self.pool_grid = pool_grid
+        self.mirror = mirror
 
     def below(self):
         """Return the kernel of a feature layer below, as deep as the whole network."""

@@ -25,12 +25,18 @@ from typing import Literal
 import torch
 
 from .._docs import fill_in
-from .._typing import Metric, Padding, Pair
+from .._typing import KernelMetric, Padding, Pair
 from ..compute.blocks import balanced_blocks
 from ..compute.images import take
 from ..compute.sampling import MEDIAN_DISTANCES
 from ..features.maps import load_rows, transformed_patches
-from .base import METRIC_PARAMETER, PATCH_PARAMETERS, ImageBlock, PatchKernel
+from .base import (
+    METRIC_PARAMETER,
+    MIRROR_PARAMETER,
+    PATCH_PARAMETERS,
+    ImageBlock,
+    PatchKernel,
+)
 from .profiles import (
     BANDWIDTH,
     GaussianProfile,
@@ -51,7 +57,8 @@ _PARAMETERS = f"""bandwidth : float or "auto", default="auto"
         compared, and the kernel is the mean over cells, so that what moves within a
         cell stays alike. 1 compares all locations with all; None compares equal
         locations only. With cells of a × b locations it takes a · b times as long, and
-        the diagonal is no longer made of ones."""
+        the diagonal is no longer made of ones.
+    {MIRROR_PARAMETER}"""
 
 
 class RadialPatchKernel(PatchKernel):
@@ -68,14 +75,16 @@ class RadialPatchKernel(PatchKernel):
         *,
         patch_size: Pair = 3,
         padding: Padding = "valid",
-        metric: Metric = "identity",
+        metric: KernelMetric = "identity",
         pool_grid: Pair | None = None,
+        mirror: bool = False,
     ) -> None:
         self.bandwidth = bandwidth
         self.patch_size = patch_size
         self.padding = padding
         self.metric = metric
         self.pool_grid = pool_grid
+        self.mirror = mirror
 
     def measured_on(self, images, sample, transform, resources):
         """Return the kernel with the median distance of patches for bandwidth.

@@ -224,6 +224,7 @@ def _pack(progress):
         },
         "stopped": progress.stopped,
         "ended": progress.ended,
+        "choice": progress.choice,
         "index": best.index,
         "criterion": best.criterion,
         "solution": {name: x for name, x in solution.items() if name not in arrays},
@@ -243,6 +244,8 @@ def _unpack(values, arrays, model):
             for i, (is_there, shape) in enumerate(zip(there, shapes, strict=True))
         )
 
+    choice = int(values["choice"])
+    model = model.alternatives[choice]
     history, counts = values["history"], [(n,) for n in model.n_filters]
     squares = [(d, d) for d in model.patch_dims]
     layers = range(len(squares))
@@ -261,8 +264,8 @@ def _unpack(values, arrays, model):
     if agops:
         importances = group("importance", counts or (None,))
         agops = tuple(map(LayerAgop, agops, importances))
-    transforms, chosen = group("transform", squares), group("chosen", counts)
-    return Progress(history, best, agops, transforms, tuple(chosen), **ends)
+    later = group("transform", squares), tuple(group("chosen", counts))
+    return Progress(history, best, agops, *later, **ends, choice=choice)
 
 
 def _check_history(history):

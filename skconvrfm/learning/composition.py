@@ -27,6 +27,12 @@ def check_composition(kernel, features):
         layer._validate_params()
         if isinstance(kernel, PatchKernel):
             _check_layer_of_deep(index, layer, kernel)
+    if features and getattr(kernel, "mirror", False):
+        raise ValueError(
+            f"kernel={type(kernel).__name__}(mirror=True) sees the maps of features="
+            f"{features!r}, and the mirror of a map is not the map of the mirrored "
+            "image: take mirror=False, or features=None."
+        )
     for index, above in enumerate([*features[1:], kernel][: len(features)]):
         _check_room(index, features[index], above, index + 1 == len(features))
 

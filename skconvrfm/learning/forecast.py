@@ -39,7 +39,10 @@ def check_fit(recipe, data, n_rounds):
         )
     if n < _MEASURED_ROWS:
         return
-    seconds = (n_rounds + 1) * predicted_seconds(recipe, data)
+    n_fits = n_rounds + 1
+    if getattr(recipe.kernel, "metric", None) == "auto" and not recipe.metrics:
+        n_fits += 1  # round 0 is fitted under both metrics, one after the other
+    seconds = n_fits * predicted_seconds(recipe, data)
     if seconds >= LONG_FIT:
         warnings.warn(
             f"a fit of {n} rows with {name} will take about "

@@ -124,6 +124,7 @@ class Recipe:
     rng: np.random.RandomState  # source of the filters
     start: "Start | None" = None  # former fit to go on from
     moments: Moments | None = None  # of rows that are gone, in place of the data's
+    metrics: tuple = ()  # of each stage, chosen before by metric="auto"
 
     @property
     def n_stages(self):
@@ -146,13 +147,19 @@ class Recipe:
             kernel = clone(kernel).set_params(**options)
         kernel = kernel.bind(tuple(data.images.shape[1:]))
         layer = kernel.layers[0]
-        initial = None
-        if kernel.metric == "whiten":
+        metric = kernel.metric
+        if metric == "auto" and self.metrics:
+            metric = self.metrics[stage]
+        initials = () if metric == "whiten" else (None,)
+        if metric != "identity":
             parts = data.images, layer, data.lineup, self.resources
-            initial = drawn_moments(*parts).whitening()
+            moments = drawn_moments(*parts)
+            if kernel.mirror:
+                moments = moments.with_mirrors(kernel.mirror_entries)
+            initials += (moments.whitening(),)
         return PatchModel(
             kernel=kernel,
-            initial=initial,
+            initials=initials,
             agop_power=agop_power,
             start=None if self.start is None else self.start.transforms,
             agop_sample=self._agop_sample(data, layer, _KERNEL_AGOP_PATCHES),
@@ -236,6 +243,11 @@ class Model:
     start: tuple | None = None  # transforms of round 0, of a former fit
     transforms: tuple = ()  # of each layer that learns; None is the identity
 
+    @property
+    def alternatives(self):
+        """Models of which the criterion chooses one in round 0."""
+        return (self,)
+
     def held_out_loss(self, path):
         """Return the weighted mean squared error of all ridges on the held-out rows."""
         data = self.held_out
@@ -257,13 +269,29 @@ class PatchModel(Model):
     """Kernel ridge regression with a kernel of patches."""
 
     kernel: PatchKernel  # bound
-    initial: np.ndarray | None = None  # transform of round 0
+    initials: tuple = (None,)  # transforms of round 0, of which one is chosen
     agop_power: float | None = None  # of the layer whose filters take the metric
 
     # The criteria follow the error on other images from round to round.
     optimism = 0.0
 
     has_candidates = False
+
+    @property
+    def alternatives(self):
+        """Models of which the criterion chooses one in round 0."""
+        return tuple(replace(self, initials=(initial,)) for initial in self.initials)
+
+    @property
+    def initial(self):
+        """Transform before anything was learned; None is the identity."""
+        return self.initials[0]
+
+    @property
+    def metric(self):
+        """Name of the metric of round 0."""
+        return "identity" if self.initial is None else "whiten"
+
     @property
     def initial_transforms(self):
         """Transforms before anything was learned; None is the identity."""
@@ -282,12 +310,15 @@ class PatchModel(Model):
 
     def with_metric(self, transforms):
         """Return the model under the transforms of a round; None is round 0."""
-        transforms = transforms or self.start or self.initial_transforms
+        [transform] = transforms or self.start or self.initial_transforms
         kernel = self.kernel
+        if kernel.mirror and transform is not None:
+            # Equal in exact arithmetic; else the kernel would take twice the time.
+            transform = kernel.over_mirror(transform)
         if kernel.unmeasured:
-            at = self.data.images, self.bandwidth_sample, transforms[0]
+            at = self.data.images, self.bandwidth_sample, transform
             kernel = kernel.measured_on(*at, self.resources)
-        return replace(self, kernel=kernel, transforms=transforms)
+        return replace(self, kernel=kernel, transforms=(transform,))
 
     def design(self):
         """Return the kernel matrix of the training images."""
@@ -307,6 +338,7 @@ class PatchModel(Model):
     def fitted(self, below, coef, learned):
         """Return fitted layers, ``below`` this stage, the kernel, other attributes."""
         [own] = learned
+        own = own | {"metric": self.metric}
         kernel = self.kernel._with(**{f"{name}_": own[name] for name in own})
         return below, kernel, {"dual_coef_": coef}
 

@@ -84,6 +84,7 @@ class Progress:
     chosen: tuple = ()  # numbers of the filters of the rounds to come
     stopped: bool = False  # by a report
     ended: bool = False  # no round is to come
+    choice: int = 0  # of the alternatives of the model
 
 
 @dataclass(frozen=True)
@@ -143,25 +144,29 @@ class _Clock:
     def lap(self, name):
         """Give the time since the last lap to a part."""
         now = perf_counter()
-        self.seconds[name], self.begun = now - self.begun, now
+        self.seconds[name] = self.seconds.get(name, 0) + now - self.begun
+        self.begun = now
 
 
 def fit_rounds(model, schedule, watcher=None, stages=()):
     """Fit the rounds of a model above ``stages`` and choose one, a `FittedStage`."""
     watcher, stage = Watcher() if watcher is None else watcher, len(stages)
     progress = watcher.load(stage, model) or Progress(_empty_history(schedule))
+    if progress.best is not None:
+        model = model.alternatives[progress.choice]
     if progress.chosen:
         model = model.with_filters(progress.chosen)
     while not progress.ended:
         index, clock = len(progress.history["round"]), _Clock()
-        current = model.with_metric(progress.transforms)
-        design = current.design()
-        clock.lap("seconds_kernel")
-        path = current.ridge_path(design)
-        alpha, criterion = _choose_ridge(current, path, schedule, index)
-        current = Round(index, current, path.solve(alpha), criterion)
-        del design, path
-        clock.lap("seconds_solve")
+        if index:
+            current = _fit_round(model, progress.transforms, schedule, index, clock)
+        else:
+            models = model.alternatives
+            tried = [_fit_round(one, None, schedule, index, clock) for one in models]
+            choice = int(np.argmin([fitted.criterion for fitted in tried]))
+            model, current = models[choice], tried[choice]
+            progress = replace(progress, choice=choice)
+            del tried
         agops = transforms = None
         if index < schedule.n_rounds and model.has_candidates:
             model = model.with_filters()
@@ -181,6 +186,18 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
         progress = replace(progress, **learned, **ends)
         watcher.save(stage, progress)
     return _finish(progress, schedule, watcher, stage)
+
+
+def _fit_round(model, transforms, schedule, index, clock):
+    """Return the `Round` of a model under some transforms; None is round 0."""
+    model = model.with_metric(transforms)
+    design = model.design()
+    clock.lap("seconds_kernel")
+    path = model.ridge_path(design)
+    alpha, criterion = _choose_ridge(model, path, schedule, index)
+    fitted = Round(index, model, path.solve(alpha), criterion)
+    clock.lap("seconds_solve")
+    return fitted
 
 
 def _finish(progress, schedule, watcher, stage):

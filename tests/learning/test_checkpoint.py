@@ -41,6 +41,10 @@ MODELS = {
     "whole images": ConvRFMClassifier("gaussian", n_rounds=1),
     "last round": ConvRFMRegressor(NTK, n_rounds=2, selection="last"),
     "patch kernel": ConvRFMClassifier(PatchLaplace(metric="whiten"), n_rounds=2),
+    "chosen metric": ConvRFMRegressor(ConvNTK(depth=2, metric="auto"), n_rounds=2),
+    "chosen metric on held-out rows": ConvRFMClassifier(
+        PatchLaplace(metric="auto", mirror=True), n_rounds=1, selection="holdout"
+    ),
     "deep": ConvRFMClassifier(**DEEP),
     "two layers of features": ConvRFMRegressor(**TWO_LAYERS),
     "holdout": ConvRFMRegressor(**DEEP, selection="holdout"),

@@ -41,6 +41,10 @@ REFUSED = {
         (Linear(), [layer(), "relu"]),
         r"features\[1\]='relu' is not a ConvFeatures",
     ),
+    "mirrored maps": (
+        (ConvNTK(depth=1, mirror=True), [layer(pool_grid=None)]),
+        r"kernel=ConvNTK\(mirror=True\) .*features=\[ConvFeatures\(.*mirror=False",
+    ),
     "bad kernel": ((ConvNTK(depth=0), []), "'depth' parameter of ConvNTK"),
     "bad layer": ((Linear(), [layer(bias=-1)]), "'bias' parameter of ConvFeatures"),
 }

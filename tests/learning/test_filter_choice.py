@@ -26,19 +26,19 @@ MACHINES = {
 }
 
 
-def add_crosses(images, arm, rng):
+def add_crosses(images, arm, size, rng):
     """Add a cross to each image, somewhere in it."""
     places = rng.integers(arm, images.shape[1] - arm - 1, (len(images), 2))
     for image, (row, column) in zip(images, places, strict=True):
-        image[row - arm : row + arm + 1, column] += 2
-        image[row, column - arm : column + arm + 1] += 2
+        image[row - arm : row + arm + 1, column] += size
+        image[row, column - arm : column + arm + 1] += size
 
 
 @pytest.fixture
 def data(rng):
     """Return noise in which one class has a faint cross somewhere."""
     X, y = rng.normal(size=(60, 11, 10)), np.arange(60) % 2
-    add_crosses(X[1::2], 1, rng)
+    add_crosses(X[1::2], 1, 2.0, rng)
     return X, y
 
 
@@ -108,14 +108,13 @@ def test_first_round_has_an_even_part_of_the_candidates(data):
 
 def test_chosen_filters_find_a_faint_pattern(rng):
     """A cross in noise, of which few patches show anything."""
-    X, y = rng.normal(size=(400, 16, 16)), np.arange(400) % 2
-    add_crosses(X[1::2], 2, rng)
+    X, y = rng.normal(size=(600, 16, 16)), np.arange(600) % 2
+    add_crosses(X[1::2], 2, 1.5, rng)
     layer = ConvFeatures(8, patch_size=5, pool="norm", pool_grid=1, candidates=8)
     model = ConvRFMClassifier("gaussian", layer, n_rounds=1, selection="last")
-    fixed = clone(model).set_params(n_rounds=0).fit(X[:200], y[:200])
-    chosen = model.fit(X[:200], y[:200])
-    print(fixed.score(X[200:], y[200:]), chosen.score(X[200:], y[200:]))
-    assert chosen.score(X[200:], y[200:]) > fixed.score(X[200:], y[200:]) + 0.05
+    fixed = clone(model).set_params(n_rounds=0).fit(X[:300], y[:300])
+    chosen = model.fit(X[:300], y[:300])
+    assert chosen.score(X[300:], y[300:]) > fixed.score(X[300:], y[300:]) + 0.05
 
 
 def test_weights_equal_repeated_rows(machine, data):

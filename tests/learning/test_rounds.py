@@ -8,6 +8,7 @@ import pytest
 from by_hand import assert_close
 from numpy.testing import assert_allclose, assert_array_equal
 
+from skconvrfm.features.gradients import LayerAgop
 from skconvrfm.learning.rounds import (
     Round,
     Schedule,
@@ -28,11 +29,20 @@ class Machine(Watcher):
     optimism = 0.0
     initial_transforms = (None,)
     patch_dims = (2,)
+    has_candidates = False
+    chosen = ()
 
     def __init__(self, rounds, agop=None, optimism=0.0, stop_after=None):
         self.rounds, self.seen, self.agop_rounds = rounds, [], []
         self.agop = np.diag([4.0, 1.0]) if agop is None else agop
         self.optimism, self.stop_after, self.reports = optimism, stop_after, []
+
+    @property
+    def alternatives(self):
+        return (self,)
+
+    def powers(self, default):
+        return (default,)
 
     def with_metric(self, transforms):
         model = copy.copy(self)
@@ -62,7 +72,7 @@ class Machine(Watcher):
 
     def patch_agops(self, coef):
         self.agop_rounds.append(coef)
-        return ((coef + 1) * self.agop,)
+        return (LayerAgop((coef + 1) * self.agop),)
 
     def score(self, loo_prediction):
         return -loo_prediction
@@ -83,7 +93,7 @@ ROUNDS = [
 def fit(machine, selection="gcv", n_rounds=3):
     fitted = fit_rounds(machine, Schedule(n_rounds, 0.5, selection), machine)
     [agop] = fitted.agops
-    return fitted.best, agop, fitted.history
+    return fitted.best, agop.agop, fitted.history
 
 
 @pytest.mark.parametrize(
@@ -132,7 +142,7 @@ def test_no_rounds_is_round_zero_with_its_agop():
     machine = Machine(ROUNDS)
     fitted = fit_rounds(machine, Schedule(0, 0.5, "gcv"))
     assert fitted.best.index == 0 and len(fitted.history["round"]) == 1
-    assert_array_equal(fitted.agops[0], machine.agop)
+    assert_array_equal(fitted.agops[0].agop, machine.agop)
     # The transform that its AGOP gives, for filters of a layer above.
     expected = transform_from_agop(machine.agop, 0.5)
     assert_array_equal(fitted.learned_transforms[0], expected)
@@ -201,11 +211,14 @@ def test_negative_eigenvalues_count_as_zero():
 def test_agop_of_zero_has_no_transform():
     zero, one = np.zeros((3, 3)), np.eye(2)
     assert transform_from_agop(zero, 0.5) is None
-    assert transforms_from([zero, zero], 0.5, [None, 2 * np.eye(3)]) is None
-    # One layer of two that learned nothing keeps its initial transform.
-    first, second = transforms_from([zero, one], 0.5, [2 * np.eye(3), None])
-    assert_array_equal(first, 2 * np.eye(3))
-    assert_allclose(second, one)
+    initials = [2 * np.eye(3), None]
+    assert transforms_from([zero, zero], [0.5, 0.5], [None, 2 * np.eye(3)]) is None
+    # A layer that learned nothing, or does not learn, keeps its initial transform.
+    for agops, powers in (([zero, one], [0.5, 0.5]), ([np.eye(3), one], [None, 0.5])):
+        first, second = transforms_from(agops, powers, initials)
+        assert_array_equal(first, 2 * np.eye(3))
+        assert_allclose(second, one)
+    assert transforms_from([one, one], [None, None], [None, None]) is None
 
 
 def test_round_from_whitened_patches_is_a_round_on_whitened_images(rng):
