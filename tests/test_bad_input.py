@@ -432,9 +432,11 @@ def test_invalid_parameter_values_are_refused(Estimator, images, labels, name, v
         ("features__bias", -1.0),
         ("features__activation", "tanh"),
         ("features__threshold", np.nan),
-        ("features__pool", "max"),
+        ("features__pool", "maximum"),
+        ("features__pool", (0.5, 1)),
         ("features__pool_grid", 0),
         ("features__pool_size", 0),
+        ("features__pool_overlap", 1.5),
     ],
 )
 def test_invalid_nested_values_are_refused(Estimator, images, labels, name, value):

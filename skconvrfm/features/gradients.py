@@ -44,7 +44,7 @@ from .pools import average_pool, cell_areas, cell_parts
 _PRODUCT_COST = 64
 _MAP_COPIES = 4  # alive while the gradients of an image are computed
 _DELTA_NUMBERS = 2**23  # gradients at responses whose products are taken at once
-_ROUNDINGS = 32  # by which responses differ from the maximum that they equal
+_ROUNDINGS = 256  # by which responses may differ from the maximum that they equal
 
 
 @dataclass(frozen=True)
@@ -328,19 +328,23 @@ def _pool_by_bands(features, images, resources):
     if largest >= features.layer.locations[0]:
         return _pool(features, resources.tensor(images))
     layer = features.parts
-    parts = feature_rows(layer, images, len(images), None, resources)
-    parts = torch.as_tensor(parts, device=resources.device)
 
     def responses():
         for band in layer.bands(largest):
             pixels = load_rows(images, band.pixels, resources)
             yield band, band.features.responses(pixels)
 
-    counts = None
-    if features.takes_maxima:
-        counts = torch.zeros_like(parts)
+    if features.takes_maxima:  # of the very numbers that are compared with them
+        shape = len(images), *layer.shape
+        options = {"dtype": resources.dtype, "device": resources.device}
+        parts, counts = (torch.full(shape, n, **options) for n in (-math.inf, 0.0))
+        for band, maps in responses():
+            parts[:, band.rows].clamp_(min=band.features.pool_parts(maps))
         for band, maps in responses():
             counts[:, band.rows] += _count(band, maps, parts)
+    else:
+        parts = feature_rows(layer, images, len(images), None, resources)
+        parts, counts = torch.as_tensor(parts, device=resources.device), None
     bands = ((band, _slopes(band, maps, parts)) for band, maps in responses())
     return _Pooled(features, parts, counts), bands
 

@@ -73,6 +73,7 @@ class ConvFeatures(BaseEstimator):
         noisy locations. "mean" is (1, 1). "norm" (4, ¼) counts the strongest matches,
         which is more accurate where an object stands anywhere in noise, and "max" the
         strongest alone. p from 1 to 8, since slopes have no bound below 1; q up to 8.
+        On a CPU whole p are compiled, and others several times slower.
         Negative responses, of ``activation="identity"``, count by their absolute value
         where p > 1, and with their sign where p is 1.
     pool_grid : int, (int, int) or None, default=(3, 3)

@@ -23,6 +23,7 @@ _LARGEST_EXPONENT = 8  # beyond which float32 has no numbers large enough
 # Units of responses that are raised to a power: the deviation of responses, of which
 # offsets are a hundredth, but no less than a thousandth of the bias.
 _OFFSETS_A_UNIT, _LARGEST_BIAS = 100, 1024
+_LEAST_UNIT = 1e-30  # whose inverse fits in float32, as filters are divided by it
 
 
 def pool_exponents(pool):
@@ -176,7 +177,7 @@ class PowerPool:
             size = np.maximum(size, _OFFSETS_A_UNIT * self.offsets)
         if self.biases is not None:  # all that there is of filters of equal patches
             size = np.maximum(size, np.abs(self.biases) / _LARGEST_BIAS)
-        return np.exp2(np.floor(np.log2(np.where(size > 0, size, 1))))
+        return np.exp2(np.floor(np.log2(np.where(size > _LEAST_UNIT, size, 1))))
 
     def pool_parts(self, responses):
         """Return means of powers, or maxima, over parts of the map."""

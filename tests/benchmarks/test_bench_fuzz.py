@@ -52,7 +52,7 @@ def depending_on_the_batch(method):
     [(RuntimeWarning("careful"), "RuntimeWarning: careful"), (KeyError("a"), "KeyErr")],
 )
 def test_errors_and_warnings_of_a_fit_are_violations(monkeypatch, capsys, raised, text):
-    def fit(*args):
+    def fit(*args, **weights):
         raise raised
 
     for cls in (ConvRFMClassifier, ConvRFMRegressor):
