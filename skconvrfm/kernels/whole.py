@@ -118,6 +118,12 @@ class RadialKernel(WholeKernel):
         kernel.bandwidth_ = median_distance(distances, squares, weights)
         return kernel
 
+    def stretched(self, factor):
+        """Return the kernel with so many times the bandwidth."""
+        kernel = copy.copy(self)
+        kernel.bandwidth_ = self.bandwidth_ * factor
+        return kernel
+
     def value(self, left, right):
         """Return the kernel between float64 rows, a Tensor (len(left), len(right))."""
         return self.profile(self._distances(left, right))

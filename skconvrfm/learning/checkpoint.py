@@ -34,7 +34,7 @@ from .ridge import RidgeSolution
 from .rounds import CLOCKS, Progress, Round
 
 # Of the layout of the files; another one is foreign.
-FORMAT = 3
+FORMAT = 4
 
 _PREFIX, _SUFFIX = "convrfm-", ".npz"
 _LOCK, _VALUES = "convrfm-lock", "convrfm.json"
@@ -222,6 +222,7 @@ def _pack(progress):
         "ended": progress.ended,
         "index": best.index,
         "criterion": best.criterion,
+        "multiple": best.model.multiple,
         "solution": {name: x for name, x in solution.items() if name not in arrays},
     }
     return values, arrays
@@ -246,6 +247,8 @@ def _unpack(values, arrays, model):
         [arrays[f"spectra_{i}_{layer}"] for layer in layers] for i in history["round"]
     ]
     current = model.with_metric(group("best_transform"))
+    if values["multiple"] is not None:
+        current = current.stretched(float(values["multiple"]))
     solution = _check_solution(values["solution"] | arrays, current)
     index = history["round"].index(values["index"])
     best = Round(index, current, solution, float(values["criterion"]))

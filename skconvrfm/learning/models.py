@@ -88,12 +88,16 @@ class TrainingSet:
     scatter: np.ndarray  # (n, n_outputs), Σ w (y - ȳ)² over the copies
     lineup: Lineup  # order for draws
     observations: Observations
+    groups: np.ndarray | None = None  # (n,), numbers of groups that are left out
 
     def take(self, images):
         """Return some of the images."""
         columns = (c[images] for c in (self.targets, self.weights, self.scatter))
         parts = self.lineup.take(images), self.observations.take(images)
-        return TrainingSet(take(self.images, images), *columns, *parts)
+        groups = None if self.groups is None else self.groups[images]
+        if groups is not None and len(np.unique(groups)) < 2:
+            groups = None  # without the only one there would be nothing to learn from
+        return TrainingSet(take(self.images, images), *columns, *parts, groups)
 
     def scaled(self, factor):
         """Return the same with all weights times a factor."""
@@ -228,6 +232,9 @@ class Model:
     start: tuple | None = None  # transforms of round 0, of a former fit
     transforms: tuple = ()  # of each layer that learns; None is the identity
 
+    multiple = None  # of a bandwidth that is chosen
+    chooses_bandwidth = False
+
     def held_out_loss(self, path):
         """Return the weighted mean squared error of all ridges on the held-out rows."""
         data = self.held_out
@@ -241,7 +248,7 @@ class Model:
     def _ridge_options(self):
         data, device = self.data, self.resources.device
         scatter = float(data.scatter.sum())
-        return data.targets, data.weights, self.alphas, device, scatter
+        return data.targets, data.weights, self.alphas, device, scatter, data.groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +317,7 @@ class MapModel(Model):
     maps: tuple[FilterLayer, ...] = ()  # layers under the transforms of a round
     centres: np.ndarray | None = None  # features (n, D), of a kernel not linear
     moments: Moments | None = None  # of all rows, of which data is a sample
+    multiple: float | None = None  # of the median distance, a bandwidth; None is 1
 
     # Measured where learning does not help: see "Held-out rows" in the guide.
     optimism = 0.02
@@ -349,7 +357,18 @@ class MapModel(Model):
         if kernel.unmeasured:
             sample = self.bandwidth_sample
             kernel = kernel.measured(centres, sample.weights, sample.rows)
+            kernel = kernel.stretched(self.multiple or 1.0)
         return replace(model, kernel=kernel, centres=centres)
+
+    def stretched(self, multiple):
+        """Return the model with another multiple of the median as its bandwidth."""
+        kernel = self.kernel.stretched(multiple / (self.multiple or 1.0))
+        return replace(self, kernel=kernel, multiple=multiple)
+
+    @property
+    def chooses_bandwidth(self):
+        """True if the multiple of the median is still to be chosen."""
+        return self.kernel.unmeasured and self.multiple is None
 
     def design(self):
         """Return the features of the training images, a `Design`."""
@@ -366,7 +385,7 @@ class MapModel(Model):
         if self.moments is None and design.wide:
             return RidgePath(design.kernel_matrix(), *options, design.combine)
         moments = design.moments() if self.moments is None else self.moments
-        return PrimalRidgePath(moments, design.map_rows, *options)
+        return PrimalRidgePath(moments, design, *options)
 
     def patch_agops(self, coef):
         """Return the patch AGOPs of all layers of the model with these coefficients."""

@@ -33,6 +33,9 @@ SELECTIONS = ("gcv", "loo", "holdout", "last")
 # Eigenvalues below this part of the largest are those of a null space, blurred by
 # rounding: of a transform, and of an AGOP in units in the last place.
 _NULL_SPACE, _NULL_UNITS = 1e-6, 64
+# Multiples of the median distance that a bandwidth may be: twice as many as long as the
+# criterion falls by this part, or else half.
+_MULTIPLES, _GAIN = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), 0.01
 CLOCKS = ("seconds_kernel", "seconds_solve", "seconds_agop")
 
 
@@ -83,14 +86,33 @@ class Schedule:
     n_rounds: int  # after round 0
     agop_power: float  # p
     selection: str  # of SELECTIONS; "last" takes the ridge by GCV
-    plan: list | None = None  # ridges of every stage, of a former fit
+    plan: list | None = None  # `StagePlan` of every stage, of a former fit
 
     def of_stage(self, stage):
         """Return the schedule of a stage, which takes the ridges of the plan if any."""
         if self.plan is None:
             return self
-        alphas = self.plan[stage]
-        return replace(self, plan=alphas, n_rounds=len(alphas) - 1, selection="last")
+        plan = self.plan[stage]
+        return replace(self, plan=plan, n_rounds=plan.n_rounds, selection="last")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Ridges of the rounds of a stage, up to the last, and of its bandwidth."""
+
+    alphas: list
+    multiple: float | None  # of the median distance
+
+    @classmethod
+    def of(cls, stage):
+        """Return the plan that repeats the chosen round of a `FittedStage`."""
+        alphas = stage.history["alpha"][: stage.best.index + 1]
+        return cls(alphas, stage.best.model.multiple)
+
+    @property
+    def n_rounds(self):
+        """Rounds after round 0."""
+        return len(self.alphas) - 1
 
 
 class Watcher:
@@ -139,16 +161,16 @@ class _Clock:
 def fit_rounds(model, schedule, watcher=None, stages=()):
     """Fit the rounds of a model above ``stages`` and choose one, a `FittedStage`."""
     watcher, stage = Watcher() if watcher is None else watcher, len(stages)
-    progress = watcher.load(stage, model) or Progress(_empty_history(schedule))
+    progress = watcher.load(stage, model) or Progress(_empty_history(schedule, model))
     while not progress.ended:
         index, clock = len(progress.history["round"]), _Clock()
         current = model.with_metric(progress.transforms)
+        if progress.best is not None and progress.best.model.multiple is not None:
+            current = current.stretched(progress.best.model.multiple)
         design = current.design()
         clock.lap("seconds_kernel")
-        path = current.ridge_path(design)
-        alpha, criterion = _choose_ridge(current, path, schedule, index)
-        current = Round(index, current, path.solve(alpha), criterion)
-        del design, path
+        current = _solve(current, design, schedule, index)
+        del design
         clock.lap("seconds_solve")
         agops = transforms = None
         if index < schedule.n_rounds:
@@ -292,14 +314,44 @@ def leading_eigenvectors(matrix, n_components):
     return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
 
 
+def _solve(model, design, schedule, index):
+    """Return the round of a model, with the best ridge and, once, bandwidth."""
+    if not model.chooses_bandwidth:
+        return _solve_ridge(model, design, schedule, index)
+    if schedule.plan is not None:
+        model = model.stretched(schedule.plan.multiple)
+        return _solve_ridge(model, design, schedule, index)
+    start = _MULTIPLES.index(1.0)
+    best = first = _solve_ridge(model.stretched(1.0), design, schedule, index)
+    for multiples in (_MULTIPLES[start + 1 :], _MULTIPLES[:start][::-1]):
+        for multiple in multiples:
+            at = model.stretched(multiple), design, schedule, index
+            current = _solve_ridge(*at)
+            if not current.criterion < (1 - _GAIN) * best.criterion:
+                break
+            best = current
+        if best is not first:
+            break
+    return best
+
+
+def _solve_ridge(model, design, schedule, index):
+    """Return the round of a model with the best ridge."""
+    path = model.ridge_path(design)
+    alpha, criterion = _choose_ridge(model, path, schedule, index)
+    return Round(index, model, path.solve(alpha), criterion)
+
+
 def _choose_ridge(model, path, schedule, index):
     """Return the ridge with the least criterion, and its value there."""
     if schedule.plan is not None:
-        return schedule.plan[index], np.nan
+        return schedule.plan.alphas[index], np.nan
     if schedule.selection == "holdout":
         criterion = model.held_out_loss(path)
+    elif schedule.selection == "loo" or model.data.groups is not None:
+        criterion = path.loo_loss()  # of groups GCV knows nothing
     else:
-        criterion = path.loo_loss() if schedule.selection == "loo" else path.gcv()
+        criterion = path.gcv()
     if not np.isfinite(criterion).all():
         raise ValueError(
             f"the error of the fit is not finite for alpha={path.alphas.min():g}: take "
@@ -309,11 +361,12 @@ def _choose_ridge(model, path, schedule, index):
     return path.alphas[chosen], float(criterion[chosen])
 
 
-def _empty_history(schedule):
+def _empty_history(schedule, model):
     """Return the history before the first round, with a list for each key."""
     keys = "round", "alpha", "gcv", "loo_loss", "loo_score", "spectra"
     held_out = ("holdout_loss",) if schedule.selection == "holdout" else ()
-    return {key: [] for key in (*keys, *held_out, *CLOCKS)}
+    bandwidth = ("bandwidth",) if hasattr(model.kernel, "bandwidth") else ()
+    return {key: [] for key in (*keys, *bandwidth, *held_out, *CLOCKS)}
 
 
 def _record(history, current, score, seconds):
@@ -322,6 +375,7 @@ def _record(history, current, score, seconds):
     values |= {"round": current.index, "loo_score": score}
     values["spectra"] = [_spectrum(transform) for transform in current.transforms]
     values["holdout_loss"] = current.criterion
+    values["bandwidth"] = getattr(current.model.kernel, "bandwidth_", None)
     for key, entries in history.items():
         entries.append(values[key])
 

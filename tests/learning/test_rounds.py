@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from skconvrfm.learning.rounds import (
     Round,
     Schedule,
+    StagePlan,
     Watcher,
     best_stage,
     fit_rounds,
@@ -28,6 +29,8 @@ class Machine(Watcher):
     optimism = 0.0
     initial_transforms = (None,)
     patch_dims = (2,)
+    kernel, data = None, SimpleNamespace(groups=None)
+    multiple, chooses_bandwidth = None, False
 
     def __init__(self, rounds, agop=None, optimism=0.0, stop_after=None):
         self.rounds, self.seen, self.agop_rounds = rounds, [], []
@@ -106,7 +109,8 @@ def test_selection_chooses_ridge_and_round(selection, index, alphas):
 
 
 def test_plan_sets_the_ridges_and_takes_the_last_round():
-    schedule = Schedule(3, 0.5, "loo", [[1.0, 0.1, 1.0]]).of_stage(0)
+    schedule = Schedule(3, 0.5, "loo", [StagePlan([1.0, 0.1, 1.0], None)])
+    schedule = schedule.of_stage(0)
     fitted = fit_rounds(Machine(ROUNDS), schedule)
     assert fitted.best.index == 2
     assert_array_equal(fitted.history["alpha"], [1.0, 0.1, 1.0])
