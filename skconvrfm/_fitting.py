@@ -58,7 +58,7 @@ class Fitting(Watcher):
             stream = estimator.stream_ + stream
         units = stream.in_units()
         sample = units.sample
-        columns = (sample.rows, sample.targets, sample.weights)
+        columns = (sample.rows, sample.targets, sample.weights, None)
         shape, rng = self._common["image_shape_"], copy.deepcopy(self._recipe.rng)
         _, data = estimator._training_set(*columns, shape, rng)
         data = replace(data, scatter=sample.scatter)

@@ -161,7 +161,7 @@ def check_relatives(images, groups):
                 "and round are chosen badly: pass groups to fit, one label per row "
                 "that near-duplicates share, or groups=range(len(X)) if there are no "
                 "related rows.",
-                stacklevel=7,
+                stacklevel=6,
             )
     elif len(np.unique(groups)) < 2:
         raise ValueError(
