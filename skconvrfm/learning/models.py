@@ -231,9 +231,12 @@ class Model:
     held_out: TrainingSet | None = None  # rows by which ridges are chosen
     start: tuple | None = None  # transforms of round 0, of a former fit
     transforms: tuple = ()  # of each layer that learns; None is the identity
+    multiple: float | None = None  # of the median, a bandwidth; None is not chosen
 
-    multiple = None  # of a bandwidth that is chosen
-    chooses_bandwidth = False
+    @property
+    def chooses_bandwidth(self):
+        """True if the multiple of the median distance is still to be chosen."""
+        return False
 
     def held_out_loss(self, path):
         """Return the weighted mean squared error of all ridges on the held-out rows."""
@@ -317,7 +320,6 @@ class MapModel(Model):
     maps: tuple[FilterLayer, ...] = ()  # layers under the transforms of a round
     centres: np.ndarray | None = None  # features (n, D), of a kernel not linear
     moments: Moments | None = None  # of all rows, of which data is a sample
-    multiple: float | None = None  # of the median distance, a bandwidth; None is 1
 
     # Measured where learning does not help: see "Held-out rows" in the guide.
     optimism = 0.02
@@ -367,7 +369,7 @@ class MapModel(Model):
 
     @property
     def chooses_bandwidth(self):
-        """True if the multiple of the median is still to be chosen."""
+        """True if the multiple of the median distance is still to be chosen."""
         return self.kernel.unmeasured and self.multiple is None
 
     def design(self):
