@@ -74,6 +74,8 @@ def nearly(case, other):
     """Compare outputs up to rounding, where the same ridges and round were chosen."""
     if not choices(case.fitted) == choices(case.noisy.fitted) == choices(other.fitted):
         raise UndecidedError
+    if other_bandwidth(case, other) or other_bandwidth(case, case.noisy):
+        raise UndecidedError
     *_, paths = choices(case.fitted)
     alpha = min([case.fitted.alpha_, *itertools.chain.from_iterable(paths)])
     size = target_size(case) if case.learner is case.model else 0.0
@@ -86,9 +88,11 @@ def nearly(case, other):
 
 def compare_criteria(case, other):
     """Compare the criteria of rounds, up to the first that takes another ridge."""
-    size = target_size(case) ** 2
+    size, cases = target_size(case) ** 2, (case, other, case.noisy)
+    if other_bandwidth(case, other) or other_bandwidth(case, case.noisy):
+        raise UndecidedError
     layers = zip(
-        *(histories(c.fitted) for c in (case, other, case.noisy)), strict=False
+        *(histories(c.fitted, c.groups is not None) for c in cases), strict=False
     )
     for round_ in itertools.chain.from_iterable(
         zip(*histories_of_layer, strict=False) for histories_of_layer in layers
@@ -110,10 +114,19 @@ def target_size(case):
     return 1.0 if classifies else np.abs(case.y).max()
 
 
-def histories(fitted):
+def other_bandwidth(case, other):
+    """Return True if two fits have bandwidths that differ by more than rounding."""
+    kernels = (getattr(c.fitted, "estimator_", c.fitted).kernel_ for c in (case, other))
+    found = [getattr(kernel, "bandwidth_", 1.0) for kernel in kernels]
+    return max(found) > 1.4 * min(found)
+
+
+def histories(fitted, in_groups=False):
     """Return the pairs (ridge, criterion) of rounds, a list for each layer."""
     model = getattr(fitted, "estimator_", fitted)
     key = {"loo": "loo_loss", "holdout": "holdout_loss"}.get(model.selection, "gcv")
+    if in_groups and not hasattr(model, "stream_"):
+        key = "loo_loss"
     key = key if key in model.history_ else "gcv"
     parts = [part.history_ for part in model.learned_layers_] or [model.history_]
     return [list(zip(part["alpha"], part[key], strict=True)) for part in parts]
@@ -177,6 +190,8 @@ def stable(case):
     if getattr(case.model, "output", None) == "eigen":  # eigenvalues may be equal
         raise UndecidedError
     if choices(case.fitted) != choices(case.noisy.fitted):
+        raise UndecidedError
+    if other_bandwidth(case, case.noisy):
         raise UndecidedError
     for name, values in case.outputs.items():
         moved = np.abs(case.noisy.outputs[name] - values).max()
@@ -389,6 +404,8 @@ def streamed(case):
 
 def fitted_at_once(case):
     """The case of a stream as one fit, where that has one round and the same ridge."""
+    if case.groups is not None:  # which a stream does not know
+        return None
     if case.fit is stream and case.model.n_rounds == 0:
         return case.but(fit=fit) if case.model.selection != "holdout" else None
 

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import clone
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm.compute.sampling import groups_of_images
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import (
     ConvNNGP,
@@ -35,7 +36,7 @@ def pick(rng, options):
 
 def fit(case):
     """Return the fitted estimator of a case."""
-    return clone(case.model).fit(case.X, case.y, **_weights(case))
+    return clone(case.model).fit(case.X, case.y, **_weights(case), **_groups(case))
 
 
 def stream(case, batches=(slice(None),)):
@@ -49,6 +50,10 @@ def stream(case, batches=(slice(None),)):
 
 def _weights(case):
     return {} if case.weights is None else {"sample_weight": case.weights}
+
+
+def _groups(case):
+    return {} if case.groups is None else {"groups": case.groups}
 
 
 def read(fitted, X):
@@ -80,6 +85,7 @@ class Case:
     y: np.ndarray
     weights: np.ndarray | None
     X_new: object
+    groups: np.ndarray | None = None
     fit: Callable = fit
     read: Callable = read
     context: Callable = nullcontext  # of fit and outputs
@@ -137,8 +143,9 @@ class Case:
 
     def take(self, rows):
         """Return the case with some of its rows, in this order."""
-        weights = None if self.weights is None else self.weights[rows]
-        return self.but(X=self.X[rows], y=self.y[rows], weights=weights)
+        columns = {"weights": self.weights, "groups": self.groups}
+        columns = {k: None if c is None else c[rows] for k, c in columns.items()}
+        return self.but(X=self.X[rows], y=self.y[rows], **columns)
 
     def __str__(self):
         weights = "none" if self.weights is None else self.weights.dtype
@@ -161,7 +168,7 @@ def make_parts(rng):
         totals = np.bincount(image.ravel(), weights)
         if np.count_nonzero(totals) < 12 or 8 * totals.max() > totals.sum():
             learner.selection = "loo"
-    return model, X, y, weights, X_new
+    return model, X, y, weights, X_new, random_groups(rng, X, weights, learner)
 
 
 # ------------------------------------------------------------------------- data
@@ -237,6 +244,17 @@ def random_weights(rng, y):
         removed[first] = removed[:2] = False
         weights[removed] = 0
     return pick(rng, (weights, weights.astype(float)))
+
+
+def random_groups(rng, X, weights, learner):
+    """Return groups of the rows, or None where copies or weights leave too few."""
+    groups = rng.integers(pick(rng, (3, 6, len(X))), size=len(X))
+    if rng.random() < 0.7 or learner.selection == "holdout":
+        return None
+    kept = np.ones(len(X), bool) if weights is None else np.asarray(weights) > 0
+    _, image = np.unique(X[kept].reshape(kept.sum(), -1), axis=0, return_inverse=True)
+    merged = groups_of_images(groups[kept], image.ravel())
+    return groups if len(np.unique(merged)) > 2 else None
 
 
 # ------------------------------------------------------------------- estimators

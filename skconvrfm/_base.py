@@ -23,6 +23,8 @@ from ._input import (
     all_or_nothing,
     as_numbers,
     check_device_parameters,
+    check_groups,
+    check_relatives,
     check_weights,
     fitted_attributes,
     make_resources,
@@ -49,6 +51,7 @@ from .compute.sampling import (
     binary_exponent,
     content_positions,
     find_copies,
+    groups_of_images,
 )
 from .compute.torch_state import plain_torch
 from .features.layer import ConvFeatures
@@ -57,15 +60,9 @@ from .learning.checkpoint import Checkpoint, describe, digest
 from .learning.composition import auto_features, check_composition
 from .learning.fitted import as_matrix, check_layers, check_numbers
 from .learning.forecast import check_fit
-from .learning.models import (
-    Observations,
-    Recipe,
-    Start,
-    TrainingSet,
-    fitted_outputs,
-    layer_powers,
-)
+from .learning.models import Recipe, Start, fitted_outputs, layer_powers
 from .learning.rounds import SELECTIONS, transforms_from
+from .learning.training_set import Observations, TrainingSet
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -183,10 +180,10 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
                 )
         return super().set_params(**params)
 
-    def _fit(self, X, y, sample_weight):
+    def _fit(self, X, y, sample_weight, groups):
         """Fit stages and rounds; set attributes only when all is done."""
         X, y, image_shape = self._validate_fit(X, y)
-        row_weights = check_weights(sample_weight, X)
+        row_weights, groups = check_weights(sample_weight, X), check_groups(groups, X)
         kept = np.flatnonzero(row_weights)
         if len(kept) < 2:
             raise ValueError(
@@ -199,7 +196,9 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         if self.warm_start and hasattr(self, "kernel_"):
             recipe = self._warm(recipe, image_shape)
         rows = X if len(kept) == len(X) else X[kept]
-        _, data = self._training_set(rows, targets, weights, image_shape, rng)
+        columns = targets, weights, None if groups is None else groups[kept]
+        _, data = self._training_set(rows, *columns, image_shape, rng)
+        check_relatives(data.images, data.groups)
         # Weights count rows; where they do not even add up to the images, only their
         # ratios can be meant, and they are read as having mean one. Beside what is as
         # large as the other end a ridge is rounding anyway, and squares overflow.
@@ -211,11 +210,12 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             data = replace(data, images=np.asarray(data.images))
         common = {"image_shape_": image_shape, "channels_": self.channels, **encoding}
         fitting = Fitting(self, recipe, common, y.shape[1:])
-        checkpoint = self._open_checkpoint(recipe, image_shape, X, y, sample_weight)
+        metadata = {"sample_weight": sample_weight, "groups": groups}
+        checkpoint = self._open_checkpoint(recipe, image_shape, X, y, **metadata)
         with checkpoint as fitting.checkpoint:
             n_fits = 2 if self.selection == "holdout" else 1
             n_tasks = n_fits * recipe.n_stages * (self.n_rounds + 1)
-            fitting.callbacks = RoundCallbacks(self, n_tasks, X, y, sample_weight)
+            fitting.callbacks = RoundCallbacks(self, n_tasks, X, y, **metadata)
             self._keep(fitting.run(data))
         if len(kept) < len(X):  # rows of weight 0 are left out already
             rest = np.flatnonzero(row_weights == 0)
@@ -261,7 +261,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             features = tuple(self.features_)
             recipe = replace(recipe, features=features, start=self._start())
         rows = X if len(kept) == len(X) else X[kept]
-        rows, data = self._training_set(rows, targets, weights, image_shape, rng)
+        columns = targets, weights, None
+        rows, data = self._training_set(rows, *columns, image_shape, rng)
         common = {"image_shape_": image_shape, "channels_": self.channels, **encoding}
         self._keep(Fitting(self, recipe, common, y.shape[1:]).add(data, rows, total))
         return self
@@ -387,7 +388,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         self._strata(np.zeros((1, math.prod(np.shape(y)[1:]))), np.zeros(1), rng)
         return rng
 
-    def _training_set(self, rows, targets, weights, image_shape, rng):
+    def _training_set(self, rows, targets, weights, groups, image_shape, rng):
         """Return the flat rows of distinct images, and these as a `TrainingSet`.
 
         Copies of an image are one with their summed weight, and images are in an order
@@ -405,9 +406,10 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         strata = self._strata(targets, positions, rng)
         lineup = Lineup(strata, positions, weights, offset)
         columns = images, targets, weights, scatter
-        return rows, TrainingSet(*columns, lineup, observations)
+        groups = None if groups is None else groups_of_images(groups, image)
+        return rows, TrainingSet(*columns, lineup, observations, groups)
 
-    def _open_checkpoint(self, recipe, image_shape, X, y, sample_weight):
+    def _open_checkpoint(self, recipe, image_shape, X, y, sample_weight, groups):
         """Return the context of this fit's `Checkpoint`, or of None."""
         if self.checkpoint is None:
             return nullcontext()
@@ -424,6 +426,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             if name not in _NOT_OF_THE_RESULT:
                 parameters[name] = describe(value)
         data = {"X": X, "y": y, "sample_weight": check_weights(sample_weight, X)}
+        if groups is not None:
+            data["groups"] = groups
         if recipe.start is not None:
             for index, transform in enumerate(recipe.start.transforms):
                 if transform is not None:

@@ -42,7 +42,9 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         accurate machines; the leave-one-out error, whose estimate is closer where rows
         come several times; the error of a held-out fifth of the images, drawn evenly
         over classes (or targets), after which all are fitted anew; or the last round,
-        with the ridge by GCV. By GCV and leave-one-out, a round of learned
+        with the ridge by GCV. Where `groups` are given to `fit`, the first two, and the
+        ridge of the last round, are by the leave-one-group-out error, and held-out rows
+        are whole groups. By GCV and leave-one-out, a round of learned
         feature layers must be better than those before by two per cent, which is its
         optimism. Where the metric is large against the data, as in deeper layers, only
         ``"holdout"`` is honest (see :ref:`optimistic`).
@@ -101,8 +103,8 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         The intercept, which is not penalised.
     loo_prediction_ : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         Outputs for each row of the fit of the machine without the image and its copies,
-        as %(outputs_of)s gives them; those of rows of weight 0 are of the machine
-        itself. Not there after `partial_fit`.
+        or without its group, as %(outputs_of)s gives them; those of rows of weight 0
+        are of the machine itself. Not there after `partial_fit`.
     alpha_, best_round_, best_layer_ : float, int, int
         The ridge, the round and the layer chosen. That layer predicts; 0 is the one
         that sees the images.
@@ -122,7 +124,8 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         One entry per round: ``round``, ``alpha``, ``gcv``, ``loo_loss``, ``loo_score``
         (%(score)s of left-out rows), ``seconds_kernel``, ``seconds_solve``,
         ``seconds_agop``, ``spectrum`` (the eigenvalues of the metric T Tᵀ as shares of
-        their sum, the largest first), and ``holdout_loss`` with
+        their sum, the largest first), ``bandwidth`` of a kernel that has one, and
+        ``holdout_loss`` with
         ``selection="holdout"``, where all of them are of the fit that chose.
     stream_ : Stream
         After `partial_fit`: the sums over what it has seen, and a sample of the rows.
@@ -169,8 +172,18 @@ FIT = """X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
             more than blocks; a kernel of patches reads it whole."""
 
 WEIGHTS = """sample_weight : array-like of shape (n_samples,), default=None
-            Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.
+            Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.\
+"""
 
+GROUPS = """groups : array-like of shape (n_samples,), default=None
+            Labels, one per row, that related rows share: views of one object, frames of
+            one film, slices of one patient. Whole groups are left out or held out:
+            ``selection="gcv"`` and ``"loo"`` are then both the leave-one-group-out
+            error, exact and without refitting, as are `loo_prediction_` and the
+            probabilities' calibration. Groups that have copies of an image count as
+            one. Without groups, near-duplicates make the criteria too optimistic."""
+
+RETURNS = """
         Returns
         -------
         self : object
@@ -201,13 +214,14 @@ _ROWS = """Parameters
         y : array-like of shape (n_samples,)%(or_2d)s
             %(targets)s."""
 
-_RETURNS = "\n\n        Returns\n        -------"
+_PREDICTED = "\n\n        Returns\n        -------"
 
 
 def documented(**words):
     """Return a class decorator that fills in what both estimators' texts share."""
     texts = {"reference": _REFERENCE, "stream": _STREAM, "rows": _ROWS, "fit": FIT}
-    return fill_in(**texts, weights=WEIGHTS, images=IMAGES + _RETURNS, **words)
+    texts |= {"weights": WEIGHTS, "groups": GROUPS, "returns": RETURNS}
+    return fill_in(**texts, images=IMAGES + _PREDICTED, **words)
 
 
 def fill_in(**texts):

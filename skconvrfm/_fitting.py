@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .learning.rounds import Schedule, Watcher, best_stage, fit_stages
+from .learning.rounds import Schedule, StagePlan, Watcher, best_stage, fit_stages
 from .learning.stream import Stream
 
 # selection="holdout": part of the rows that chooses.
@@ -27,7 +27,7 @@ class Fitting(Watcher):
         estimator = self._estimator
         if estimator.selection != "holdout":
             return self._attributes(data, self._fit_stages("fit", data))
-        kept, held_out = data.lineup.split(_HOLDOUT_FRACTION)
+        kept, held_out = data.lineup.split(_HOLDOUT_FRACTION, data.groups)
         if min(len(kept), len(held_out)) < 2:
             raise ValueError(
                 f"selection='holdout' leaves {len(kept)} rows to fit on and "
@@ -37,7 +37,7 @@ class Fitting(Watcher):
         stages = self._fit_stages("choice", data.take(kept), data.take(held_out))
         index = best_stage([stage.best for stage in stages], "holdout")
         chosen = stages[: index + 1]
-        plan = [stage.history["alpha"][: stage.best.index + 1] for stage in chosen]
+        plan = [StagePlan.of(stage) for stage in chosen]
         metrics = tuple(getattr(s.best.model, "metric", None) for s in chosen)
         self._recipe = replace(self._recipe, metrics=metrics)
         refitted = self._fit_stages("refit", data, plan=plan)
@@ -63,7 +63,7 @@ class Fitting(Watcher):
             stream = estimator.stream_ + stream
         units = stream.in_units()
         sample = units.sample
-        columns = (sample.rows, sample.targets, sample.weights)
+        columns = (sample.rows, sample.targets, sample.weights, None)
         shape, rng = self._common["image_shape_"], copy.deepcopy(self._recipe.rng)
         _, data = estimator._training_set(*columns, shape, rng)
         data = replace(data, scatter=sample.scatter)
@@ -112,7 +112,7 @@ class Fitting(Watcher):
         n_stages, n_rounds = self._recipe.n_stages, estimator.n_rounds
         selection = estimator.selection
         if self._plan is not None:
-            n_stages, n_rounds = len(self._plan), len(self._plan[index]) - 1
+            n_stages, n_rounds = len(self._plan), self._plan[index].n_rounds
             selection = "last"
         last = index + 1 == n_stages and history["round"][-1] == n_rounds
         return self.callbacks.end_round(

@@ -18,6 +18,7 @@ from ._sklearn_compat import StrOptions, check_sample_weight
 from ._typing import Function
 from .compute.blocks import SCANNED_BYTES, byte_blocks, squares_fit_float32
 from .compute.devices import TORCH_DTYPES, resolve_device, resolve_dtype
+from .compute.duplicates import near_duplicate_share
 from .compute.images import as_images
 from .compute.parallel import is_out_of_memory, parallel_resources, working_memory
 from .compute.stored import StoredRows, in_memory, stored_rows
@@ -29,6 +30,8 @@ _OF_SKLEARN = {"n_features_in_", "feature_names_in_"}
 _FORMAT = 3
 # Numbers of channels that are usual.
 _CHANNEL_COUNTS = (1, 3, 4)
+# Share of rows with near-duplicates from which on groups are asked for.
+_NEAR_DUPLICATES = 0.1
 # Sides from which on flat rows look like colour images, or square ones.
 _SMALLEST_COLOUR_SIDE, _SMALLEST_SQUARE_SIDE = 8, 4
 
@@ -119,6 +122,53 @@ def check_weights(sample_weight, X):
             "scale the weights."
         )
     return weights
+
+
+def check_groups(groups, X):
+    """Return the number of the group of each row of X, or None for None."""
+    if groups is None:
+        return None
+    groups = np.asarray(as_numpy(groups, "groups"))
+    if groups.ndim != 1 or len(groups) != len(X):
+        raise ValueError(
+            f"groups has shape {groups.shape}, but X has {len(X)} rows: pass one label "
+            "per row, an array of shape (n_samples,)."
+        )
+    labels = groups.astype(object)
+    missing = np.flatnonzero([x is None or bool(x != x) for x in labels])  # NaN, NaT
+    if len(missing):
+        raise ValueError(
+            f"groups[{missing[0]}] is {labels[missing[0]]!r}, which is no label: give "
+            "a row without relatives a group of its own."
+        )
+    try:
+        return np.unique(groups, return_inverse=True)[1].ravel()
+    except TypeError as error:  # labels of several types have no order
+        raise ValueError(
+            f"groups has labels that cannot be compared ({error}): pass integers or "
+            "strings."
+        ) from error
+
+
+def check_relatives(images, groups):
+    """Refuse a single group, and warn of near-duplicates that are in no groups."""
+    if groups is None:
+        share = near_duplicate_share(images)
+        if share >= _NEAR_DUPLICATES:
+            warnings.warn(
+                f"{share:.0%} of the rows of X have a near-duplicate among the others, "
+                "so that errors of left-out rows look too small, and ridge, bandwidth "
+                "and round are chosen badly: pass groups to fit, one label per row "
+                "that near-duplicates share, or groups=range(len(X)) if there are no "
+                "related rows.",
+                stacklevel=6,
+            )
+    elif len(np.unique(groups)) < 2:
+        raise ValueError(
+            "groups has only one group, of rows with a positive weight, where groups "
+            "with copies of one image count as one: at least 2 are needed, of which "
+            "one can be left out; leave groups=None if the rows are not related."
+        )
 
 
 def as_numpy(values, name):

@@ -88,8 +88,8 @@ class _SilentContext:
 class RoundCallbacks:
     """Callbacks of a fit of at most ``n_tasks`` rounds, and of every round."""
 
-    def __init__(self, estimator, n_tasks, X, y, sample_weight):
-        metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
+    def __init__(self, estimator, n_tasks, X, y, **metadata):
+        metadata = {k: values for k, values in metadata.items() if values is not None}
         self._task = {"estimator": estimator, "X": X, "y": y, "metadata": metadata}
         self._fit = estimator._init_callback_context(max_subtasks=n_tasks)
         self._fit.call_on_fit_task_begin(**self._task)

@@ -130,13 +130,21 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
 
     @all_or_nothing
     @fit_method
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: Weights = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: Weights = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Fit the machine, round by round, and keep the best round.
 
         %(rows)s
         %(weights)s
+        %(groups)s
+        %(returns)s
         """
-        return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight, groups)
 
     @available_if(is_linear)
     @all_or_nothing
@@ -154,6 +162,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
         classes : array-like of shape (n_classes,), default=None
             All classes, at the first call; None takes those of `y`.
         %(weights)s
+        %(returns)s
         """
         if self.class_weight == "balanced":
             raise ValueError(
@@ -360,13 +369,21 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
 
     @all_or_nothing
     @fit_method
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: Weights = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: Weights = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Fit the machine, round by round, and keep the best round.
 
         %(rows)s
         %(weights)s
+        %(groups)s
+        %(returns)s
         """
-        return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight, groups)
 
     @available_if(is_linear)
     @all_or_nothing
@@ -378,6 +395,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
 
         %(stream)s
         %(weights)s
+        %(returns)s
         """
         return self._partial_fit(X, y, sample_weight)
 

@@ -12,7 +12,7 @@ from sklearn.base import TransformerMixin, clone
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
-from ._docs import FIT, IMAGES, WEIGHTS, fill_in
+from ._docs import FIT, GROUPS, IMAGES, RETURNS, WEIGHTS, fill_in
 from ._input import ImageInput, all_or_nothing, as_numpy, check_pair, make_resources
 from ._sklearn_compat import (
     Interval,
@@ -37,7 +37,7 @@ Output: TypeAlias = Literal["filters", "eigen", "saliency", "image", "features"]
 Rectification: TypeAlias = Literal["absolute", "halves"]
 
 
-@fill_in(fit=FIT, weights=WEIGHTS, images=IMAGES)
+@fill_in(fit=FIT, weights=WEIGHTS, groups=GROUPS, returns=RETURNS, images=IMAGES)
 class PatchAGOPTransformer(TransformerMixin, ImageInput):
     """Image features under a patch metric that is learned from the targets.
 
@@ -146,7 +146,13 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
 
     @all_or_nothing
     @fit_method
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: Weights = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: Weights = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
         """Learn the patch metric.
 
         Parameters
@@ -155,10 +161,12 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Classes or real targets, see `estimator`.
         %(weights)s
+        %(groups)s
+        %(returns)s
         """
-        return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight, groups)
 
-    def _fit(self, X, y, sample_weight):
+    def _fit(self, X, y, sample_weight, groups):
         """Fit the estimator, and make the features of what it learned."""
         single = "None, nor a positive int,"
         pool = None if self.pool is None else check_pair(self.pool, "pool", single)
@@ -168,7 +176,7 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
             estimator = self._learner.set_params(image_shape=image_shape)
         finally:
             del self._learner
-        estimator.fit(X, y, sample_weight)
+        estimator.fit(X, y, sample_weight, groups)
         if not estimator.learned_layers_:
             raise ValueError(
                 f"kernel={estimator.kernel_!r} compares whole images and learns no "

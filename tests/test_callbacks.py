@@ -75,7 +75,7 @@ def test_rounds_without_callbacks_in_scikit_learn(old_callbacks, data):
     def never():
         raise AssertionError("nobody asked for the attributes")
 
-    callbacks = old_callbacks.RoundCallbacks(Model(), 3, *data, None)
+    callbacks = old_callbacks.RoundCallbacks(Model(), 3, *data)
     assert not callbacks.end_round(never, False)
     assert not callbacks.end_round(never, True)
     callbacks.end_fit()

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from .blocks import balanced_blocks, image_blocks
 
@@ -40,6 +42,14 @@ def find_copies(positions):
     first, image = found[1], found[2].ravel()
     order = np.argsort(first)
     return first[order], np.argsort(order)[image]
+
+
+def groups_of_images(groups, image):
+    """Return the group of each image from those of rows; copies join their groups."""
+    n_images, n_groups = image.max() + 1, groups.max() + 1
+    pairs = np.ones(len(image)), (image, n_images + groups)
+    graph = coo_array(pairs, shape=(n_images + n_groups,) * 2)
+    return connected_components(graph, directed=False)[1][:n_images]
 
 
 def binary_exponent(values):
@@ -83,14 +93,32 @@ class Lineup:
         lines = self.strata, self.positions, self.weights
         return Lineup(*(line[rows] for line in lines), self.offset)
 
-    def split(self, fraction):
+    def split(self, fraction, groups=None):
         """Return the rows kept and held out, about a fraction of the weight.
 
-        The split is even over the strata. A part is empty where there are too few rows.
+        The split is even over the strata, as far as whole groups can be. A part is
+        empty where there are too few rows.
         """
+        if groups is not None:
+            return self._split_groups(fraction, groups)
         n_rows = len(self.positions)
         drawn = self.sequence(max(1, round(fraction * n_rows)))
         held_out = np.isin(np.arange(n_rows), drawn)
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+    def _split_groups(self, fraction, groups):
+        """Return the same of whole groups, each in the place of its first row."""
+        order = np.lexsort((self.positions, self.strata))
+        first = np.unique(groups[order], return_index=True)[1]
+        number = np.unique(groups, return_inverse=True)[1].ravel()
+        weights = np.bincount(number, self.weights)
+        held_out, due = [], fraction * self.offset * weights.mean()
+        for group in np.argsort(first):
+            due += fraction * weights[group]
+            if 2 * due > weights[group]:  # nearer to the fraction than without it
+                held_out.append(group)
+                due -= weights[group]
+        held_out = np.isin(number, held_out or weights.argmin())
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 

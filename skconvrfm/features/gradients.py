@@ -269,7 +269,9 @@ def _places(band):
 
 def _spread(gradients, rows, columns):
     """Return gradients (m, n_outputs, rows, columns, K) of parts at their locations."""
-    rows, columns = (torch.as_tensor(i, device=gradients.device) for i in (rows, columns))
+    rows, columns = (
+        torch.as_tensor(i, device=gradients.device) for i in (rows, columns)
+    )
     return gradients.index_select(2, rows).index_select(3, columns)
 
 

@@ -227,6 +227,7 @@ def _pack(progress):
         "choice": progress.choice,
         "index": best.index,
         "criterion": best.criterion,
+        "multiple": best.model.multiple,
         "solution": {name: x for name, x in solution.items() if name not in arrays},
     }
     return values, arrays
@@ -256,6 +257,8 @@ def _unpack(values, arrays, model):
     chosen = group("best_chosen", counts)
     current = model.with_filters(tuple(chosen)) if chosen else model
     current = current.with_metric(group("best_transform", squares))
+    if values["multiple"] is not None:
+        current = current.stretched(float(values["multiple"]))
     solution = _check_solution(values["solution"] | arrays, current)
     index = history["round"].index(values["index"])
     best = Round(index, current, solution, float(values["criterion"]))

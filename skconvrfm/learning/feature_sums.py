@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..compute.blocks import balanced_blocks, byte_blocks, image_blocks, mirror_upper
+from ..compute.images import take
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
 from ..features.maps import FilterLayer, Pixels, feature_rows
 from ..kernels.whole import RadialKernel
@@ -55,19 +56,31 @@ class Design:
         tasks = ((self.rows[part], dual_coef[part], self._worker) for part in parts)
         return sum_tasks(_combination, tasks, self.resources)
 
-    def moments(self):
-        """Return the sums over all rows, `Moments`, in float64."""
+    def moments(self, some=None):
+        """Return the sums over all or some rows, `Moments`, in float64."""
         columns = self.rows, self.data.targets, self.data.weights
-        parts = spans(self.n, self.resources, SUM_TASKS)
+        parts = self._parts(some)
         tasks = ((*(c[part] for c in columns), self._worker) for part in parts)
         moments = sum_tasks(_moments, tasks, self.resources)
-        return moments.with_scatter(self.data.scatter)
+        return moments.with_scatter(
+            self.data.scatter[slice(None) if some is None else some]
+        )
 
-    def map_rows(self, function):
-        """Yield (slice of rows, ``function(n, blocks, device)`` of their features)."""
-        parts = spans(self.n, self.resources, SUM_TASKS)
-        tasks = ((self.rows[part], function, self._worker) for part in parts)
-        yield from zip(parts, self.resources.run(_map_blocks, tasks), strict=True)
+    def map_rows(self, function, some=None):
+        """Yield (rows, ``function(n, blocks, device)`` of their features)."""
+        return self.map_parts((part, function) for part in self._parts(some))
+
+    def map_parts(self, pairs):
+        """Yield the same of pairs (rows, function of them)."""
+        pairs = list(pairs)
+        tasks = ((self.rows[part], function, self._worker) for part, function in pairs)
+        results = self.resources.run(_map_blocks, tasks)
+        yield from zip((part for part, _ in pairs), results, strict=True)
+
+    def _parts(self, some):
+        """Return the parts of all rows (None) or of some, one per task."""
+        parts = spans(self.n if some is None else len(some), self.resources, SUM_TASKS)
+        return parts if some is None else [some[part] for part in parts]
 
     def _column_groups(self):
         """Return the rows with some of their columns each, as many as fit."""
@@ -98,9 +111,12 @@ class FeatureRows:
         return len(self.images)
 
     def __getitem__(self, part):
-        """Return the rows of a slice."""
+        """Return the rows of a slice, or of an array of integers."""
         values = None if self.values is None else self.values[part]
-        return replace(self, images=self.images[part], values=values)
+        images = (
+            self.images[part] if isinstance(part, slice) else take(self.images, part)
+        )
+        return replace(self, images=images, values=values)
 
     def only(self, group, band=None):
         """Return the columns of a slice of the filters, at a slice of their rows."""

@@ -14,14 +14,12 @@ from sklearn.base import clone
 
 from ..compute.images import take
 from ..compute.parallel import Resources
-from ..compute.sampling import Lineup, Sample, bandwidth_draws
-from ..compute.stored import StoredImages
+from ..compute.sampling import Sample, bandwidth_draws
 from ..compute.tiles import kernel_matrix, kernel_product
 from ..features.filters import FilterBank, draw_bank, drawn_moments
 from ..features.gradients import LayerAgop, layer_agops, linear_agop
 from ..features.layer import ConvFeatures
 from ..features.maps import (
-    FeatureMaps,
     FilterLayer,
     Pixels,
     compute_features,
@@ -33,6 +31,7 @@ from ..kernels.base import PatchKernel
 from ..kernels.whole import BANDWIDTH_IMAGES, WholeKernel
 from .feature_sums import Design, LinearReadout, RadialReadout, readout_outputs
 from .ridge import Moments, PrimalRidgePath, RidgePath
+from .training_set import TrainingSet
 
 # agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
 # with them before this many; see "How many images" in the guide for the curve. Behind
@@ -41,75 +40,6 @@ _KERNEL_AGOP_PATCHES, _FEATURE_AGOP_PATCHES = 20_000, 200_000
 _LEAST_AGOP_IMAGES = 20
 # Under a kernel that is not linear, whose cost grows with the outputs as well.
 _MOST_RADIAL_IMAGES = 100
-
-
-@dataclass(frozen=True)
-class Observations:
-    """Targets and weights of single rows, of which some may be copies of an image."""
-
-    image: np.ndarray  # (m,), number of the image in the training set
-    targets: np.ndarray  # (m, n_outputs)
-    weights: np.ndarray  # (m,), all positive
-
-    def of_images(self):
-        """Return the mean targets, weights and scatter of the n images.
-
-        Their shapes are (n, n_outputs), (n,) and (n, n_outputs).
-        """
-        first = np.unique(self.image, return_index=True)[1]
-        weights = np.bincount(self.image, self.weights)
-        # Of equal targets this is the target, to the last bit.
-        targets, share = self.targets[first], self.weights / weights[self.image]
-        changes = share[:, None] * (self.targets - targets[self.image])
-        targets = targets + self.sum_by_image(changes)
-        squares = (self.targets - targets[self.image]) ** 2
-        return targets, weights, self.sum_by_image(self.weights[:, None] * squares)
-
-    def sum_by_image(self, values):
-        """Return the sums of values (m, n_outputs) over the rows of each image."""
-        columns = [np.bincount(self.image, column) for column in values.T]
-        return np.stack(columns, axis=1)
-
-    def take(self, images):
-        """Return the rows of some images, numbered anew."""
-        number = np.full(self.image.max() + 1, -1)
-        number[images] = np.arange(len(images))
-        kept = number[self.image] >= 0
-        image = number[self.image[kept]]
-        return Observations(image, self.targets[kept], self.weights[kept])
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Distinct images with their targets and weights."""
-
-    images: np.ndarray | StoredImages | FeatureMaps  # (n, h, w, c)
-    targets: np.ndarray  # (n, n_outputs), means over the copies of an image
-    weights: np.ndarray  # (n,), all positive
-    scatter: np.ndarray  # (n, n_outputs), Σ w (y - ȳ)² over the copies
-    lineup: Lineup  # order for draws
-    observations: Observations
-
-    def take(self, images):
-        """Return some of the images."""
-        columns = (c[images] for c in (self.targets, self.weights, self.scatter))
-        parts = self.lineup.take(images), self.observations.take(images)
-        return TrainingSet(take(self.images, images), *columns, *parts)
-
-    def scaled(self, factor):
-        """Return the same with all weights times a factor."""
-        weights, scatter = factor * self.weights, factor * self.scatter
-        lineup = replace(self.lineup, weights=weights)
-        observations = replace(
-            self.observations, weights=factor * self.observations.weights
-        )
-        parts = {"lineup": lineup, "observations": observations}
-        return replace(self, weights=weights, scatter=scatter, **parts)
-
-    def behind(self, maps, resources):
-        """Return the images as they are behind a layer of filters."""
-        images = hold_maps(pass_through(self.images, [maps]), resources)
-        return replace(self, images=images)
 
 
 @dataclass(frozen=True)
@@ -242,6 +172,12 @@ class Model:
     held_out: TrainingSet | None = None  # rows by which ridges are chosen
     start: tuple | None = None  # transforms of round 0, of a former fit
     transforms: tuple = ()  # of each layer that learns; None is the identity
+    multiple: float | None = None  # of the median, a bandwidth; None is not chosen
+
+    @property
+    def chooses_bandwidth(self):
+        """True if the multiple of the median distance is still to be chosen."""
+        return False
 
     @property
     def alternatives(self):
@@ -261,7 +197,7 @@ class Model:
     def _ridge_options(self):
         data, device = self.data, self.resources.device
         scatter = float(data.scatter.sum())
-        return data.targets, data.weights, self.alphas, device, scatter
+        return data.targets, data.weights, self.alphas, device, scatter, data.groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -428,7 +364,9 @@ class MapModel(Model):
             moments=None,
         ).with_metric(None)
         path = model.ridge_path(model.design())
-        solution = path.solve(path.alphas[np.argmin(path.gcv())])
+        is_grouped = self.data.groups is not None
+        criterion = path.loo_loss() if is_grouped else path.gcv()
+        solution = path.solve(path.alphas[np.argmin(criterion)])
         [found] = model.patch_agops(solution.coef)
         order = np.argsort(-found.importance, kind="stable")
         return np.sort(order[: features.n_filters])
@@ -458,7 +396,18 @@ class MapModel(Model):
         if kernel.unmeasured:
             sample = self.bandwidth_sample
             kernel = kernel.measured(centres, sample.weights, sample.rows)
+            kernel = kernel.stretched(self.multiple or 1.0)
         return replace(model, kernel=kernel, centres=centres)
+
+    def stretched(self, multiple):
+        """Return the model with another multiple of the median as its bandwidth."""
+        kernel = self.kernel.stretched(multiple / (self.multiple or 1.0))
+        return replace(self, kernel=kernel, multiple=multiple)
+
+    @property
+    def chooses_bandwidth(self):
+        """True if the multiple of the median distance is still to be chosen."""
+        return self.kernel.unmeasured and self.multiple is None
 
     def design(self):
         """Return the features of the training images, a `Design`."""
@@ -475,7 +424,7 @@ class MapModel(Model):
         if self.moments is None and design.wide:
             return RidgePath(design.kernel_matrix(), *options, design.combine)
         moments = design.moments() if self.moments is None else self.moments
-        return PrimalRidgePath(moments, design.map_rows, *options)
+        return PrimalRidgePath(moments, design, *options)
 
     def patch_agops(self, coef):
         """Return the patch AGOPs of all layers of the model with these coefficients."""

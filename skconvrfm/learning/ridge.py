@@ -31,6 +31,11 @@ is the intercept's, and :math:`H_{ii} = w_i (1 / \sum w + \tilde\varphi_i^\top
 constant; neither form leaves it in a trace, where it would make GCV vanish at tiny
 ridges.
 
+Where rows come in groups, whole groups g are left out: their residuals are
+:math:`P_{gg}^{-1} \alpha_g`, and on features :math:`(I - H_{gg})^{-1} r_g` with the
+training residuals r. A group of more rows than features is taken off the sums, and what
+is left is solved anew.
+
 Source: Golub, Heath and Wahba (1979) for GCV; the leave-one-out formula with
 an intercept is that of least-squares support vector machines (Cawley 2006).
 """
@@ -42,9 +47,10 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from ..compute.blocks import image_blocks
+from ..compute.blocks import balanced_blocks, image_blocks
 
 _SHIFT_ROWS = 512  # of a matrix that are corrected at once
+_GROUP_ROWS, _GROUP_COLUMNS = 512, 1024  # of eigenvectors that are multiplied at once
 _EPS = np.finfo(float).eps  # least 1 - H_ii, or mean of these
 
 
@@ -74,7 +80,7 @@ class _Path:
         return np.array([self._gcv(alpha) for alpha in self.alphas])
 
     def loo_loss(self):
-        """Return the mean squared leave-one-out residual at every ridge."""
+        """Return the mean squared residual of left-out rows, or groups, of all."""
         return np.array([self._loo_loss(self._left_out(a)) for a in self.alphas])
 
     def coefficients(self):
@@ -116,16 +122,25 @@ class RidgePath(_Path):
     The scale of K is set by its largest diagonal entry, in whose units the ridges
     ``alphas`` are, so that they mean the same for every kernel. Targets are (n,
     n_outputs), weights (n,), all positive: a row of weight 2 counts as two rows.
-    ``scatter`` is that of the targets of copies. ``combine`` turns coefficients of rows
-    into those of features.
+    ``scatter`` is that of the targets of copies, ``groups`` (n,) the numbers of the
+    groups that are left out, or None. ``combine`` turns coefficients of rows into those
+    of features.
     """
 
     def __init__(
-        self, kernel_matrix, targets, weights, alphas, device, scatter=0.0, combine=None
+        self,
+        kernel_matrix,
+        targets,
+        weights,
+        alphas,
+        device,
+        scatter=0.0,
+        groups=None,
+        combine=None,
     ):
         largest = float(np.diagonal(kernel_matrix).max())
         super().__init__(largest, targets, weights, alphas, scatter)
-        self._combine = combine
+        self._combine, self._groups = combine, groups
         options = {"dtype": torch.float64, "device": device}
         self._root = torch.tensor(weights, **options).sqrt()
         scaled = torch.tensor(kernel_matrix, **options)
@@ -146,7 +161,9 @@ class RidgePath(_Path):
         return coef if self._combine is None else self._combine(coef)
 
     def _left_out(self, alpha):
-        """Return the leave-one-out residuals."""
+        """Return the leave-one-out residuals, or those of groups that are left out."""
+        if self._groups is not None:
+            return self._left_out_groups(alpha)
         inverse, effective = self._inverse(alpha), self._at_least_rounding(alpha)
         ones = self._vectors @ (inverse * self._ones)
         taken = ones.square() / (self._ones.square() @ inverse)
@@ -155,6 +172,25 @@ class RidgePath(_Path):
         kept = _left(kept.cpu().numpy(), len(kept))
         coef, _ = self._machine(alpha)
         return effective * coef / (self._weights * kept)[:, None]
+
+    def _left_out_groups(self, alpha):
+        """Return the residuals of each group by the machine without it."""
+        inverse, _, remainder = self._reduce(alpha)
+        dual = self._vectors @ (inverse[:, None] * remainder)
+        ones = self._vectors @ (inverse * self._ones)
+        ones /= (self._ones.square() @ inverse).sqrt()
+        residuals, effective = torch.empty_like(dual), self._at_least_rounding(alpha)
+        columns = balanced_blocks(slice(0, len(inverse)), _GROUP_COLUMNS)
+        for rows in group_batches(self._groups, _GROUP_ROWS):
+            rows = torch.as_tensor(rows, device=dual.device)
+            block = -ones[rows][..., None] * ones[rows][:, None]
+            for part in columns:
+                vectors = self._vectors[:, part][rows]
+                block += (vectors * inverse[part]) @ vectors.mT
+            # I - H_gg = λ P_gg between the roots of weights.
+            left_out = effective * _solve_left(effective * block, dual[rows])
+            residuals[rows] = left_out / self._root[rows][..., None]
+        return residuals.cpu().numpy()
 
     def _reduce(self, alpha):
         """Return (Λ + λ)⁻¹, the intercept, and rotated targets less the intercept."""
@@ -219,6 +255,10 @@ class Moments:
         means = self.mean + share * shift, self.target_mean + share * target_shift
         return Moments(n_rows, weight, *means, gram, cross, spread, largest)
 
+    def without(self, part):
+        """Return the moments of all rows but a part of them."""
+        return self + replace(part.scaled(-1), n_rows=-part.n_rows)
+
     def with_scatter(self, scatter):
         """Return the moments with the scatter of copies, (n_rows, n_outputs)."""
         return replace(self, spread=self.spread + scatter.sum(0))
@@ -234,14 +274,17 @@ class Moments:
 class PrimalRidgePath(_Path):
     """The regressions of `RidgePath` from the `Moments` of D features.
 
-    ``map_rows(function)`` makes another pass over the features of single rows, see
-    `Design.map_rows`. Targets, weights and scatter, see `RidgePath`, are of these rows,
-    which may be some of those in the moments.
+    The `Design` makes other passes over the features of single rows. Targets, weights,
+    scatter and groups, see `RidgePath`, are of these rows, which may be some of those
+    in the moments.
     """
 
-    def __init__(self, moments, map_rows, targets, weights, alphas, device, scatter):
+    def __init__(
+        self, moments, design, targets, weights, alphas, device, scatter, groups=None
+    ):
         super().__init__(moments.largest, targets, weights, alphas, scatter)
-        self._map_rows, self._n_rows = map_rows, moments.n_rows
+        self._moments, self._design, self._n_rows = moments, design, moments.n_rows
+        self._device, self._groups = device, groups
         self._total, self._spread = moments.weight, float(moments.spread.sum())
         self._mean, self._target_mean = moments.mean, moments.target_mean
         self._decompose(torch.tensor(moments.gram, device=device).div_(self.scale))
@@ -251,19 +294,55 @@ class PrimalRidgePath(_Path):
     def loo_loss(self):
         """Return the same as `RidgePath.loo_loss`, in one pass over the features."""
         total = self._scatter
-        for rows, (predictions, hats) in self._pass(self.alphas):
-            residual = self._targets[rows] - predictions
-            kept = _left(1 - self._weights[rows] * hats, self._n_rows)
-            loo = (residual / kept[..., None]) ** 2
-            total = total + self._weights[rows] @ loo.sum(-1).T
+        for rows, residuals in self._left_out_parts(self.alphas):
+            total = total + self._weights[rows] @ (residuals**2).sum(-1).T
         return total / self._weights.sum()
 
     def _left_out(self, alpha):
         """Return the same as for `RidgePath`, by one pass."""
-        passed = [row for _, row in self._pass([alpha])]
-        predictions, hats = map(np.hstack, zip(*passed, strict=True))
-        kept = _left(1 - self._weights * hats[0], self._n_rows)
-        return (self._targets - predictions[0]) / kept[:, None]
+        residuals = np.empty(self._targets.shape)
+        for rows, (part,) in self._left_out_parts([alpha]):
+            residuals[rows] = part
+        return residuals
+
+    def _left_out_parts(self, alphas):
+        """Yield (rows, residuals (n_alphas, n, n_outputs) where they are left out)."""
+        if self._groups is not None:
+            yield from self._left_out_groups(alphas)
+            return
+        for rows, (predictions, hats) in self._pass(alphas):
+            kept = _left(1 - self._weights[rows] * hats, self._n_rows)
+            yield rows, (self._targets[rows] - predictions) / kept[..., None]
+
+    def _left_out_groups(self, alphas):
+        """Yield the same for groups, each by the machine without it."""
+        large, passes = [], []
+        machine = self._mean, self._vectors.cpu().numpy(), *self._readouts(alphas)
+        for rows in group_batches(self._groups, _GROUP_ROWS):
+            if rows.shape[1] > len(self._mean):
+                large.extend(rows)
+                continue
+            targets = self._targets[rows] - self._target_mean
+            function = GroupPass(targets, self._weights[rows], *machine)
+            passes.append((rows.ravel(), function))
+        yield from self._design.map_parts(passes)
+        for rows in large:
+            rest = self._moments.without(self._design.moments(rows))
+            options = self._targets, self._weights, self.alphas, self._device
+            path = PrimalRidgePath(rest, self._design, *options, self._scatter)
+            for part, (predictions, _) in path._pass(alphas, rows):
+                yield part, self._targets[part] - predictions
+
+    def _readouts(self, alphas):
+        """Return, for features along the eigenvectors, coefficients and the root of H.
+
+        Their shapes are (n_alphas, D, n_outputs) and (n_alphas, 1 + D).
+        """
+        inverses = torch.stack([self._inverse(alpha) for alpha in alphas])
+        coefs = inverses[..., None] * self._projections / math.sqrt(self.scale)
+        base = inverses.new_full((len(alphas), 1), 1 / self._total)
+        roots = torch.hstack([base, inverses / self.scale]).sqrt()
+        return coefs.cpu().numpy(), roots.cpu().numpy()
 
     def _gcv(self, alpha):
         alpha, total = self._at_least_rounding(alpha), self._total
@@ -281,14 +360,14 @@ class PrimalRidgePath(_Path):
         coef = (coef / math.sqrt(self.scale)).cpu().numpy()
         return coef, self._target_mean - self._mean @ coef
 
-    def _pass(self, alphas):
-        """Return pairs (slice of rows, predictions and H_ii / w_i), see `RowPass`."""
+    def _pass(self, alphas, rows=None):
+        """Return pairs (rows, their predictions and H_ii / w_i), see `RowPass`."""
         coefs, intercepts = zip(*map(self._machine, alphas), strict=True)
         inverses = torch.stack([self._inverse(alpha) for alpha in alphas]) / self.scale
         vectors, inverses = self._vectors.cpu().numpy(), inverses.cpu().numpy()
         machines = np.stack(coefs), np.stack(intercepts)
         function = RowPass(self._mean, vectors, inverses, 1 / self._total, *machines)
-        return self._map_rows(function)
+        return self._design.map_rows(function, rows)
 
 
 @dataclass(frozen=True)
@@ -316,6 +395,54 @@ class RowPass:
             squares = ((block - mean) @ vectors).square_()
             hats[:, rows] = (inverses @ squares.T).cpu().numpy()
         return predictions + self.intercepts[:, None], hats + self.base
+
+
+@dataclass(frozen=True)
+class GroupPass:
+    """Residuals of groups that are left out, in a pass over their rows; picklable."""
+
+    targets: np.ndarray  # (n_groups, size, n_outputs), less their mean
+    weights: np.ndarray  # (n_groups, size)
+    mean: np.ndarray  # (D,), μ
+    vectors: np.ndarray  # (D, D), eigenvectors of the Gram matrix
+    coefs: np.ndarray  # (n_alphas, D, n_outputs), along the eigenvectors
+    roots: np.ndarray  # (n_alphas, 1 + D), H = W^½ Ψ (Ψ W^½)ᵀ for Ψ = [1, φ] roots
+
+    def __call__(self, n, blocks, device):
+        """Return the residuals, an ndarray of shape (n_alphas, n, n_outputs)."""
+        targets, weights, mean, vectors, coefs, roots = (
+            torch.as_tensor(array, device=device) for array in vars(self).values()
+        )
+        rows = mean.new_ones(n, 1 + len(mean))
+        for part, block in blocks:
+            rows[part, 1:] = (block - mean) @ vectors
+        rows = rows.reshape(*weights.shape, -1)
+        weight_roots = weights.sqrt()[..., None]
+        residuals = []
+        for coef, root in zip(coefs, roots, strict=True):
+            hat = rows * (weight_roots * root)
+            left = -(hat @ hat.mT)
+            left.diagonal(dim1=1, dim2=2).add_(1)
+            own = weight_roots * (targets - rows[..., 1:] @ coef)
+            residuals.append(_solve_left(left, own) / weight_roots)
+        return torch.stack(residuals).reshape(len(coefs), n, -1).cpu().numpy()
+
+
+def group_batches(groups, largest):
+    """Return the rows of groups, arrays (n_groups, size) of about ``largest`` rows."""
+    order = np.argsort(groups, kind="stable")
+    starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)[1:]
+    batches = []
+    for size in np.unique(sizes):
+        rows = order[starts[sizes == size][:, None] + np.arange(size)]
+        batches += [rows[part] for part in image_blocks(rows, largest // size)]
+    return batches
+
+
+def _solve_left(left, residuals):
+    """Return (I - H_gg)⁻¹ r_g of several groups; rounding must not make it singular."""
+    left.diagonal(dim1=1, dim2=2).add_(_EPS)
+    return torch.linalg.solve(left, residuals)
 
 
 def _left(share, n_rows):

@@ -33,6 +33,9 @@ SELECTIONS = ("gcv", "loo", "holdout", "last")
 # Eigenvalues below this part of the largest are those of a null space, blurred by
 # rounding: of a transform, and of an AGOP in units in the last place.
 _NULL_SPACE, _NULL_UNITS = 1e-6, 64
+# Multiples of the median distance that a bandwidth may be, each taken where it lowers
+# the criterion by this part. Below the median the accuracy falls with the criteria.
+MULTIPLES, _GAIN = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), 0.01
 CLOCKS = ("seconds_kernel", "seconds_solve", "seconds_agop")
 
 
@@ -94,14 +97,33 @@ class Schedule:
     n_rounds: int  # after round 0
     agop_power: float  # p
     selection: str  # of SELECTIONS; "last" takes the ridge by GCV
-    plan: list | None = None  # ridges of every stage, of a former fit
+    plan: list | None = None  # `StagePlan` of every stage, of a former fit
 
     def of_stage(self, stage):
         """Return the schedule of a stage, which takes the ridges of the plan if any."""
         if self.plan is None:
             return self
-        alphas = self.plan[stage]
-        return replace(self, plan=alphas, n_rounds=len(alphas) - 1, selection="last")
+        plan = self.plan[stage]
+        return replace(self, plan=plan, n_rounds=plan.n_rounds, selection="last")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Ridges of the rounds of a stage, up to the last, and of its bandwidth."""
+
+    alphas: list
+    multiple: float | None  # of the median distance
+
+    @classmethod
+    def of(cls, stage):
+        """Return the plan that repeats the chosen round of a `FittedStage`."""
+        alphas = stage.history["alpha"][: stage.best.index + 1]
+        return cls(alphas, stage.best.model.multiple)
+
+    @property
+    def n_rounds(self):
+        """Rounds after round 0."""
+        return len(self.alphas) - 1
 
 
 class Watcher:
@@ -151,7 +173,7 @@ class _Clock:
 def fit_rounds(model, schedule, watcher=None, stages=()):
     """Fit the rounds of a model above ``stages`` and choose one, a `FittedStage`."""
     watcher, stage = Watcher() if watcher is None else watcher, len(stages)
-    progress = watcher.load(stage, model) or Progress(_empty_history(schedule))
+    progress = watcher.load(stage, model) or Progress(_empty_history(schedule, model))
     if progress.best is not None:
         model = model.alternatives[progress.choice]
     if progress.chosen:
@@ -159,10 +181,11 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
     while not progress.ended:
         index, clock = len(progress.history["round"]), _Clock()
         if index:
-            current = _fit_round(model, progress.transforms, schedule, index, clock)
+            learned = progress.transforms, progress.best.model.multiple
+            current = _fit_round(model, *learned, schedule, index, clock)
         else:
             models = model.alternatives
-            tried = [_fit_round(one, None, schedule, index, clock) for one in models]
+            tried = [_fit_round(m, None, None, schedule, index, clock) for m in models]
             choice = int(np.argmin([fitted.criterion for fitted in tried]))
             model, current = models[choice], tried[choice]
             progress = replace(progress, choice=choice)
@@ -188,14 +211,17 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
     return _finish(progress, schedule, watcher, stage)
 
 
-def _fit_round(model, transforms, schedule, index, clock):
-    """Return the `Round` of a model under some transforms; None is round 0."""
+def _fit_round(model, transforms, multiple, schedule, index, clock):
+    """Return the `Round` of a model under some transforms, and a bandwidth.
+
+    In round 0 there are none yet, and the bandwidth is chosen.
+    """
     model = model.with_metric(transforms)
+    if multiple is not None:
+        model = model.stretched(multiple)
     design = model.design()
     clock.lap("seconds_kernel")
-    path = model.ridge_path(design)
-    alpha, criterion = _choose_ridge(model, path, schedule, index)
-    fitted = Round(index, model, path.solve(alpha), criterion)
+    fitted = _solve(model, design, schedule, index)
     clock.lap("seconds_solve")
     return fitted
 
@@ -329,14 +355,40 @@ def leading_eigenvectors(matrix, n_components):
     return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
 
 
+def _solve(model, design, schedule, index):
+    """Return the round of a model, with the best ridge and, once, bandwidth."""
+    if not model.chooses_bandwidth:
+        return _solve_ridge(model, design, schedule, index)
+    if schedule.plan is not None:
+        model = model.stretched(schedule.plan.multiple)
+        return _solve_ridge(model, design, schedule, index)
+    best = None
+    for multiple in MULTIPLES:
+        stretched = model.stretched(multiple)
+        current = _solve_ridge(stretched, design, schedule, index)
+        if best and not current.criterion < (1 - _GAIN) * best.criterion:
+            break
+        best = current
+    return best
+
+
+def _solve_ridge(model, design, schedule, index):
+    """Return the round of a model with the best ridge."""
+    path = model.ridge_path(design)
+    alpha, criterion = _choose_ridge(model, path, schedule, index)
+    return Round(index, model, path.solve(alpha), criterion)
+
+
 def _choose_ridge(model, path, schedule, index):
     """Return the ridge with the least criterion, and its value there."""
     if schedule.plan is not None:
-        return schedule.plan[index], np.nan
+        return schedule.plan.alphas[index], np.nan
     if schedule.selection == "holdout":
         criterion = model.held_out_loss(path)
+    elif schedule.selection == "loo" or model.data.groups is not None:
+        criterion = path.loo_loss()  # of groups GCV knows nothing
     else:
-        criterion = path.loo_loss() if schedule.selection == "loo" else path.gcv()
+        criterion = path.gcv()
     if not np.isfinite(criterion).all():
         raise ValueError(
             f"the error of the fit is not finite for alpha={path.alphas.min():g}: take "
@@ -346,11 +398,12 @@ def _choose_ridge(model, path, schedule, index):
     return path.alphas[chosen], float(criterion[chosen])
 
 
-def _empty_history(schedule):
+def _empty_history(schedule, model):
     """Return the history before the first round, with a list for each key."""
     keys = "round", "alpha", "gcv", "loo_loss", "loo_score", "spectra"
     held_out = ("holdout_loss",) if schedule.selection == "holdout" else ()
-    return {key: [] for key in (*keys, *held_out, *CLOCKS)}
+    bandwidth = ("bandwidth",) if hasattr(model.kernel, "bandwidth") else ()
+    return {key: [] for key in (*keys, *bandwidth, *held_out, *CLOCKS)}
 
 
 def _record(history, current, score, seconds):
@@ -359,6 +412,7 @@ def _record(history, current, score, seconds):
     values |= {"round": current.index, "loo_score": score}
     values["spectra"] = [_spectrum(transform) for transform in current.transforms]
     values["holdout_loss"] = current.criterion
+    values["bandwidth"] = getattr(current.model.kernel, "bandwidth_", None)
     for key, entries in history.items():
         entries.append(values[key])
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..compute.sampling import content_positions
-from .models import Observations
 from .ridge import Moments
+from .training_set import Observations
 
 # Rows that are kept, fewer where these are more pixels.
 _MOST_ROWS, _LEAST_ROWS, _MOST_PIXELS = 1000, 50, 2**24

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from skconvrfm.compute.sampling import Lineup, find_copies, systematic_sample
+from skconvrfm.compute.sampling import (
+    Lineup,
+    find_copies,
+    groups_of_images,
+    systematic_sample,
+)
 
 
 @pytest.fixture
@@ -76,3 +81,52 @@ def test_every_stratum_is_held_out_in_its_share(rng):
     lineup = Lineup(strata, rng.normal(size=160), np.ones(160), 0.5)
     _, held_out = lineup.split(0.2)
     assert_array_equal(np.bincount(strata[held_out]), [20, 10, 2])
+
+
+def make_lineup(rng, n, weights=None):
+    strata = rng.integers(3, size=n)
+    weights = np.ones(n) if weights is None else weights
+    return Lineup(strata, rng.normal(size=n), weights, rng.uniform())
+
+
+def test_whole_groups_are_held_out_about_a_fifth(rng):
+    for n_groups in (2, 3, 10, 40):
+        lineup, groups = make_lineup(rng, 200), rng.integers(n_groups, size=200)
+        kept, held_out = lineup.split(0.2, groups)
+        assert_array_equal(np.sort(np.concatenate([kept, held_out])), range(200))
+        assert not set(groups[kept]) & set(groups[held_out])
+        assert len(kept) and len(held_out)
+        if n_groups >= 10:
+            assert 0.1 < len(held_out) / 200 < 0.3
+
+
+def test_large_groups_are_kept():
+    groups = np.concatenate([np.zeros(60, int), np.arange(40) // 4 + 1])
+    lineup = Lineup(np.zeros(100), np.arange(100.0), np.ones(100), 0.4)
+    _, held_out = lineup.split(0.2, groups)
+    assert 0 not in groups[held_out] and len(held_out) in (16, 20, 24)
+
+
+def test_groups_of_every_stratum_are_held_out(rng):
+    strata = np.repeat([0, 1, 2], [120, 60, 60])
+    lineup = Lineup(strata, rng.normal(size=240), np.ones(240), 0.5)
+    _, held_out = lineup.split(0.2, np.arange(240) // 6)
+    assert_array_equal(np.bincount(strata[held_out]), [24, 12, 12])
+
+
+def test_split_of_groups_takes_weights_as_repeated_rows(rng):
+    counts = rng.integers(1, 4, size=60)
+    lineup, groups = make_lineup(rng, 60, counts.astype(float)), np.arange(60) // 4
+    rows = np.repeat(np.arange(60), counts)
+    repeated = Lineup(
+        lineup.strata[rows], lineup.positions[rows], np.ones(len(rows)), lineup.offset
+    )
+    _, held_out = lineup.split(0.2, groups)
+    _, among = repeated.split(0.2, groups[rows])
+    assert_array_equal(np.unique(rows[among]), held_out)
+
+
+def test_groups_that_share_an_image_are_one():
+    image = np.array([0, 1, 2, 3, 1, 3])
+    found = groups_of_images(np.array([0, 0, 1, 2, 3, 3]), image)
+    assert found[0] == found[1] == found[3] != found[2]

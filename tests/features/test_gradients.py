@@ -21,7 +21,6 @@ from skconvrfm.kernels import Gaussian, Laplace
 from skconvrfm.learning.feature_sums import LinearReadout, RadialReadout
 
 
-
 def linear_agop(*arguments):
     return gradients_module.linear_agop(*arguments).agop
 

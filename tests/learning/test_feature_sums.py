@@ -1,6 +1,7 @@
 """Ridge regression on features: both sides, sums over rows, readouts, memory."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from skconvrfm.learning.feature_sums import (
     RadialReadout,
     readout_outputs,
 )
-from skconvrfm.learning.models import Observations, TrainingSet
 from skconvrfm.learning.ridge import PrimalRidgePath, RidgePath
+from skconvrfm.learning.training_set import Observations, TrainingSet
 
 ALPHAS = np.array([1e-4, 1e-2, 1.0])
 IMAGE = (7, 6, 2)
@@ -50,7 +51,8 @@ def resources_of(data, dtype="float64", n_jobs=None):
 def options_of(design, alphas):
     data = design.data
     device = design.resources.device
-    return data.targets, data.weights, alphas, device, data.scatter.sum()
+    columns = data.targets, data.weights, alphas, device, data.scatter.sum()
+    return *columns, data.groups
 
 
 def dual_path(design, alphas=ALPHAS):
@@ -60,7 +62,7 @@ def dual_path(design, alphas=ALPHAS):
 
 def primal_path(design, alphas=ALPHAS):
     options = options_of(design, alphas)
-    return PrimalRidgePath(design.moments(), design.map_rows, *options)
+    return PrimalRidgePath(design.moments(), design, *options)
 
 
 BOTH_SIDES = pytest.mark.parametrize("side", [dual_path, primal_path])
@@ -93,6 +95,49 @@ def test_both_sides_give_the_same_machines(design):
             assert_close(getattr(one, name), getattr(other, name), 1e-6)
         assert one.gcv == pytest.approx(other.gcv, rel=1e-7)
         assert one.loo_loss == pytest.approx(other.loo_loss, rel=1e-7)
+
+
+GROUPS = {
+    "pairs": np.arange(30) // 2,
+    "scattered": np.arange(30) % 7,
+    "more rows than features": np.minimum(np.arange(30), 3),
+}
+
+
+@BOTH_SIDES
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("groups", GROUPS)
+def test_left_out_groups_are_those_of_a_refit(side, groups, dtype, weights, rng):
+    groups, data = GROUPS[groups], make_data(rng, 30, weights)
+    resources = resources_of(data, dtype)
+    features = make_features(rng, 5)
+    path = side(Design(features, replace(data, groups=groups), resources))
+    left_out = [path.solve(alpha).loo_prediction for alpha in ALPHAS]
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        rest = Design(features, data.take(np.flatnonzero(groups != group)), resources)
+        phi = Design(features, data, resources).rows.compute(resources)[rows]
+        # Ridges are in units of the longest row, which may be among those left out.
+        scaled = ALPHAS * path.scale / rest.moments().largest
+        for alpha, found in zip(scaled, left_out, strict=True):
+            solution = primal_path(rest).solve(alpha)
+            expected = phi @ solution.coef + solution.intercept
+            assert_close(found[rows], expected, 1e-6)
+    losses = [
+        (weights @ (data.targets - found) ** 2).sum() + data.scatter.sum()
+        for found in left_out
+    ]
+    assert_close(path.loo_loss(), np.array(losses) / weights.sum(), 1e-9)
+
+
+@BOTH_SIDES
+def test_groups_of_single_rows_are_leave_one_out(side, design):
+    alone = Design(
+        design.features,
+        replace(design.data, groups=np.arange(30)[::-1]),
+        design.resources,
+    )
+    assert_close(side(alone).loo_loss(), side(design).loo_loss(), 1e-8)
 
 
 @BOTH_SIDES

@@ -90,7 +90,9 @@ def test_importance_is_the_mean_squared_gradient_at_the_responses(name, data):
 def test_most_important_candidates_are_kept(name, data):
     model = clone(MACHINES[name]).fit(*data)
     # All candidates are the filters of a layer of three times as many.
-    every = clone(model).set_params(features=ConvFeatures(18, patch_size=3, pool_grid=2))
+    every = clone(model).set_params(
+        features=ConvFeatures(18, patch_size=3, pool_grid=2)
+    )
     every = every.set_params(n_rounds=0, selection="gcv").fit(*data)
     [layer] = every.features_
     order = np.argsort(-layer.importance_)
@@ -101,7 +103,9 @@ def test_most_important_candidates_are_kept(name, data):
 
 def test_first_round_has_an_even_part_of_the_candidates(data):
     model = clone(MACHINES["gaussian"]).set_params(n_rounds=0).fit(*data)
-    every = clone(model).set_params(features=ConvFeatures(18, patch_size=3, pool_grid=2))
+    every = clone(model).set_params(
+        features=ConvFeatures(18, patch_size=3, pool_grid=2)
+    )
     expected = every.fit(*data).features_[0].directions_[::3]
     assert_array_equal(model.features_[0].directions_, expected)
 
@@ -175,7 +179,9 @@ def test_partial_fit_chooses_from_its_first_images(data):
     assert_allclose(model.features_[0].filters_, expected.features_[0].filters_)
     filters = model.features_[0].filters_
     model.partial_fit(X + 1, y)
-    assert_array_equal(model.features_[0].directions_, expected.features_[0].directions_)
+    assert_array_equal(
+        model.features_[0].directions_, expected.features_[0].directions_
+    )
     assert len(filters) == 6
 
 
@@ -206,9 +212,7 @@ def test_power_of_a_layer_is_its_own(power, data):
     layer = ConvFeatures(6, patch_size=3, agop_power=power)
     model = ConvRFMClassifier("linear", layer, n_rounds=1, selection="last")
     former = clone(model).set_params(n_rounds=0).fit(*data).features_[0]
-    expected = transform_from_agop(
-        former.patch_agop_, power, former.initial_transform_
-    )
+    expected = transform_from_agop(former.patch_agop_, power, former.initial_transform_)
     found = model.fit(*data).features_[0].patch_transform_
     assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from by_hand import assert_close
 
+from skconvrfm.learning import ridge
 from skconvrfm.learning.ridge import RidgePath
 
 ALPHAS = np.array([1e-3, 0.1, 10.0])
@@ -97,6 +98,43 @@ def test_leave_one_out_predictions_equal_refits(problem, weights, alpha):
     assert_close(solution.loo_prediction, expected, 1e-8)
     loss = np.average(((targets - expected) ** 2).sum(1), weights=weights)
     assert solution.loo_loss == pytest.approx(loss, rel=1e-8)
+
+
+GROUPS = {
+    "scattered": np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 2, 0]),
+    "half of the rows and single ones": np.maximum(np.arange(12), 5),
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_left_out_groups_equal_refits(problem, weights, alpha, groups):
+    matrix, targets = problem
+    groups = GROUPS[groups]
+    path = RidgePath(matrix, targets, weights, ALPHAS, CPU, groups=groups)
+    solution, expected = path.solve(alpha), np.empty_like(targets)
+    for group in np.unique(groups):
+        kept, rows = np.flatnonzero(groups != group), np.flatnonzero(groups == group)
+        coef, intercept = solve_directly(
+            matrix[np.ix_(kept, kept)], targets[kept], weights[kept], alpha
+        )
+        expected[rows] = matrix[np.ix_(rows, kept)] @ coef + intercept
+    assert_close(solution.loo_prediction, expected, 1e-8)
+    loss = np.average(((targets - expected) ** 2).sum(1), weights=weights)
+    assert solution.loo_loss == pytest.approx(loss, rel=1e-8)
+    assert path.loo_loss()[ALPHAS == alpha] == pytest.approx(loss, rel=1e-8)
+    assert solution.gcv == solve(matrix, targets, weights, alpha).gcv
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_left_out_groups_do_not_depend_on_blocks(problem, block, monkeypatch):
+    matrix, targets = problem
+    options = targets, WEIGHTS["real"], ALPHAS, CPU
+    groups = GROUPS["scattered"]
+    expected = RidgePath(matrix, *options, groups=groups).loo_loss()
+    for name in ("_GROUP_ROWS", "_GROUP_COLUMNS"):
+        monkeypatch.setattr(ridge, name, block)
+    found = RidgePath(matrix, *options, groups=groups).loo_loss()
+    assert_close(found, expected, 1e-10)
 
 
 def test_gcv_is_its_formula(problem, weights, alpha):

@@ -12,6 +12,7 @@ from skconvrfm.features.gradients import LayerAgop
 from skconvrfm.learning.rounds import (
     Round,
     Schedule,
+    StagePlan,
     Watcher,
     best_stage,
     fit_rounds,
@@ -31,6 +32,8 @@ class Machine(Watcher):
     patch_dims = (2,)
     has_candidates = False
     chosen = ()
+    kernel, data = None, SimpleNamespace(groups=None)
+    multiple, chooses_bandwidth = None, False
 
     def __init__(self, rounds, agop=None, optimism=0.0, stop_after=None):
         self.rounds, self.seen, self.agop_rounds = rounds, [], []
@@ -116,7 +119,8 @@ def test_selection_chooses_ridge_and_round(selection, index, alphas):
 
 
 def test_plan_sets_the_ridges_and_takes_the_last_round():
-    schedule = Schedule(3, 0.5, "loo", [[1.0, 0.1, 1.0]]).of_stage(0)
+    schedule = Schedule(3, 0.5, "loo", [StagePlan([1.0, 0.1, 1.0], None)])
+    schedule = schedule.of_stage(0)
     fitted = fit_rounds(Machine(ROUNDS), schedule)
     assert fitted.best.index == 2
     assert_array_equal(fitted.history["alpha"], [1.0, 0.1, 1.0])
