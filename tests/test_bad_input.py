@@ -433,7 +433,6 @@ def test_invalid_parameter_values_are_refused(Estimator, images, labels, name, v
         ("features__activation", "tanh"),
         ("features__threshold", np.nan),
         ("features__pool", "maximum"),
-        ("features__pool", (0.5, 1)),
         ("features__pool_grid", 0),
         ("features__pool_size", 0),
         ("features__pool_overlap", 1.5),
