@@ -76,6 +76,8 @@ def nearly(case, other):
         raise UndecidedError
     if other_bandwidth(case, other) or other_bandwidth(case, case.noisy):
         raise UndecidedError
+    if choices(case.fitted)[1] > 0 and not same_filters(case, other, case.noisy):
+        raise UndecidedError
     *_, paths = choices(case.fitted)
     alpha = min([case.fitted.alpha_, *itertools.chain.from_iterable(paths)])
     size = target_size(case) if case.learner is case.model else 0.0
@@ -94,8 +96,10 @@ def compare_criteria(case, other):
     layers = zip(
         *(histories(c.fitted, c.groups is not None) for c in cases), strict=False
     )
+    last = None if same_filters(*cases) else 1
     for round_ in itertools.chain.from_iterable(
-        zip(*histories_of_layer, strict=False) for histories_of_layer in layers
+        itertools.islice(zip(*histories_of_layer, strict=False), last)
+        for histories_of_layer in layers
     ):
         alphas, (expected, found, noisy) = zip(*round_, strict=True)
         limit = limit_of(case, expected, noisy, min(alphas) ** 2, size)
@@ -119,6 +123,19 @@ def other_bandwidth(case, other):
     kernels = (getattr(c.fitted, "estimator_", c.fitted).kernel_ for c in (case, other))
     found = [getattr(kernel, "bandwidth_", 1.0) for kernel in kernels]
     return max(found) > 1.4 * min(found)
+
+
+def same_filters(*cases):
+    """Return True if fits are known to have chosen the same candidates."""
+    models = [getattr(case.fitted, "estimator_", case.fitted) for case in cases]
+    if all(layer.candidates == 1 for layer in models[0].features_):
+        return True
+    biases = [[layer.unit_biases_ for layer in m.features_] for m in models]
+    return all(m.best_round_ > 0 for m in models) and all(
+        np.array_equal(one, biases[0][layer])
+        for found in biases
+        for layer, one in enumerate(found)
+    )
 
 
 def histories(fitted, in_groups=False):

@@ -316,6 +316,9 @@ def random_machine(rng):
     below = random_layer(rng, lower=True)
     if rng.random() < 0.05:  # of 512 filters
         return kernel, "auto"
+    for one in (layer, below):
+        one.candidates = int(pick(rng, (1, 1, 2, 3)))
+        one.learn = bool(rng.random() < 0.8)
     return kernel, pick(rng, (None, layer, layer, [layer], [below, layer]))
 
 
@@ -358,6 +361,8 @@ def random_layer(rng, lower=False):
         int(pick(rng, (1, 4, 8))),
         filters=pick(rng, ("patches", "gaussian")),
         metric=pick(rng, ("identity", "whiten")),
+        shrinkage=pick(rng, (0.1, 1.0)),
+        agop_power=pick(rng, (None, None, 0.25)),
         bias=pick(rng, (0.3, 0.0)),
         activation=pick(rng, ("relu", "relu", "identity")),
         threshold=pick(rng, (0.5, 0.0, -1.0)),
