@@ -38,6 +38,8 @@ def models():
     yield "nngp", ConvRFMClassifier(ConvNNGP(depth=1, patch_size=2), **SMALL)
     yield "patch laplace", ConvRFMRegressor(PatchLaplace(patch_size=2), **SMALL)
     yield "patch gaussian", ConvRFMRegressor(PatchGaussian(pool_grid=1), **SMALL)
+    mirrored = PatchGaussian(metric="auto", mirror=True)
+    yield "mirrored, chosen metric", ConvRFMRegressor(mirrored, **SMALL)
     yield "laplace", ConvRFMClassifier(Laplace(), **SMALL)
     yield "gaussian", ConvRFMRegressor(Gaussian(), POOLED, **SMALL)
     yield "two layers", ConvRFMClassifier(Gaussian(), layers, **SMALL)

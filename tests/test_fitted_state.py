@@ -40,6 +40,7 @@ OTHERS = {
     "kernel__bias": 2.0,
     "kernel__metric": "whiten",
     "kernel__pool_grid": (1, 2),
+    "kernel__mirror": True,
     "kernel__bandwidth": 0.1,
     "features__n_filters": 2,
     "features__patch_size": 6,

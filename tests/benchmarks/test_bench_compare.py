@@ -93,7 +93,7 @@ def test_kernel_is_the_tangent_kernel_without_biases():
     kernel = compare.CASES["kernel-depth3"].kernel
     assert type(kernel).__name__ == "ConvNTK"
     parameters = {"depth": 3, "patch_size": 3, "padding": "valid", "bias": 0}
-    parameters |= {"metric": "identity", "pool_grid": None}
+    parameters |= {"metric": "identity", "pool_grid": None, "mirror": False}
     assert kernel.get_params() == parameters
 
 
