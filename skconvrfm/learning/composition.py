@@ -4,15 +4,29 @@ from .._input import check_pair
 from ..features.layer import ConvFeatures
 from ..kernels.base import PatchKernel
 
-# Sides of an image from which on larger patches were the more accurate.
-_PATCH_SIZES = ((24, 6), (12, 5), (1, 3))
+# Shorter sides of an image from which on two layers were the more accurate, and larger
+# patches. Maps of the first of two layers have about so many rows.
+_TWO_LAYERS, _LARGE_PATCHES, _SMALL_PATCHES = 24, 48, 12
+_MAP_ROWS = 14
 
 
 def auto_features(image_shape):
-    """Return the one feature layer, in a list, for images, or rows, of a shape."""
-    side = max(image_shape[:2])
-    patch = next(size for smallest, size in _PATCH_SIZES if side >= smallest)
-    return [ConvFeatures(patch_size=patch)]
+    """Return the feature layers for images, or rows, of a shape, from the image up.
+
+    Their filters are chosen; metrics of whitened patches are not learned, which did not
+    pay where they were measured.
+    """
+    chosen = {"candidates": 3, "learn": False}
+    shorter, longer = sorted(image_shape[:2])
+    if shorter < _TWO_LAYERS:
+        patch = 5 if longer >= _SMALL_PATCHES else 3
+        return [ConvFeatures(patch_size=patch, **chosen)]
+    patch = 7 if shorter >= _LARGE_PATCHES else 5
+    size = max(2, round((shorter - patch + 1) / _MAP_ROWS))
+    return [
+        ConvFeatures(256, patch_size=patch, pool_size=size, **chosen),
+        ConvFeatures(patch_size=3, shrinkage=3.0, **chosen),
+    ]
 
 
 def check_composition(kernel, features):

@@ -123,19 +123,26 @@ def test_predicted_seconds_are_positive_and_finite(name, data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("image_shape", "patch_size"),
+    ("image_shape", "patch_sizes", "pool_size"),
     [
-        ((32, 32, 3), 6),
-        ((24, 5, 1), 6),
-        ((23, 23, 1), 5),
-        ((12, 12, 1), 5),
-        ((8, 8, 1), 3),
-        ((1, 64, 1), 6),
+        ((32, 32, 3), [5, 3], 2),
+        ((64, 64, 1), [7, 3], 4),
+        ((48, 96, 3), [7, 3], 3),
+        ((28, 28, 1), [5, 3], 2),
+        ((24, 5, 1), [5], None),
+        ((23, 23, 1), [5], None),
+        ((12, 12, 1), [5], None),
+        ((8, 8, 1), [3], None),
+        ((1, 64, 1), [5], None),
     ],
 )
-def test_auto_features_follow_the_image_shape(image_shape, patch_size):
-    [layer] = auto_features(image_shape)
-    assert layer.get_params() == ConvFeatures(patch_size=patch_size).get_params()
+def test_auto_features_follow_the_image_shape(image_shape, patch_sizes, pool_size):
+    layers = auto_features(image_shape)
+    assert [layer.patch_size for layer in layers] == patch_sizes
+    assert layers[0].pool_size == pool_size
+    assert all(layer.candidates == 3 and not layer.learn for layer in layers)
+    maps = layers[0].bind(image_shape).with_filters(np.ones((1, 1)), None, None)
+    assert min(maps.grid) >= 10 or len(layers) == 1
 
 
 @pytest.mark.parametrize("kernel", ["linear", "gaussian"])
