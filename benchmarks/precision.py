@@ -92,7 +92,10 @@ def fit(model, X_test, n_rounds, power=0.5):
         kernel = kernel.astype(np.float64)
         gcv = path.gcv()
         chosen = int(np.argmin(gcv))
-        [agop] = agops = current.patch_agops(path.solve(path.alphas[chosen]).coef)
+        [agop] = [
+            found.agop
+            for found in current.patch_agops(path.solve(path.alphas[chosen]).coef)
+        ]
         coef, intercepts = path.coefficients()
         predictions = current.outputs(X_test, coef) + intercepts
         shape = len(X_test), len(path.alphas), -1
@@ -107,7 +110,8 @@ def fit(model, X_test, n_rounds, power=0.5):
             }
         )
         if index < n_rounds:
-            transforms = transforms_from(agops, power, model.initial_transforms)
+            powers = model.powers(power)
+            transforms = transforms_from([agop], powers, model.initial_transforms)
     return rounds
 
 

@@ -51,12 +51,15 @@ class PatchMoments:
 
     mean: np.ndarray  # (d,), v̄
     covariance: np.ndarray  # (d, d), Σ
+    floor: float | None = None  # ε of normalised patches; None takes them as they are
 
     def with_mirrors(self, entries):
         """Return the moments of patches and their mirrors, which have these entries."""
         mean, shift = self.mean[entries], (self.mean - self.mean[entries]) / 2
         covariance = (self.covariance + self.covariance[np.ix_(entries, entries)]) / 2
-        return PatchMoments(mean + shift, covariance + np.outer(shift, shift))
+        return replace(
+            self, mean=mean + shift, covariance=covariance + np.outer(shift, shift)
+        )
 
     def whitening(self, shrinkage=SHRINKAGE):
         """Return the symmetric transform T₀, the identity for equal patches."""
@@ -68,27 +71,46 @@ class PatchMoments:
         return (vectors / np.sqrt(shrunk)) @ vectors.T
 
 
-def drawn_moments(images, layer, lineup, resources):
-    """Return the `PatchMoments` of as many drawn images as are affordable."""
+def drawn_moments(images, layer, lineup, resources, normalize=False):
+    """Return the `PatchMoments` of as many drawn images as are affordable.
+
+    Patches are perhaps normalised, with their mean variance as ε.
+    """
     patch_dim = images.shape[3] * math.prod(layer.patch)
     affordable = _MOMENT_OPERATIONS / (2 * layer.n_locations * patch_dim**2)
     n_draws = int(np.clip(affordable, _LEAST_MOMENT_IMAGES, _MOMENT_IMAGES))
     sample = lineup.draw(n_draws)
     step = math.ceil(len(sample.rows) / affordable)
-    return patch_moments(images, layer, sample, resources, step)
+    floor = None
+    if normalize:
+        floor = mean_variance(images, layer, sample, resources, step)
+    return patch_moments(images, layer, sample, resources, step, floor)
 
 
-def patch_moments(images, layer, sample, resources, step=1):
+def mean_variance(images, layer, sample, resources, step=1):
+    """Return the mean variance of the entries of a patch, 1 where all are constant."""
+    total = sums = 0.0
+    for group, source in _patch_sources(images, sample.rows, layer, resources):
+        for part, _, patches in source.blocks(step):
+            weights = torch.as_tensor(sample.weights[group][part]).to(patches)
+            variances = patches.var(2, correction=0)
+            sums += float((variances * weights).sum())
+            total += float(weights.sum()) * variances[..., 0].numel()
+    return sums / total or 1.0
+
+
+def patch_moments(images, layer, sample, resources, step=1, floor=None):
     """Return the `PatchMoments` of the images of a `Sample`, with its weights.
 
-    Every ``step``-th row of locations counts.
+    Every ``step``-th row of locations counts. ``floor`` is that of normalised patches.
     """
     total = sums = 0.0
     d = images.shape[3] * math.prod(layer.patch)
     options = {"dtype": torch.float64, "device": resources.device}
     products, centre = torch.zeros((d, d), **options), None
     weights = torch.as_tensor(sample.weights, **options)
-    for group, source in _patch_sources(images, sample.rows, layer, resources):
+    where = images, sample.rows, layer, resources, floor
+    for group, source in _patch_sources(*where):
         for part, _, patches in source.blocks(step):
             # In float32 a product over all patches would lose the small variances,
             # which whitening magnifies.
@@ -109,11 +131,13 @@ def patch_moments(images, layer, sample, resources, step=1):
             "the covariance of patches overflows float64: X has values up to "
             f"{largest_value(images):.3g}; scale the images, for instance to [0, 1]."
         )
-    return PatchMoments((centre + offset).cpu().numpy(), covariance.cpu().numpy())
+    mean = centre + offset
+    return PatchMoments(mean.cpu().numpy(), covariance.cpu().numpy(), floor)
 
 
-def draw_patches(images, layer, rows, centre, rng, resources):
-    """Return a patch of each of ``rows`` less the centre, an ndarray (len(rows), d)."""
+def draw_patches(images, layer, rows, moments, rng, resources):
+    """Return a patch of each of ``rows`` less the mean, an ndarray (len(rows), d)."""
+    centre = moments.mean
     # In proportion to its squared distance from the centre: much may be blank.
     heights = rng.uniform(size=len(rows))
     distinct, image = np.unique(rows, return_inverse=True)
@@ -121,7 +145,8 @@ def draw_patches(images, layer, rows, centre, rng, resources):
     every = slice(0, layer.locations[1])
     columns = balanced_blocks(every, _BLOCK_NUMBERS // len(centre))
     drawn = np.empty((len(rows), len(centre)))
-    for group, source in _patch_sources(images, distinct, layer, resources):
+    where = images, distinct, layer, resources, moments.floor
+    for group, source in _patch_sources(*where):
         sums = np.zeros((group.stop - group.start, layer.locations[0]))
         for part, at, patches in source.blocks(step):
             sums[part, at] += _squared_lengths(patches, centre).sum(1).T
@@ -152,24 +177,23 @@ def _find(lengths, height):
     return index, height - (sums[index - 1] if index else 0)
 
 
-def _patch_sources(images, rows, layer, resources):
+def _patch_sources(images, rows, layer, resources, floor=None):
     """Yield (slice, the `_PatchSource` of these rows) for some rows of the images."""
     size = 2 * resources.itemsize * math.prod(images.shape[1:])
     largest = resources.memory // 8 // size
     for part in image_blocks(rows, largest):
-        yield (
-            part,
-            _PatchSource(take(images, rows[part]), layer, resources, largest > 0),
-        )
+        chosen, fits = take(images, rows[part]), largest > 0
+        yield part, _PatchSource(chosen, layer, resources, fits, floor)
 
 
 class _PatchSource:
     """Patches of some images, held or read by bands of rows where memory is short."""
 
-    def __init__(self, images, layer, resources, fits):
+    def __init__(self, images, layer, resources, fits, floor):
         if not fits:
             images = read(images)
         self._images, self._layer, self._resources = images, layer, resources
+        self._floor = floor
         self._held = load_rows(images, None, resources) if fits else None
 
     def patches(self, part, row, columns):
@@ -179,7 +203,15 @@ class _PatchSource:
             pixels = self._held[part, rows]
         else:
             pixels = load_rows(self._images[part], rows, self._resources)
-        return extract_patches(pixels[:, :, across].double(), layer)
+        return self._normalized(extract_patches(pixels[:, :, across].double(), layer))
+
+    def _normalized(self, patches):
+        """Return patches (..., d, n), normalised where there is a floor."""
+        if self._floor is None:
+            return patches
+        patches = patches - patches.mean(-2, keepdim=True)
+        variances = patches.square().mean(-2, keepdim=True)
+        return patches / (variances + self._floor).sqrt()
 
     def blocks(self, step):
         """Yield (slice of images, slice of rows, float64 patches) of all locations.
@@ -203,7 +235,7 @@ class _PatchSource:
                 some, (y, x) = layer.part(at, across)
                 block = pixels[part, y, x].double()
                 at = slice(band.start + at.start, band.start + at.stop)
-                yield part, at, extract_patches(block, some)
+                yield part, at, self._normalized(extract_patches(block, some))
 
     def _bands(self):
         """Yield (slice of rows of locations, the pixels that they see)."""
@@ -239,13 +271,16 @@ class FilterBank:
         filters, channels = self.directions, features.image_shape_[2]
         if transform is not None:
             filters = filters @ transform
+        if self.moments.floor is not None:  # of patches less their mean
+            filters = filters - filters.mean(1, keepdims=True)
         biases = float(features.bias) * self.unit_biases
         if self.initial is not None:
             biases = biases - filters @ self.moments.mean / math.sqrt(channels)
         variances = ((filters @ self.moments.covariance) * filters).sum(1)
         deviations = np.sqrt(variances.clip(min=0) / channels)
         biases = biases - float(features.threshold) * deviations
-        return features.with_filters(filters, biases, _OFFSET * deviations)
+        floor = self.moments.floor
+        return features.with_filters(filters, biases, _OFFSET * deviations, floor)
 
     def take(self, filters):
         """Return the bank of some of the filters."""
@@ -254,19 +289,22 @@ class FilterBank:
 
     def measured_on(self, images, layer, lineup, resources):
         """Return the bank with the moments of the patches of other images."""
-        return replace(self, moments=drawn_moments(images, layer, lineup, resources))
+        normalize = self.moments.floor is not None
+        moments = drawn_moments(images, layer, lineup, resources, normalize)
+        return replace(self, moments=moments)
 
 
 def draw_bank(features, images, lineup, rng, resources):
     """Draw the candidates of bound features from images or maps, a `FilterBank`."""
     layer, n_filters = features.layer_, features.candidates * features.n_filters
-    moments = drawn_moments(images, layer, lineup, resources)
+    normalize = features.normalize
+    moments = drawn_moments(images, layer, lineup, resources, normalize)
     initial = None
     if features.metric == "whiten":
         initial = moments.whitening(float(features.shrinkage))
     if features.filters == "patches":
         rows = lineup.sequence(n_filters)
-        patches = draw_patches(images, layer, rows, moments.mean, rng, resources)
+        patches = draw_patches(images, layer, rows, moments, rng, resources)
         directions = to_one_length(patches if initial is None else patches @ initial)
     else:
         directions = rng.standard_normal((n_filters, len(moments.mean)))

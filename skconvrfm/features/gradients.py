@@ -37,7 +37,7 @@ from ..compute.blocks import balanced_blocks, image_blocks, largest_value
 from ..compute.images import to_tensor
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
 from ..compute.threads import own_threads, share_out
-from .maps import Band, feature_rows, load_rows
+from .maps import Band, feature_rows, load_rows, patch_contrasts
 from .pools import average_pool, cell_areas, cell_parts
 
 # Cost of an entrywise product of K × K matrices in products of two rows of K.
@@ -159,7 +159,7 @@ def _pass_layers(layers, images, resources):
     # The way back is through all locations at once.
     maps, passes = resources.tensor(images), []
     for layer in layers:
-        passes.append(_LayerPass(layer, *_pool(layer, maps)))
+        passes.append(_LayerPass(layer, *_pool(layer, maps), maps))
         maps = passes[-1].features
     return passes
 
@@ -214,8 +214,9 @@ class _Pooled:
 class _LayerPass:
     """One layer on one block of images (m, h, w, c): its features, and the way back."""
 
-    def __init__(self, layer, pooled, bands):
+    def __init__(self, layer, pooled, bands, images=None):
         self._layer, self._pooled, self._bands = layer, pooled, bands
+        self._images = images  # for the way to the layers below
         self.features = layer.raise_means(pooled.means)
 
     def at_means(self, gradients):
@@ -242,14 +243,48 @@ class _LayerPass:
         delta = _spread(self._pooled.to_parts(gradients), *_places(whole))
         delta = delta.mul_(active[:, None]).flatten(0, 1)
         layer, channels = self._layer.layer, self._layer.channels
-        top, bottom, left, right = layer.padding
-        filters, _ = self._layer.affine(channels)
-        weight = to_tensor(filters, active.dtype, gradients.device)
-        weight = weight.reshape(len(filters), channels, *layer.patch)
-        inputs = conv_transpose2d(delta.permute(0, 3, 1, 2), weight)
-        height, width = inputs.shape[2:]
-        inputs = inputs[:, :, top : height - bottom, left : width - right]
-        return inputs.permute(0, 2, 3, 1).unflatten(0, (m, n_outputs)).double() * peak
+        filters, biases = (
+            to_tensor(array, active.dtype, gradients.device)
+            for array in self._layer.affine(channels)
+        )
+        extra = 0.0
+        if self._layer.floor is not None:
+            delta, extra = self._through_contrasts(delta, biases)
+        weight = filters.reshape(len(filters), channels, *layer.patch)
+        inputs = _add_patches(delta, weight, layer) + extra
+        return inputs.unflatten(0, (m, n_outputs)).double() * peak
+
+    def _through_contrasts(self, delta, biases):
+        """Return gradients at products with patches, and those by their contrasts."""
+        layer, images = self._layer.layer, self._images
+        n_outputs = len(delta) // len(images)
+        means, variances = patch_contrasts(images, layer)
+        scales = (variances + self._layer.floor).rsqrt()
+        # Where they are negative the gradients at them are 0.
+        products = (self._layer.responses(images) - biases).repeat_interleave(
+            n_outputs, 0
+        )
+        means, scales, repeated = (
+            array.repeat_interleave(n_outputs, 0).to(delta)
+            for array in (means, scales, images)
+        )
+        d = images.shape[3] * math.prod(layer.patch)
+        at_contrasts = (delta * products).sum(3) * scales.square() / d
+        box = delta.new_ones((1, 1, *layer.patch))
+        one, shift = (
+            _add_patches(array[..., None], box, layer)
+            for array in (at_contrasts, at_contrasts * means)
+        )
+        return delta * scales[..., None], shift - one * repeated
+
+
+def _add_patches(delta, weight, layer):
+    """Return the images (n, h, w, c) to which gradients add filters at locations."""
+    top, bottom, left, right = layer.padding
+    inputs = conv_transpose2d(delta.permute(0, 3, 1, 2), weight)
+    height, width = inputs.shape[2:]
+    inputs = inputs[:, :, top : height - bottom, left : width - right]
+    return inputs.permute(0, 2, 3, 1)
 
 
 def _in_units(gradients, like):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from ..compute.blocks import balanced_blocks, image_blocks, largest_value
 from ..compute.images import Layer, extract_patches, take, to_tensor
@@ -48,6 +48,16 @@ def convolve(images, layer, filters, biases=None):
     kept = {name: getattr(cudnn, name) for name in names}
     with cudnn.flags(allow_tf32=False, **kept):
         return conv2d(maps, weight, biases).permute(0, 2, 3, 1)
+
+
+def patch_contrasts(images, layer):
+    """Return means and variances of the entries of patches, (n, rows, columns)."""
+    images = images.double()
+    sums = torch.stack([images.sum(3), images.square().sum(3)], 1)
+    top, bottom, left, right = layer.padding
+    means = avg_pool2d(pad(sums, (left, right, top, bottom)), layer.patch, stride=1)
+    mean, squares = (means / images.shape[3]).unbind(1)
+    return mean, (squares - mean.square()).clamp_(min=0)
 
 
 def transformed_patches(images, layer, transform):
@@ -134,8 +144,11 @@ class FilterLayer(PowerPool, LocationFeatures):
               \text{identity: } w^\top v_u(x) / \sqrt c + t
 
     and then means m of :math:`u^p` over the cells of a grid, raised to a power:
-    :math:`(m + o^p)^q - o^{pq}`. With p > 1 the powers are those of absolute values;
-    with p = 1 a negative mean keeps its sign. :math:`p = \infty` is the maximum.
+    :math:`(m + o^p)^q - o^{pq}`. Products with normalised patches are divided by
+    :math:`\sqrt{s_u^2 + \varepsilon}` with the variance :math:`s_u^2` of the entries
+    of :math:`v_u`; their filters have a mean of 0. With p > 1 the powers are those of
+    absolute values; with p = 1 a negative mean keeps its sign. :math:`p = \infty` is
+    the maximum.
     """
 
     layer: Layer
@@ -147,6 +160,7 @@ class FilterLayer(PowerPool, LocationFeatures):
     offsets: np.ndarray | None = None  # (K,), o, bound the slope at 0; None is zero
     order: float = 1.0  # p
     overlap: float = 0.0
+    floor: float | None = None  # ε of normalised patches; None takes them as they are
 
     @property
     def n_maps(self):
@@ -199,8 +213,22 @@ class FilterLayer(PowerPool, LocationFeatures):
         """Return u of all locations, with the factors of `affine`."""
         arrays = self.affine(images.shape[3])
         filters, biases = (to_tensor(a, images.dtype, images.device) for a in arrays)
-        maps = convolve(images, self.layer, filters, biases)
+        scales = self.patch_scales(images)
+        if scales is None:
+            maps = convolve(images, self.layer, filters, biases)
+        else:
+            maps = convolve(images, self.layer, filters) * scales[..., None] + biases
         return maps.relu_() if self.activation == "relu" else maps
+
+    def patch_scales(self, images):
+        """Return 1 / sqrt(s² + ε) of the patches of images, (n, rows, columns).
+
+        None where patches are taken as they are.
+        """
+        if self.floor is None:
+            return None
+        _, variances = patch_contrasts(images, self.layer)
+        return (variances + self.floor).rsqrt().to(images)
 
     def __call__(self, images):
         """Return the feature maps (n, rows, columns, K) of images (n, h, w, c)."""

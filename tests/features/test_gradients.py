@@ -69,6 +69,12 @@ NETWORKS = {
         {"pool_size": 2, "pool": "norm", "activation": "identity"},
         {"pool_grid": 2, "patch_size": 2, "pool": "max", "pool_overlap": 1},
     ],
+    "normalised": [{"normalize": True, "padding": "same"}],
+    "three layers, normalised": [
+        {"pool_size": 2, "normalize": True, "patch_size": 2},
+        {"padding": "same", "pool_grid": None, "normalize": True, "pool": "norm"},
+        {"patch_size": 2, "normalize": True, "activation": "identity"},
+    ],
     "three layers, all pools": [
         {"padding": "same", "pool_size": 1, "pool": "max", "pool_overlap": 1},
         {"padding": "same", "pool_size": 2, "pool": "norm", "pool_overlap": 0.5},
@@ -101,7 +107,10 @@ def make_layers(network, rng, image_shape=IMAGE):
         d, n = image_shape[2] * math.prod(features.layer_.patch), 5 - index
         filters, biases = rng.normal(size=(n, d)) / 2, rng.normal(size=n)
         offsets = rng.uniform(0.01, 0.2, size=n)
-        layers.append(features.with_filters(filters, biases, offsets))
+        floor = 0.3 if features.normalize else None
+        if features.normalize:
+            filters -= filters.mean(1, keepdims=True)
+        layers.append(features.with_filters(filters, biases, offsets, floor))
         image_shape = layers[-1].shape
     return tuple(layers)
 
@@ -128,6 +137,11 @@ def forward(layer, maps):
     (rows, columns), (top, bottom, left, right) = layer.layer.patch, layer.layer.padding
     padded = pad(maps, (0, 0, left, right, top, bottom))
     patches = padded.unfold(0, rows, 1).unfold(1, columns, 1).flatten(2)
+    if layer.floor is not None:
+        patches = patches - patches.mean(2, keepdim=True)
+        patches = (
+            patches / (patches.square().mean(2, keepdim=True) + layer.floor).sqrt()
+        )
     responses = patches @ torch.from_numpy(layer.filters).T / math.sqrt(maps.shape[2])
     responses = responses + torch.from_numpy(layer.biases)
     if layer.activation == "relu":

@@ -56,7 +56,7 @@ _FUNCTIONS = {  # the result and the arguments of each
     "gram_product": "-" + "llll" + "pppp",
     "output_product": "-" + "lllll" + "ppp" + "lp",
     "filter_lanes": "l",
-    "filter_maps": "i" + "plpppp",
+    "filter_maps": "i" + "plppppp",
 }
 
 

@@ -171,8 +171,14 @@ def filter_maps(library, features, images):
         padded = pad(images[part], (0, 0, left, right, top, bottom)).contiguous()
         sizes = *padded.shape[1:], *layer.locations, *layer.patch, *grid
         structure = _FilterLayer(*sizes, len(biases), order, least, *edges)
-        arrays = padded, filters, biases, out[part]
-        if function(ctypes.byref(structure), len(padded), *map(_address, arrays)):
+        scales = features.patch_scales(images[part])
+        if scales is not None:
+            scales = scales.contiguous()
+            shape = len(padded), *layer.locations
+            checks.check_array("scales", scales, shape, {}, images.dtype)
+        arrays = padded, filters, biases, scales, out[part]
+        addresses = (None if a is None else _address(a) for a in arrays)
+        if function(ctypes.byref(structure), len(padded), *addresses):
             raise MemoryError("no memory for the places of a map")
 
     largest = math.ceil(_MAP_LOCATIONS_TOGETHER / layer.n_locations)

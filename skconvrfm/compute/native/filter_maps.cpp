@@ -32,16 +32,17 @@ struct FilterLayer {
 // of their cells: neither maps nor patches, which are read in their image, are ever in memory.
 // Images are (n, height, width, channels). Filters are (vectors, d, lanes), of the size of a
 // register, their entries in the order (row, column, channel) in which a patch lies in its image;
-// biases are (vectors, lanes), means (n, grid rows, grid columns, vectors, lanes).
+// biases are (vectors, lanes), means (n, grid rows, grid columns, vectors, lanes). Products with a
+// patch are multiplied by its scale, (n, rows, columns), where there are scales.
 template <class Real> class FilterMaps {
   public:
     static constexpr long lanes = register_bytes / sizeof(Real);
 
     FilterMaps(const FilterLayer &layer, const Real *images, const Real *filters,
-               const Real *biases, Real *means)
+               const Real *biases, const Real *scales, Real *means)
         : layer(layer), run(layer.patch_columns * layer.channels),
           line(layer.width * layer.channels), images(images), filters(filters),
-          biases(biases), means(means), least(Real(layer.least)) {
+          biases(biases), scales(scales), means(means), least(Real(layer.least)) {
         places.reserve(layer.locations());
         Cell row;
         for (long r = 0; r < layer.rows; r++) {
@@ -97,6 +98,7 @@ template <class Real> class FilterMaps {
         const long cells = layer.grid_rows * layer.grid_columns;
         const Real *image = images, *pixels[group];
         Real *mean = means + first * lanes, *targets[group];
+        const Real *scale = scales;
         const Place *here = places.data(), *end = here + places.size(), *in_group[group];
         for (long left = n * layer.locations(); left > 0; left -= group) {
             long count = std::min(left, group);
@@ -114,6 +116,10 @@ template <class Real> class FilterMaps {
                 pixels[t] = pixels[0];
             Register sum[group][vectors];
             convolve<vectors>(first, pixels, sum);
+            if (scales) {
+                add_biases<vectors>(first, scale, count, sum);
+                scale += count;
+            }
             if (layer.order == 1)
                 pool<vectors, Order::one>(sum, count, in_group, targets);
             else if (layer.order)
@@ -123,7 +129,7 @@ template <class Real> class FilterMaps {
         }
     }
 
-    // Products of a panel of filters with a few patches, and biases.
+    // Products of a panel of filters with a few patches, and biases where there are no scales.
     template <int vectors>
     INLINE void convolve(long first, const Real *const *pixels,
                          Register (&sum)[group][vectors]) const {
@@ -131,7 +137,7 @@ template <class Real> class FilterMaps {
         for (long t = 0; t < group; t++)
 #pragma GCC unroll 4
             for (long v = 0; v < vectors; v++)
-                sum[t][v] = at(biases + (first + v) * lanes);
+                sum[t][v] = scales ? Register{} : at(biases + (first + v) * lanes);
         const long entries = layer.patch_rows * run;
         const Real *filter = filters + first * entries * lanes;
         for (long row = 0; row < layer.patch_rows; row++)
@@ -146,6 +152,16 @@ template <class Real> class FilterMaps {
                     for (long v = 0; v < vectors; v++)
                         sum[t][v] += pixels[t][e] * lane[v];
             }
+    }
+
+    template <int vectors>
+    INLINE void add_biases(long first, const Real *scale, long count,
+                           Register (&sum)[group][vectors]) const {
+#pragma GCC unroll 6
+        for (long t = 0; t < group && t < count; t++)
+#pragma GCC unroll 4
+            for (long v = 0; v < vectors; v++)
+                sum[t][v] = sum[t][v] * scale[t] + at(biases + (first + v) * lanes);
     }
 
     // The power of an absolute value.
@@ -191,7 +207,7 @@ template <class Real> class FilterMaps {
 
     const FilterLayer &layer;
     long run, line;  // of a patch's row and an image's row
-    const Real *images, *filters, *biases;
+    const Real *images, *filters, *biases, *scales;
     Real *means, least;
     std::vector<Place> places;
 };
@@ -201,9 +217,10 @@ template <class Real> class FilterMaps {
 #define EXPORT_FILTERS(Real)                                                                 \
     EXPORT long filter_lanes_##Real() { return FilterMaps<Real>::lanes; }                    \
     EXPORT int filter_maps_##Real(const FilterLayer *layer, long n, const Real *images,      \
-                                  const Real *filters, const Real *biases, Real *means) {    \
+                                  const Real *filters, const Real *biases,                   \
+                                  const Real *scales, Real *means) {                         \
         return guarded([&] {                                                                 \
-            FilterMaps<Real>(*layer, images, filters, biases, means).compute(n);             \
+            FilterMaps<Real>(*layer, images, filters, biases, scales, means).compute(n);     \
         });                                                                                  \
     }
 EXPORT_FILTERS(float)

@@ -103,7 +103,12 @@ def make_filters(layer, channels, filters, activation, biases, pool=None, order=
         activation=activation,
         order=order,
         affine=lambda c: (filters * (gain / math.sqrt(c)), biases * gain),
+        patch_scales=no_scales,
     )
+
+
+def no_scales(images):
+    """Scales of patches that are taken as they are."""
 
 
 def maps_by_formula(features, images):
