@@ -234,7 +234,7 @@ def interruption(seconds):
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
-# Python drops an interrupt that arrives in a finalizer, with a warning; the fit goes on.
+# Python drops an interrupt that arrives in a finalizer, with a warning.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("n_jobs", [None, 2])
 @pytest.mark.parametrize("name", ["kernel", "linear", "gaussian"])
