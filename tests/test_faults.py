@@ -218,24 +218,31 @@ def test_interrupted_refine_keeps_metric(data, monkeypatch):
 
 @contextlib.contextmanager
 def interruption(seconds):
-    """Interrupt what is done after a time, as Ctrl-C would, if it still goes on."""
+    """Interrupt what is done after a time, as Ctrl-C would, if it still goes on.
+
+    Python drops an interrupt that arrives in a finalizer, and goes on.
+    """
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    def report(unraisable):
+        if unraisable.exc_type is not KeyboardInterrupt:
+            former(unraisable)
+
+    before, former = signal.signal(signal.SIGALRM, interrupt), sys.unraisablehook
+    sys.unraisablehook = report
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = former
 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
-# Python drops an interrupt that arrives in a finalizer, with a warning.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("n_jobs", [None, 2])
 @pytest.mark.parametrize("name", ["kernel", "linear", "gaussian"])
 def test_interruptions_at_any_moment_leave_estimator_unchanged(
