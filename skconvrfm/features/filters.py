@@ -257,10 +257,15 @@ class FilterBank:
         return replace(self, moments=drawn_moments(images, layer, lineup, resources))
 
 
-def draw_bank(features, images, lineup, rng, resources):
-    """Draw the candidates of bound features from images or maps, a `FilterBank`."""
+def draw_bank(features, images, lineup, mirrored, rng, resources):
+    """Draw the candidates of bound features from images or maps, a `FilterBank`.
+
+    ``mirrored`` is True if they see mirror images as well.
+    """
     layer, n_filters = features.layer_, features.candidates * features.n_filters
     moments = drawn_moments(images, layer, lineup, resources)
+    if mirrored:
+        moments = moments.with_mirrors(layer.mirror_entries(images.shape[3]))
     initial = None
     if features.metric == "whiten":
         initial = moments.whitening(float(features.shrinkage))
