@@ -257,7 +257,7 @@ class FilterBank:
         return replace(self, moments=drawn_moments(images, layer, lineup, resources))
 
 
-def draw_bank(features, images, lineup, mirrored, rng, resources):
+def draw_bank(features, images, lineup, rng, resources, mirrored=False):
     """Draw the candidates of bound features from images or maps, a `FilterBank`.
 
     ``mirrored`` is True if they see mirror images as well.

@@ -106,8 +106,8 @@ class Recipe:
             if self.start is None:
                 sources.append(copy.deepcopy(self.rng))
                 mirrored = _sees_mirrors(self.features, index)
-                parts = images, data.lineup, mirrored, self.rng, self.resources
-                bank = draw_bank(layer, *parts)
+                parts = images, data.lineup, self.rng, self.resources
+                bank = draw_bank(layer, *parts, mirrored)
                 # Candidates are in the order of their classes.
                 bank = bank.take(slice(None, None, layer.candidates))
                 transform = bank.initial
@@ -340,8 +340,8 @@ class MapModel(Model):
             if moved or features.candidates > 1:
                 rng = copy.deepcopy(self.sources[index])
                 mirrored = _sees_mirrors(self.layers, index)
-                parts = images, self.data.lineup, mirrored, rng, self.resources
-                bank = draw_bank(features, *parts)
+                parts = images, self.data.lineup, rng, self.resources
+                bank = draw_bank(features, *parts, mirrored)
             if features.candidates > 1:
                 if chosen is None:
                     numbers = self._most_important(features, bank, images)
