@@ -29,8 +29,11 @@ patch at u as its mirror at u' as well, so that with the mirror M of a patch
 .. math:: g_{ou}(x) = W^\top \delta_{ou}(x) + M W^\top \delta_{ou'}(Px), \qquad
           S_\times = \sum_{o,u} \delta_{ou}(x)\, \delta_{ou'}(Px)^\top,
 
-and the mean of :math:`g g^\top` over images and mirrors is :math:`\tfrac12 (A + M A M)`
-with :math:`A = W^\top S W + W^\top (S_\times + S_\times^\top) W M`.
+and the mean of :math:`g g^\top` over images and their mirrors is
+
+.. math:: W_+^\top (S + S_\times + S_\times^\top) W_+ +
+          W_-^\top (S - S_\times - S_\times^\top) W_-, \qquad
+          W_\pm = \tfrac12 (W \pm W M).
 
 Source: the ansatz, Beaglehole et al., arXiv:2309.00570; the closed form is ours.
 """
@@ -102,11 +105,13 @@ def _agop(features, moments, images, coef):
     filters, _ = features.affine(features.channels)
     moment, *crossed = moments
     with np.errstate(over="ignore", invalid="ignore"):  # refused in better words
-        agop = filters.T @ moment @ filters
-        for cross in crossed:
-            mirrored = features.layer.mirror_entries(features.channels)
-            agop += (filters.T @ (cross + cross.T) @ filters)[:, mirrored]
-            agop = (agop + agop[np.ix_(mirrored, mirrored)]) / 2
+        if crossed:
+            both = crossed[0] + crossed[0].T
+            mirrored = filters[:, features.layer.mirror_entries(features.channels)]
+            even, odd = (filters + mirrored) / 2, (filters - mirrored) / 2
+            agop = even.T @ (moment + both) @ even + odd.T @ (moment - both) @ odd
+        else:
+            agop = filters.T @ moment @ filters
     if not np.isfinite(agop).all():
         raise ValueError(
             f"the patch AGOP overflows float64: X has values up to "
