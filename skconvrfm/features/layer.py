@@ -87,7 +87,7 @@ class ConvFeatures(BaseEstimator):
         size, rounded and clipped to the map: at most 1. 0 is none, which costs least.
     mirror : bool, default=False
         Average the features of an image and of its mirror (columns reversed), so that
-        both have one prediction: 1 to 2 points on CIFAR-10, and twice the time. Off by
+        both have one prediction: about 2 points on CIFAR-10, and twice the time. Off by
         default, because digits and letters have a hand. For the last layer below a
         kernel of whole maps: the image passes all layers twice.
 
