@@ -409,6 +409,14 @@ def callable_kernel(case):
     return case.but(fit=lambda _: case.fitted, read=read_kernel)
 
 
+def new_images_mirrored(case):
+    """The case with the mirrors of the new images, for a layer with a mirror."""
+    layers = getattr(case.fitted, "features_", [])
+    if layers and layers[-1].mirror:
+        X_new = np.ascontiguousarray(case.X_new[:, :, ::-1])
+        return case.but(fit=lambda _: case.fitted, X_new=X_new)
+
+
 def streamed(case):
     """The case with sums over batches, for a linear machine of round 0."""
     if case.fit is not stream:
@@ -506,6 +514,7 @@ DRAWN = {
     "pickle": (pickled, exactly),
     "skops": (saved, exactly),
     "kernel called": (callable_kernel, closely),
+    "mirrors alike": (new_images_mirrored, exactly),
     "partial_fit in any order": (streamed, closely),
     "partial_fit = fit": (fitted_at_once, closely),
     "torch state": (in_torch_state, closely),

@@ -312,7 +312,7 @@ def random_machine(rng):
     kernel = pick(rng, (random_radial(rng), Linear(), Linear()))
     if isinstance(kernel, Linear) and rng.random() < 0.1:
         return "linear", None
-    layer = random_layer(rng)
+    layer = random_layer(rng).set_params(mirror=pick(rng, (False, False, True)))
     below = random_layer(rng, lower=True)
     if rng.random() < 0.05:  # of 512 filters
         return kernel, "auto"

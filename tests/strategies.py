@@ -377,9 +377,12 @@ lower_layer = st.one_of(
     feature_layers({"pool_grid": st.none()}),
     feature_layers({"pool_size": st.sampled_from([2, (1, 2)]), **overlaps}),
 )
+top_layer = st.builds(
+    lambda layer, mirror: layer.set_params(mirror=mirror), upper_layer, st.booleans()
+)
 stacks = st.one_of(
-    upper_layer.map(lambda layer: [layer]),
-    st.tuples(lower_layer, upper_layer).map(list),
+    top_layer.map(lambda layer: [layer]),
+    st.tuples(lower_layer, top_layer).map(list),
 )
 shallow_kernels = patch_kernels.filter(lambda kernel: kernel.depth <= 3)
 machines = st.one_of(

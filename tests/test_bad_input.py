@@ -436,6 +436,7 @@ def test_invalid_parameter_values_are_refused(Estimator, images, labels, name, v
         ("features__pool_grid", 0),
         ("features__pool_size", 0),
         ("features__pool_overlap", 1.5),
+        ("features__mirror", "horizontal"),
     ],
 )
 def test_invalid_nested_values_are_refused(Estimator, images, labels, name, value):

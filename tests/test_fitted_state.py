@@ -54,6 +54,7 @@ OTHERS = {
     "features__pool_grid": (3, 1),
     "features__pool_size": 3,
     "features__pool_overlap": 0.5,
+    "features__mirror": True,
     # Last, for they take the nested ones away.
     "features": ConvFeatures(3),
     "kernel": ConvNTK(),

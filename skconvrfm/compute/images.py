@@ -22,6 +22,11 @@ class Layer:
         """Number of locations."""
         return math.prod(self.locations)
 
+    def mirror_entries(self, channels):
+        """Return the indices of the entries of a patch in its mirror."""
+        entries = np.arange(channels * math.prod(self.patch))
+        return entries.reshape(-1, self.patch[1])[:, ::-1].ravel().copy()
+
     def part(self, rows, columns=None):
         """Return the layer at some locations, and the pixels of the image it sees.
 
@@ -120,8 +125,12 @@ class ChosenImages:
         return np.asarray, (np.asarray(self),)
 
 
+@singledispatch
 def mirror(images):
-    """Return images with their columns reversed, a view or read late."""
+    """Return images with their columns reversed, a view or read late.
+
+    Other kinds of images register here.
+    """
     if isinstance(images, np.ndarray):
         return images[:, :, ::-1]
     return MirroredImages(images)

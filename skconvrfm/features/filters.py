@@ -294,11 +294,16 @@ class FilterBank:
         return replace(self, moments=moments)
 
 
-def draw_bank(features, images, lineup, rng, resources):
-    """Draw the candidates of bound features from images or maps, a `FilterBank`."""
+def draw_bank(features, images, lineup, rng, resources, mirrored=False):
+    """Draw the candidates of bound features from images or maps, a `FilterBank`.
+
+    ``mirrored`` is True if they see mirror images as well.
+    """
     layer, n_filters = features.layer_, features.candidates * features.n_filters
     normalize = features.normalize
     moments = drawn_moments(images, layer, lineup, resources, normalize)
+    if mirrored:
+        moments = moments.with_mirrors(layer.mirror_entries(images.shape[3]))
     initial = None
     if features.metric == "whiten":
         initial = moments.whitening(float(features.shrinkage))

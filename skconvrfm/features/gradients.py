@@ -22,12 +22,26 @@ For a linear readout of means the gradient is the same for all images. The gradi
 respect to the maps below is δ passed through the filters: a transposed convolution. No
 automatic differentiation; all outputs travel together.
 
+Where features are averaged over an image x and its mirror Px, both pass all layers, S
+is the sum of both, and gradients at the features are halved. The first layer sees the
+patch at u as its mirror at u' as well, so that with the mirror M of a patch
+
+.. math:: g_{ou}(x) = W^\top \delta_{ou}(x) + M W^\top \delta_{ou'}(Px), \qquad
+          S_\times = \sum_{o,u} \delta_{ou}(x)\, \delta_{ou'}(Px)^\top,
+
+and the mean of :math:`g g^\top` over images and their mirrors is
+
+.. math:: W_+^\top (S + S_\times + S_\times^\top) W_+ +
+          W_-^\top (S - S_\times - S_\times^\top) W_-, \qquad
+          W_\pm = \tfrac12 (W \pm W M).
+
 Source: the ansatz, Beaglehole et al., arXiv:2309.00570; the closed form is ours.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -37,7 +51,14 @@ from ..compute.blocks import balanced_blocks, image_blocks, largest_value
 from ..compute.images import to_tensor
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
 from ..compute.threads import own_threads, share_out
-from .maps import Band, feature_rows, load_rows, patch_contrasts
+from .maps import (
+    Band,
+    FeatureMaps,
+    feature_rows,
+    load_rows,
+    patch_contrasts,
+    read_with_mirrors,
+)
 from .pools import average_pool, cell_areas, cell_parts
 
 # Cost of an entrywise product of K × K matrices in products of two rows of K.
@@ -58,10 +79,10 @@ class LayerAgop:
 def linear_agop(features, coef, images, weights, resources):
     """Return the `LayerAgop` of a linear machine, coef (D, n_outputs), on a layer.
 
-    For cells that do not overlap; `layer_agops` is for all.
+    For cells that do not overlap, and no mirror; `layer_agops` is for all.
     """
     moment = _mean(_linear_moment, features, coef, images, weights, resources)
-    return _agop(features, moment, images, coef)
+    return _agop(features, moment[None], images, coef)
 
 
 def layer_agops(layers, readout, images, weights, resources):
@@ -86,11 +107,18 @@ def _mean(moments, layers, readout, images, weights, resources):
     return sum_tasks(moments, tasks, resources) / weights.sum()
 
 
-def _agop(features, moment, images, coef):
-    """Return the `LayerAgop` of S, or refuse it where it overflows."""
+def _agop(features, moments, images, coef):
+    """Return the `LayerAgop` of S, and S× if it is there, or refuse an overflow."""
     filters, _ = features.affine(features.channels)
+    moment, *crossed = moments
     with np.errstate(over="ignore", invalid="ignore"):  # refused in better words
-        agop = filters.T @ moment @ filters
+        if crossed:
+            both = crossed[0] + crossed[0].T
+            mirrored = filters[:, features.layer.mirror_entries(features.channels)]
+            even, odd = (filters + mirrored) / 2, (filters - mirrored) / 2
+            agop = even.T @ (moment + both) @ even + odd.T @ (moment - both) @ odd
+        else:
+            agop = filters.T @ moment @ filters
     if not np.isfinite(agop).all():
         raise ValueError(
             f"the patch AGOP overflows float64: X has values up to "
@@ -133,20 +161,33 @@ def _add_products(cell, beta, total, resources):
 
 @halving_memory
 def _second_moments(layers, readout, images, weights, resources):
-    """Return S of all layers, an array of arrays, but for the sum of weights."""
+    """Return S of all layers, an array of arrays, but for the sum of weights.
+
+    Each of shape (1, K, K), or (2, K, K) with S× of a layer that sees mirror images.
+    """
+    sides = 2 if layers[-1].mirror else 1
+    crossed = sides == 2 and not isinstance(images, FeatureMaps)  # not mirrored
     totals = np.empty(len(layers), dtype=object)
-    totals[:] = [np.zeros((layer.n_maps,) * 2) for layer in layers]
+    totals[:] = [
+        np.zeros((1 + (crossed and not index), layer.n_maps, layer.n_maps))
+        for index, layer in enumerate(layers)
+    ]
     widest = max(layers, key=lambda layer: layer.n_maps * layer.layer.n_locations)
     outputs = readout.coef.shape[1] if len(layers) > 1 else 0
     largest = _block(widest, outputs, resources, readout.numbers)
-    for part in image_blocks(images, largest):
-        passes = _pass_layers(layers, images[part], resources)
-        gradients = readout.gradients(passes[-1].features.flatten(1).double())
+    for part in image_blocks(images, largest // sides):
+        some = images[part] if sides == 1 else read_with_mirrors(images[part])
+        passes = _pass_layers(layers, some, resources)
+        features = passes[-1].features.flatten(1).unflatten(0, (sides, -1)).mean(0)
+        gradients = readout.gradients(features.double())
         roots = torch.as_tensor(np.sqrt(weights[part]), device=resources.device)
-        gradients = gradients * roots[:, None, None]
+        gradients = gradients * (roots[:, None, None] / sides)
+        if sides == 2:
+            gradients = gradients.repeat(2, 1, 1)
         for index in reversed(range(len(layers))):
             gradients = passes[index].at_means(gradients)
-            totals[index] += passes[index].second_moment(gradients).cpu().numpy()
+            moments = passes[index].second_moments(gradients, len(totals[index]) == 2)
+            totals[index] += moments.cpu().numpy()
             if index:
                 gradients = passes[index].at_inputs(gradients)
     return totals
@@ -225,15 +266,20 @@ class _LayerPass:
         shape = (*gradients.shape[:2], *slopes.shape[1:])
         return gradients.reshape(shape) * slopes[:, None]
 
-    def second_moment(self, gradients):
-        """Return Σ δδᵀ over the block, float64, from the gradients at the means."""
+    def second_moments(self, gradients, crossed=False):
+        """Return [Σ δδᵀ] over the block, float64, from the gradients at the means.
+
+        ``crossed`` adds S×, of images that their mirrors follow.
+        """
         gradients, peak = _in_units(gradients, self._pooled.parts)
         gradients = self._pooled.to_parts(gradients)
-        shape = (self._layer.n_maps,) * 2
-        total = torch.zeros(shape, dtype=torch.float64, device=gradients.device)
+        routes = (_band_moment, _mirror_moment) if crossed else (_band_moment,)
+        shape = len(routes), self._layer.n_maps, self._layer.n_maps
+        totals = torch.zeros(shape, dtype=torch.float64, device=gradients.device)
         for band, active in self._bands:
-            total += _band_moment(gradients, band, active)
-        return total * peak * peak  # which may be infinite, and is refused
+            for total, route in zip(totals, routes, strict=True):
+                total += route(gradients, band, active)
+        return totals * peak * peak  # which may be infinite, and is refused
 
     def at_inputs(self, gradients):
         """Return the gradients (m, n_outputs, h, w, c) at the images of the layer."""
@@ -311,36 +357,81 @@ def _spread(gradients, rows, columns):
 
 
 def _band_moment(gradients, band, active):
-    """Return Σ δδᵀ of a band, float64, by the cheaper of two routes."""
-    # Gradients are (m, n_outputs, rows, columns, K) of parts, active are (m, rows,
-    # columns, K) of locations.
-    n_outputs, (rows, columns) = gradients.shape[1], _places(band)
-    n_locations = len(rows) * len(columns) / math.prod(band.features.grid)
+    """Return Σ δδᵀ of a band, float64."""
+    side = _Side(gradients, active, *_places(band))
+    return _product_moment(side, side)
+
+
+def _mirror_moment(gradients, band, active):
+    """Return S× of a band of images, which their mirrors follow, float64."""
+    (rows, columns), m = _places(band), len(active) // 2
+    # Even patches pad one column more after than before: the last one has no mirror.
+    before, after = band.features.layer.padding[2:]
+    n = len(columns) - (after - before)
+    left = _Side(gradients[:m], active[:m, :, :n], rows, columns[:n])
+    mirrored = active[m:, :, :n].flip(2)
+    right = _Side(gradients[m:], mirrored, rows, columns[:n][::-1].copy())
+    return _product_moment(left, right)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Gradients δ of some images at a band of locations, by their factors."""
+
+    gradients: torch.Tensor  # (m, n_outputs, rows, columns, K), of parts
+    active: torch.Tensor  # (m, rows, columns, K), slopes of the locations
+    rows: np.ndarray  # of the part of every location
+    columns: np.ndarray
+
+    def part(self, height, width):
+        """Return the factors of locations that lie in one part."""
+        at = self.rows[height.start], self.columns[width.start]
+        active = self.active[:, height, width].flatten(1, 2)
+        return self.gradients[:, :, at[0], at[1]], active
+
+    def deltas(self, image, height):
+        """Return δ of an image at some rows of locations, (n, K)."""
+        gradients = self.gradients[image : image + 1]
+        delta = _spread(gradients, self.rows[height], self.columns)
+        return (delta * self.active[image, height]).flatten(0, 3)
+
+
+def _product_moment(left, right):
+    """Return Σ δδ'ᵀ of two sides, float64, by the cheaper of two routes."""
+    n_outputs, n_rows = left.gradients.shape[1], len(left.rows)
+    down, across = _runs(left.rows), _runs(left.columns, right.columns)
+    n_locations = n_rows * len(left.columns) / (len(down) * len(across))
     if n_outputs * n_locations > n_outputs + n_locations + _PRODUCT_COST:
         return sum(
-            _part_moment(gradients[:, :, row, column], active[:, height, width])
-            for row, column, height, width in _parts(band)
+            _part_moment(*left.part(*where), *right.part(*where))
+            for where in product(down, across)
         )
-    total, numbers = 0.0, n_outputs * active[0, 0].numel()
-    for image, at_image in enumerate(active):
-        for part in balanced_blocks(slice(0, len(rows)), _DELTA_NUMBERS // numbers):
-            some = gradients[image : image + 1]
-            delta = _spread(some, rows[part], columns) * at_image[part]
-            delta = delta.flatten(0, 3)
-            total = total + (delta.T @ delta).double()
+    total, numbers = 0.0, n_outputs * left.active[0, 0].numel()
+    for image in range(len(left.active)):
+        for height in balanced_blocks(slice(0, n_rows), _DELTA_NUMBERS // numbers):
+            delta = left.deltas(image, height)
+            other = delta if right is left else right.deltas(image, height)
+            total = total + (delta.T @ other).double()
     return total
 
 
-def _part_moment(gradients, active):
-    """Return Σ_z [Σ_o g gᵀ] ∘ [Σ_u a aᵀ] of a part, float64."""
-    # Gradients g are (m, n_outputs, K), active a are (m, rows, columns, K).
-    active = active.flatten(1, 2)
+def _runs(*indices):
+    """Return slices in which all arrays of integers are constant."""
+    changes = np.any([np.diff(along) for along in indices], axis=0)
+    edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(indices[0])]
+    return [slice(*pair) for pair in pairwise(edges)]
+
+
+def _part_moment(gradients, active, others, other_active):
+    """Return Σ_z [Σ_o g g'ᵀ] ∘ [Σ_u a a'ᵀ] of a part, float64."""
+    # Gradients g are (m, n_outputs, K), active a are (m, locations, K).
+    sides = gradients, active, others, other_active
 
     def moment(part):
         # One image at a time: its matrices of K × K stay in the cache.
         total = 0
-        for at_image, at_places in zip(gradients[part], active[part], strict=True):
-            total = total + (at_image.T @ at_image).mul_(at_places.T @ at_places)
+        for g, a, g2, a2 in zip(*(side[part] for side in sides), strict=True):
+            total = total + (g.T @ g2).mul_(a.T @ a2)
         return total
 
     with own_threads(active.device.type == "cpu"):

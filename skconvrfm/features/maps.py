@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from ..compute.blocks import balanced_blocks, image_blocks, largest_value
-from ..compute.images import Layer, extract_patches, take, to_tensor
+from ..compute.images import Layer, extract_patches, mirror, take, to_tensor
 from ..compute.native import build, calls
 from ..compute.parallel import halving_memory, spans
 from ..compute.threads import own_threads, share_out, thread_count
@@ -82,6 +82,8 @@ class Band:
 
 class LocationFeatures:
     """Base of features that are pooled over the cells of a grid of locations."""
+
+    mirror = False  # True averages the features of an image and of its mirror
 
     @property
     def cells(self):
@@ -161,6 +163,7 @@ class FilterLayer(PowerPool, LocationFeatures):
     order: float = 1.0  # p
     overlap: float = 0.0
     floor: float | None = None  # ε of normalised patches; None takes them as they are
+    mirror: bool = False
 
     @property
     def n_maps(self):
@@ -323,7 +326,11 @@ class FeatureMaps:
         chosen = (
             self.pixels[index] if isinstance(index, slice) else take(self.pixels, index)
         )
-        return FeatureMaps(chosen, self.layers, self.n_whole)
+        return self.with_pixels(chosen)
+
+    def with_pixels(self, pixels):
+        """Return the maps of other images, computed alike."""
+        return FeatureMaps(pixels, self.layers, self.n_whole)
 
     @property
     def below(self):
@@ -331,6 +338,12 @@ class FeatureMaps:
         if len(self.layers) == 1:
             return self.pixels
         return FeatureMaps(self.pixels, self.layers[:-1], self.n_whole)
+
+
+@mirror.register(FeatureMaps)
+def _mirror_pixels(maps):
+    """Return the maps of mirrored images, which are not the mirrored maps."""
+    return maps.with_pixels(mirror(maps.pixels))
 
 
 @to_tensor.register(FeatureMaps)
@@ -368,8 +381,16 @@ def load_rows(images, rows, resources):
 def read(images):
     """Return images, or the pixels of feature maps, in memory."""
     if isinstance(images, FeatureMaps):
-        return FeatureMaps(read(images.pixels), images.layers, images.n_whole)
+        return images.with_pixels(read(images.pixels))
     return np.asarray(images)
+
+
+def read_with_mirrors(images):
+    """Return images in memory, or feature maps of such pixels, then their mirrors."""
+    if isinstance(images, FeatureMaps):
+        return images.with_pixels(read_with_mirrors(images.pixels))
+    images = np.asarray(images)
+    return np.concatenate([images, mirror(images)])
 
 
 def compute_features(features, images, resources):
@@ -401,12 +422,22 @@ def feature_rows(features, images, n_images, rows, resources):
     n_rows = features.shape[0] if rows is None else rows.stop - rows.start
     shape = len(images), n_rows, *features.shape[1:]
     out = np.empty(shape, dtype=resources.numpy_dtype)
-    for part in image_blocks(images, int(largest)):
+
+    def fill(some, block):
         if rows is None and fitting >= 1:
-            maps = compute_maps(features, resources.tensor(images[part]), library)
-            out[part] = maps.cpu().numpy()
+            maps = compute_maps(features, resources.tensor(some), library)
+            block[...] = maps.cpu().numpy()
         else:
-            _fill_bands(features, images[part], rows, library, out[part], resources)
+            _fill_bands(features, some, rows, library, block, resources)
+
+    for part in image_blocks(images, int(largest)):
+        some = read(images[part]) if features.mirror else images[part]
+        fill(some, out[part])
+        if features.mirror:  # the sum of both is the same for an image and its mirror
+            other = np.empty_like(out[part])
+            fill(mirror(some), other)
+            out[part] += other
+            out[part] /= 2
         if not all(
             math.isfinite(value) for value in (out[part].min(), out[part].max())
         ):
@@ -464,6 +495,8 @@ def _numbers(features, images, n_images, resources):
     numbers = 2 * math.prod(images.shape[1:]) + 2 * features.n_pooled
     each = _map_numbers(features, images, library, resources)
     numbers += each * features.layer.n_locations
+    if features.mirror:
+        numbers += math.prod(images.shape[1:]) + math.prod(features.shape)
     if isinstance(images, FeatureMaps):
         below = images.layers[-1], images.below, images.n_whole, resources
         numbers = max(numbers, _numbers(*below)[1])

@@ -158,9 +158,9 @@ class PowerPool:
 
     @property
     def parts(self):
-        """The layer with the parts as its cells, without the power."""
+        """The layer with the parts as its cells, without power and mirror."""
         pool = self.edges if self.overlap else self.pool
-        return replace(self, pool=pool, overlap=0.0, power=None)
+        return replace(self, pool=pool, overlap=0.0, power=None, mirror=False)
 
     @property
     def n_pooled(self):

@@ -169,8 +169,7 @@ class PatchKernel(BaseKernel):
     @cached_property
     def mirror_entries(self):
         """Indices of the entries of a patch in its mirror, which has other columns."""
-        entries = np.arange(self.patch_dim).reshape(-1, self.patch_shape_[1])
-        return entries[:, ::-1].ravel().copy()
+        return self.layers[0].mirror_entries(self.channels)
 
     def over_mirror(self, matrix):
         """Return ½ (A + M A M) of a matrix A of patches, with the mirror M of these."""

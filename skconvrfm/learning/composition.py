@@ -3,6 +3,7 @@
 from .._input import check_pair
 from ..features.layer import ConvFeatures
 from ..kernels.base import PatchKernel
+from ..kernels.whole import WholeKernel
 
 # Shorter sides of an image from which on two layers were the more accurate, and larger
 # patches. Maps of the first of two layers have about so many rows.
@@ -41,6 +42,14 @@ def check_composition(kernel, features):
         layer._validate_params()
         if isinstance(kernel, PatchKernel):
             _check_layer_of_deep(index, layer, kernel)
+        above = [*features[index + 1 :], kernel][0]
+        if layer.mirror and not isinstance(above, WholeKernel):
+            raise ValueError(
+                f"features[{index}].mirror=True would average the maps of an image and "
+                f"its mirror below {type(above).__name__}, which sees those of one: "
+                "the mirror belongs to the last layer, below a kernel of whole maps "
+                f"such as Gaussian(). Take features[{index}].mirror=False."
+            )
     if features and getattr(kernel, "mirror", False):
         raise ValueError(
             f"kernel={type(kernel).__name__}(mirror=True) sees the maps of features="

@@ -105,7 +105,9 @@ class Recipe:
             layer = features.bind(images.shape[1:])
             if self.start is None:
                 sources.append(copy.deepcopy(self.rng))
-                bank = draw_bank(layer, images, data.lineup, self.rng, self.resources)
+                mirrored = _sees_mirrors(self.features, index)
+                parts = images, data.lineup, self.rng, self.resources
+                bank = draw_bank(layer, *parts, mirrored)
                 # Candidates are in the order of their classes.
                 bank = bank.take(slice(None, None, layer.candidates))
                 transform = bank.initial
@@ -337,8 +339,9 @@ class MapModel(Model):
             bank, numbers = self.banks[index], None
             if moved or features.candidates > 1:
                 rng = copy.deepcopy(self.sources[index])
+                mirrored = _sees_mirrors(self.layers, index)
                 parts = images, self.data.lineup, rng, self.resources
-                bank = draw_bank(features, *parts)
+                bank = draw_bank(features, *parts, mirrored)
             if features.candidates > 1:
                 if chosen is None:
                     numbers = self._most_important(features, bank, images)
@@ -432,8 +435,9 @@ class MapModel(Model):
             return ()
         sample = self.agop_sample
         at = take(self.data.images, sample.rows), sample.weights, self.resources
-        alone = len(self.layers) == 1 and not self.maps[0].overlap
-        if self.kernel.is_linear and alone:
+        [first, *above] = self.maps
+        simple = not (above or first.overlap or first.mirror)
+        if self.kernel.is_linear and simple:
             return (linear_agop(self.maps[0], coef, *at),)
         return tuple(layer_agops(self.maps, self.readout(compress_outputs(coef)), *at))
 
@@ -460,6 +464,11 @@ class MapModel(Model):
         if self.kernel.is_linear:
             return LinearReadout(coef)
         return RadialReadout(self.kernel, self.centres, coef)
+
+
+def _sees_mirrors(layers, index):
+    """Return True if a layer sees images and their mirrors, and not maps of them."""
+    return index == 0 and layers[-1].mirror
 
 
 def layer_powers(layers, default):

@@ -33,6 +33,7 @@ SELECTIONS = ("gcv", "loo", "holdout", "last")
 # Eigenvalues below this part of the largest are those of a null space, blurred by
 # rounding: of a transform, and of an AGOP in units in the last place.
 _NULL_SPACE, _NULL_UNITS = 1e-6, 64
+_PEAK = 1 - 1e-6  # of the largest entry of an eigenvector, from which others are peaks
 # Multiples of the median distance that a bandwidth may be, each taken where it lowers
 # the criterion by this part. Below the median the accuracy falls with the criteria.
 MULTIPLES, _GAIN = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), 0.01
@@ -349,9 +350,11 @@ def rank(transform, power, dtype):
 
 
 def leading_eigenvectors(matrix, n_components):
-    """Return the leading eigenvectors (n_components, d), their peaks positive."""
+    """Return the leading eigenvectors (n_components, d), their first peaks positive."""
     vectors = np.linalg.eigh(matrix)[1].T[::-1][:n_components]
-    peaks = np.abs(vectors).argmax(axis=1)[:, None]
+    sizes = np.abs(vectors)
+    # Under a mirror vectors are even or odd: their peaks are equal up to rounding.
+    peaks = (sizes > _PEAK * sizes.max(axis=1, keepdims=True)).argmax(axis=1)[:, None]
     return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
 
 

@@ -88,8 +88,9 @@ def ansatz(n, side):
     return lambda: AnsatzScorer().report(network, X)
 
 
-FEW, TWO = (
+FEW, MIRRORED, TWO = (
     ConvFeatures(8, patch_size=5),
+    ConvFeatures(8, patch_size=5, mirror=True),
     [
         ConvFeatures(4, patch_size=3, pool="mean", pool_grid=None, pool_size=2),
         ConvFeatures(8, patch_size=3),
@@ -99,6 +100,7 @@ CALLS = {
     "fit of linear features": lambda: fit("linear", FEW, 3, 400),
     "fit of uint8 images": lambda: fit("linear", FEW, 4, 400, 0, np.uint8),
     "fit of gaussian features": lambda: fit("gaussian", FEW, 3, 300),
+    "fit of mirrored features": lambda: fit("gaussian", MIRRORED, 3, 300),
     "fit of two layers": lambda: fit("linear", TWO, 2, 150),
     "fit without a pool": lambda: fit(
         "linear", ConvFeatures(8, patch_size=3, pool_grid=None), 4, 40

@@ -16,7 +16,7 @@ from skconvrfm._input import make_resources
 from skconvrfm.compute.native import build
 from skconvrfm.features import ConvFeatures
 from skconvrfm.features import gradients as gradients_module
-from skconvrfm.features.maps import compute_features
+from skconvrfm.features.maps import compute_features, pass_through
 from skconvrfm.kernels import Gaussian, Laplace
 from skconvrfm.learning.feature_sums import LinearReadout, RadialReadout
 
@@ -410,3 +410,170 @@ def test_gradients_use_no_automatic_differentiation(images, rng, monkeypatch):
         inside = layer_agops(layers, readout, *images, resources_of(images[0]))
     outside = layer_agops(layers, readout, *images, resources_of(images[0]))
     assert_agops_close(inside, outside, 1e-14)
+
+
+# ------------------------------------- features averaged over an image and its mirror
+
+
+def mirrored_agops_by_autograd(layers, outputs, images, weights):
+    """Patch AGOPs of features averaged over images and mirrors, and Σ of both passes.
+
+    A patch of an image and the mirrored patch of the mirror are one variable.
+    """
+    totals, size = [0] * len(layers), layers[0].layer.patch
+    for image, weight in zip(images, weights, strict=True):
+        passes, rows = [], []
+        for side in (image, image[:, ::-1].copy()):
+            maps, patches = torch.from_numpy(side).requires_grad_(), []
+            for layer in layers:
+                seen, maps = forward(layer, maps)
+                patches.append(seen)
+            passes.append(patches)
+            rows.append(maps.flatten())
+        for output in outputs((rows[0] + rows[1]) / 2):
+            gradients = [
+                torch.autograd.grad(output, patches, retain_graph=True)
+                for patches in passes
+            ]
+            for index, pair in enumerate(zip(*gradients, strict=True)):
+                if index:
+                    flat = [g.flatten(0, 1).numpy() for g in pair]
+                else:
+                    left = layers[0].layer.padding[2]
+                    flat = by_patch(pair, image.shape[1], size, left)
+                moment = sum(g.T @ g for g in flat)
+                totals[index] = totals[index] + weight * moment
+    return [total / weights.sum() for total in totals]
+
+
+def by_patch(pair, width, size, left):
+    """Gradients at the patches of each column of an image, and at their mirrors."""
+    columns, own, other = {}, pair[0].numpy(), pair[1].numpy()
+    mirrored = other.reshape(*other.shape[:2], -1, *size)[..., ::-1]
+    mirrored = mirrored.reshape(other.shape)
+    for u in range(own.shape[1]):  # by the pixel at which patches begin
+        columns[u - left] = columns.get(u - left, 0) + own[:, u]
+        start = width - (u - left) - size[1]
+        columns[start] = columns.get(start, 0) + mirrored[:, u]
+    gradients = np.concatenate(list(columns.values()))
+    mirrors = gradients.reshape(len(gradients), -1, *size)[..., ::-1]
+    # Half of each: the mean over images and mirrors.
+    return [g / math.sqrt(2) for g in (gradients, mirrors.reshape(gradients.shape))]
+
+
+def with_mirror(layers):
+    return (*layers[:-1], replace(layers[-1], mirror=True))
+
+
+def assert_symmetric(agop, layer):
+    entries = layer.layer.mirror_entries(layer.channels)
+    assert_close(agop[np.ix_(entries, entries)], agop, 1e-14)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_mirrored_agops_of_all_layers_equal_automatic_differentiation(
+    network, readout, images, rng
+):
+    layers = with_mirror(make_layers(NETWORKS[network], rng))
+    readout, outputs = make_readout(readout, math.prod(layers[-1].shape), 3, rng)
+    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
+    expected = mirrored_agops_by_autograd(layers, outputs, *images)
+    assert_agops_close(agops, expected, 1e-9)
+    assert_symmetric(agops[0], layers[0])
+
+
+@pytest.mark.parametrize("patch_size", [3, 2, (2, 4), (1, 6)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("cost", [-(10**6), 10**6], ids=["by images", "by rows"])
+@pytest.mark.parametrize(
+    "pool", [n for n in POOLED if n.endswith(("relu, overlap 0.0", "overlap 0.3"))]
+)
+def test_mirrored_agop_of_every_pool_equals_automatic_differentiation(
+    pool, cost, padding, patch_size, images, rng, monkeypatch
+):
+    """Even patches have no mirror at one side; grids divide the map unevenly."""
+    monkeypatch.setattr(gradients_module, "_PRODUCT_COST", cost)
+    options = {"padding": padding, "patch_size": patch_size, "pool_grid": (2, 4)}
+    layers = with_mirror(make_layers([{**POOLED[pool], **options}], rng))
+    readout, outputs = make_readout("gaussian", math.prod(layers[0].shape), 3, rng)
+    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
+    expected = mirrored_agops_by_autograd(layers, outputs, *images)
+    assert_agops_close(agops, expected, 1e-9)
+
+
+@pytest.mark.parametrize("network", ["root", "two layers, same", "three layers"])
+def test_mirrored_agop_is_that_of_mirrored_images(network, images, rng):
+    layers = with_mirror(make_layers(NETWORKS[network], rng))
+    readout, _ = make_readout("laplace", math.prod(layers[-1].shape), 3, rng)
+    X, weights = images
+    agops, mirrors = (
+        layer_agops(layers, readout, side, weights, resources_of(X))
+        for side in (X, X[:, :, ::-1])
+    )
+    assert_agops_close(agops, mirrors, 1e-12)
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("memory", [1e-5, 0.05, 1])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_mirrored_agops_do_not_depend_on_memory_and_workers(
+    padding, memory, n_jobs, rng
+):
+    images, weights = rng.normal(size=(5, 19, 6, 2)), rng.uniform(0.5, 2, size=5)
+    options = {"patch_size": 2, "padding": padding}
+    networks = [
+        [{"pool": "norm", **options}],
+        [{"pool": "max", "pool_overlap": 1.0, **options}],
+        [{"pool_size": 2, **options}, {"pool_grid": 1, "patch_size": 2}],
+    ]
+    machines = []
+    for network in networks:
+        layers = with_mirror(make_layers(network, rng, (19, 6, 2)))
+        width = math.prod(layers[-1].shape)
+        machines.append((layers, make_readout("gaussian", width, 3, rng)[0]))
+
+    def compute(n_jobs=None):
+        resources = resources_of(images, n_jobs)
+        found = [layer_agops(*m, images, weights, resources) for m in machines]
+        return sum(found, [])
+
+    expected = compute()
+    with config_context(working_memory=memory), parallel_config("threading"):
+        assert_agops_close(compute(n_jobs), expected, 1e-12)
+
+
+def test_mirrored_weights_equal_repeated_images(images, rng):
+    layers = with_mirror(make_layers(NETWORKS["two layers"], rng))
+    readout, _ = make_readout("gaussian", math.prod(layers[-1].shape), 3, rng)
+    X, counts = images[0], np.array([1, 3, 2, 1])
+    weighted = layer_agops(layers, readout, X, counts, resources_of(X))
+    repeated = np.repeat(X, counts, axis=0)
+    expected = layer_agops(layers, readout, repeated, np.ones(7), resources_of(X))
+    assert_agops_close(weighted, expected, 1e-12)
+
+
+@pytest.mark.parametrize("network", ["root", "two layers", "three layers, all pools"])
+def test_mirrored_float32_is_close_to_float64(network, images, rng):
+    layers = with_mirror(make_layers(NETWORKS[network], rng))
+    readout, _ = make_readout("gaussian", math.prod(layers[-1].shape), 3, rng)
+    single, double = (
+        layer_agops(layers, readout, *images, make_resources("cpu", d, None, images[0]))
+        for d in ("float32", "float64")
+    )
+    assert_agops_close(single, double, 1e-4)
+
+
+@pytest.mark.parametrize("memory", [1e-5, 1])
+def test_mirrored_agop_of_a_layer_on_maps_is_its_own_in_the_network(
+    memory, images, rng
+):
+    """Maps of mirrored images are no mirrored maps: both passes add up."""
+    layers = with_mirror(make_layers(NETWORKS["two layers"], rng))
+    readout, _ = make_readout("gaussian", math.prod(layers[-1].shape), 3, rng)
+    X, weights = images
+    *_, expected = layer_agops(layers, readout, X, weights, resources_of(X))
+    with config_context(working_memory=memory):
+        maps = pass_through(X, layers[:1])
+        [agop] = layer_agops(layers[1:], readout, maps, weights, resources_of(X))
+    assert_close(agop, expected, 1e-12)

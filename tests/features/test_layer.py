@@ -15,7 +15,7 @@ LAYERS = [
     ConvFeatures(16, patch_size=(2, 3), padding="same", pool_size=2, pool="mean"),
     ConvFeatures(8, filters="gaussian", metric="identity", bias=0, pool_grid=None),
     ConvFeatures(4, activation="identity", threshold=-1.0, pool_grid=(1, 2)),
-    ConvFeatures(4, pool="norm", pool_overlap=0.5),
+    ConvFeatures(4, pool="norm", pool_overlap=0.5, mirror=True),
     ConvFeatures(4, pool=(2.5, 0.4), pool_size=3, pool_grid=None, pool_overlap=1),
 ]
 ALL_LAYERS = pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -38,6 +38,7 @@ BAD = {
     "pool_grid": [0, (2, 2, 2), 1.5, "global"],
     "pool_size": [0, (2, 2, 2), 1.5, "global"],
     "pool_overlap": [-0.1, 1.5, np.nan, "half", None],
+    "mirror": ["horizontal", 2, None],
 }
 
 

@@ -21,6 +21,7 @@ ALLOWED = {
     "same": (ConvNTK(depth=3, padding="same"), [layer(pool_grid=2)]),
     "global pool of maps": (Gaussian(), [layer(pool_grid=1)]),
     "two layers": (Linear(), [layer(pool_grid=4), layer(pool_grid=1)]),
+    "mirror": (Linear(), [layer(pool_grid=4), layer(mirror=True)]),
 }
 REFUSED = {
     "one location": (
@@ -44,6 +45,14 @@ REFUSED = {
     "mirrored maps": (
         (ConvNTK(depth=1, mirror=True), [layer(pool_grid=None)]),
         r"kernel=ConvNTK\(mirror=True\) .*features=\[ConvFeatures\(.*mirror=False",
+    ),
+    "mirror below a layer": (
+        (Gaussian(), [layer(mirror=True, pool_size=2), layer()]),
+        r"features\[0\]\.mirror=True .*below ConvFeatures.*last layer.*Take features",
+    ),
+    "mirror below a kernel of patches": (
+        (ConvNTK(depth=1), [layer(pool_grid=None, mirror=True)]),
+        r"features\[0\]\.mirror=True .*below ConvNTK.*belongs to the last layer",
     ),
     "bad kernel": ((ConvNTK(depth=0), []), "'depth' parameter of ConvNTK"),
     "bad layer": ((Linear(), [layer(bias=-1)]), "'bias' parameter of ConvFeatures"),

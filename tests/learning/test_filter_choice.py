@@ -17,11 +17,16 @@ TWO = [
     ConvFeatures(5, patch_size=3, pool_size=2, candidates=2, learn=False),
     ConvFeatures(6, patch_size=2, pool_grid=2, candidates=3, shrinkage=1.0),
 ]
+MIRRORED = [TWO[0], clone(TWO[1]).set_params(mirror=True)]
 MACHINES = {
     "gaussian": ConvRFMClassifier("gaussian", ONE, n_rounds=1, selection="last"),
     "laplace": ConvRFMClassifier("laplace", ONE, n_rounds=1, selection="last"),
     "linear": ConvRFMClassifier("linear", ONE, n_rounds=1, selection="last"),
     "two layers": ConvRFMClassifier("gaussian", TWO, n_rounds=2, selection="last"),
+    "mirrored": ConvRFMClassifier("gaussian", MIRRORED, n_rounds=2, selection="last"),
+    "linear, mirrored": ConvRFMClassifier(
+        "linear", MIRRORED[1:], n_rounds=2, selection="last"
+    ),
     "linear of two": ConvRFMRegressor("linear", TWO, n_rounds=2, selection="last"),
 }
 
@@ -49,6 +54,8 @@ def machine(request):
 
 def responses_and_outputs(model, X):
     """Return the responses of every layer, and the outputs, under autograd."""
+    if model.features_[-1].mirror:
+        X = np.concatenate([X, X[:, :, ::-1]])
     maps, seen = torch.tensor(X[..., None]).permute(0, 3, 1, 2), []
     for layer in model.features_:
         filters, biases = layer.maps_.affine(maps.shape[1])
@@ -64,6 +71,8 @@ def responses_and_outputs(model, X):
         offsets = torch.tensor(layer.offsets_)
         maps = ((pooled + offsets) ** 0.5 - offsets**0.5).permute(0, 3, 1, 2)
     rows = maps.permute(0, 2, 3, 1).flatten(1)
+    if model.features_[-1].mirror:
+        rows = rows.unflatten(0, (2, -1)).mean(0)
     if model.kernel_.is_linear:
         return seen, rows @ torch.tensor(model.coef_.reshape(rows.shape[1], -1))
     r = (rows[:, None] - torch.tensor(model.X_fit_)).square().sum(2)
@@ -71,7 +80,7 @@ def responses_and_outputs(model, X):
     return seen, kernel @ torch.tensor(model.dual_coef_.reshape(len(model.X_fit_), -1))
 
 
-@pytest.mark.parametrize("name", ["gaussian", "linear", "two layers", "linear of two"])
+@pytest.mark.parametrize("name", sorted(MACHINES.keys() - {"laplace"}))
 def test_importance_is_the_mean_squared_gradient_at_the_responses(name, data):
     model = clone(MACHINES[name]).set_params(dtype="float64", agop_samples=None)
     model.fit(*data)
@@ -99,6 +108,17 @@ def test_most_important_candidates_are_kept(name, data):
     kept = np.sort(order[:6])
     assert_allclose(model.features_[0].directions_, layer.directions_[kept])
     assert_allclose(model.features_[0].unit_biases_, layer.unit_biases_[kept])
+
+
+def test_filters_below_a_mirrored_layer_are_chosen_under_its_mirror(data):
+    model = clone(MACHINES["mirrored"]).fit(*data)
+    options = {"n_filters": 10, "candidates": 1, "pool_size": None, "pool_grid": 2}
+    every = clone(TWO[0]).set_params(**options, mirror=True)
+    every = ConvRFMClassifier("gaussian", every, n_rounds=0).fit(*data).features_[0]
+    kept = np.sort(np.argsort(-every.importance_)[:5])
+    assert_allclose(model.features_[0].directions_, every.directions_[kept])
+    plain = clone(MACHINES["two layers"]).fit(*data).features_[0]
+    assert np.abs(plain.directions_ - model.features_[0].directions_).max() > 0.1
 
 
 def test_first_round_has_an_even_part_of_the_candidates(data):

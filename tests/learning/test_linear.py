@@ -36,8 +36,13 @@ VARIANTS = {
     "mean": {"features": layer(7, filters="gaussian", pool="mean")},
     "norm, overlapping": {"features": layer(pool="norm", pool_overlap=0.5)},
     "maxima": {"features": layer(pool="max")},
+    "mirrored": {"features": layer(mirror=True)},
     "gaussian": {"kernel": Gaussian()},
     "gaussian, two layers": {"kernel": Gaussian(), "features": TWO_LAYERS},
+    "gaussian, mirrored": {
+        "kernel": Gaussian(),
+        "features": [TWO_LAYERS[0], layer(patch_size=2, padding="same", mirror=True)],
+    },
 }
 ALL_VARIANTS = pytest.mark.parametrize("variant", VARIANTS)
 

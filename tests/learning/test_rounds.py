@@ -16,6 +16,7 @@ from skconvrfm.learning.rounds import (
     Watcher,
     best_stage,
     fit_rounds,
+    leading_eigenvectors,
     transform_from_agop,
     transforms_from,
 )
@@ -234,3 +235,15 @@ def test_round_from_whitened_patches_is_a_round_on_whitened_images(rng):
     assert_close(T @ T, initial @ learned @ learned @ initial, 1e-8)
     assert_close(T, T.T, 1e-14)
     assert (np.linalg.eigvalsh(T) > 0).all()
+
+
+def test_signs_of_odd_eigenvectors_do_not_depend_on_rounding(rng):
+    """Under a mirror their entries come in pairs of one size and both signs."""
+    root = rng.normal(size=(6, 6))
+    matrix = root @ root.T
+    matrix = matrix + matrix[::-1, ::-1]
+    expected = leading_eigenvectors(matrix, 6)
+    for _ in range(20):
+        noise = 1 + 1e-13 * rng.normal(size=(6, 6))
+        noise = (noise + noise.T) / 2
+        assert_allclose(leading_eigenvectors(matrix * noise, 6), expected, atol=1e-8)
