@@ -57,7 +57,7 @@ def make_model(X, y, dtype, kernel, features=None):
     targets = 2.0 * (y[:, None] == np.unique(y)) - 1
     ones, rng, rows = np.ones(len(X)), estimator._rng(), X.reshape(len(X), -1)
     recipe = estimator._recipe(rows, X.shape[1:], rng)
-    _, data = estimator._training_set(rows, targets, ones, X.shape[1:], rng)
+    _, data = estimator._training_set(rows, targets, ones, None, X.shape[1:], rng)
     return recipe.model(data)
 
 

