@@ -17,8 +17,8 @@ from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK
 
 from .harness import DATA, format_table, report
+from .models import squared_error
 from .problems import read_bytes
-from .selection import squared_error
 
 FILE = DATA / "mnist_5000_2000.npz"
 CRITERIA = {"gcv": "gcv", "loo": "loo_loss"}  # and their names in the history

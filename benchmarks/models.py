@@ -65,6 +65,12 @@ def deep_convrfm(n_layers, n_filters, activation, bias, **parameters):
     return ConvRFMClassifier(kernel, [layer] * (n_layers - 1), **parameters)
 
 
+def squared_error(model, X, y):
+    """Return the squared error of a fit: summed over classes, the mean over images."""
+    targets = 2.0 * (y[:, None] == model.classes_) - 1
+    return float(((model.decision_function(X) - targets) ** 2).sum(1).mean())
+
+
 class TestScore:
     """Callback of scikit-learn (1.9) that scores test images after every round.
 

@@ -20,8 +20,8 @@ from skconvrfm.kernels.whole import RadialKernel
 from skconvrfm.learning import rounds
 
 from .harness import DATA, format_table, report
+from .models import squared_error
 from .problems import read_bytes
-from .selection import squared_error
 
 FILE = DATA / "mnist_5000_2000.npz"
 SHIFT, NOISE = 2, 0.1  # pixels, and part of the images' standard deviation

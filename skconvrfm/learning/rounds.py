@@ -222,7 +222,7 @@ def _fit_round(model, transforms, multiple, schedule, index, clock):
         model = model.stretched(multiple)
     design = model.design()
     clock.lap("seconds_kernel")
-    fitted = _solve(model, design, schedule, index)
+    fitted = solve_round(model, design, schedule, index)
     clock.lap("seconds_solve")
     return fitted
 
@@ -358,7 +358,7 @@ def leading_eigenvectors(matrix, n_components):
     return vectors * np.sign(np.take_along_axis(vectors, peaks, axis=1))
 
 
-def _solve(model, design, schedule, index):
+def solve_round(model, design, schedule, index):
     """Return the round of a model, with the best ridge and, once, bandwidth."""
     if not model.chooses_bandwidth:
         return _solve_ridge(model, design, schedule, index)
