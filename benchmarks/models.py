@@ -1,6 +1,6 @@
 """Our machines, as several benchmarks measure them."""
 
-from sklearn.base import clone
+import time
 
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.features import ConvFeatures
@@ -27,12 +27,6 @@ def conv_features(problem, n_filters):
         Number of filters.
     """
     return ConvFeatures(n_filters, **FEATURES[problem.partition(",")[0]])
-
-
-def with_layer_below(layer):
-    """Return two feature layers: a like one whose maps are halved, and this one."""
-    below = clone(layer).set_params(pool="mean", pool_grid=None, pool_size=2)
-    return [below, layer]
 
 
 def deep_convrfm(n_layers, n_filters, activation, bias, **parameters):
@@ -84,7 +78,7 @@ class TestScore:
 
     def __init__(self, X, y):
         self.X, self.y = X, y
-        self.scores = []
+        self.scores, self.seconds = [], 0.0
 
     def setup(self, estimator, context):
         """Prepare nothing."""
@@ -98,4 +92,6 @@ class TestScore:
     def on_fit_task_end(self, estimator, context, *, fitted_estimator=None, **_):
         """Score the round that has ended."""
         if context.task_name == "round":
+            start = time.perf_counter()
             self.scores.append(fitted_estimator.score(self.X, self.y))
+            self.seconds += time.perf_counter() - start
