@@ -14,6 +14,7 @@ import torch
 
 from ..compute.blocks import balanced_blocks
 from ..compute.threads import own_threads, share_out
+from .pools import average_pool, cell_areas
 
 # Cost of an entrywise product of K × K matrices in products of two rows of K.
 _PRODUCT_COST = 64
@@ -35,6 +36,14 @@ def spread(gradients, rows, columns):
         torch.as_tensor(i, device=gradients.device) for i in (rows, columns)
     )
     return gradients.index_select(2, rows).index_select(3, columns)
+
+
+def band_squares(squares, band, active):
+    """Return Σ δ² of a band, (K,) float64, from Σ_o g² (m, rows, columns, K)."""
+    slices = band.features.cells
+    means = average_pool(active.square(), slices)
+    each = (means * cell_areas(slices).to(means)).mul_(squares)
+    return each.sum((0, 1, 2), dtype=torch.float64)
 
 
 def band_moment(gradients, band, active):

@@ -49,7 +49,7 @@ from torch.nn.functional import conv_transpose2d
 from ..compute.blocks import balanced_blocks, image_blocks, largest_value
 from ..compute.images import to_tensor
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
-from .gradient_moments import band_moment, mirror_moment, places, spread
+from .gradient_moments import band_moment, band_squares, mirror_moment, places, spread
 from .maps import (
     Band,
     FeatureMaps,
@@ -91,6 +91,15 @@ def layer_agops(layers, readout, images, weights, resources):
     moments = _mean(_second_moments, layers, readout, images, weights, resources)
     pairs = zip(layers, moments, strict=True)
     return [_agop(layer, moment, images, readout.coef) for layer, moment in pairs]
+
+
+def importances(features, readout, images, weights, resources):
+    """Return the mean squared gradient of f at the responses of every filter, (K,).
+
+    It is summed over locations and outputs, as the diagonal of S of `layer_agops`.
+    """
+    [found] = _mean(_squares, (features,), readout, images, weights, resources)
+    return found
 
 
 def _mean(moments, layers, readout, images, weights, resources):
@@ -161,13 +170,39 @@ def _second_moments(layers, readout, images, weights, resources):
 
     Each of shape (1, K, K), or (2, K, K) with S× of a layer that sees mirror images.
     """
-    sides = 2 if layers[-1].mirror else 1
-    crossed = sides == 2 and not isinstance(images, FeatureMaps)  # not mirrored
+    # Feature maps of images do not mirror as these do.
+    crossed = layers[-1].mirror and not isinstance(images, FeatureMaps)
     totals = np.empty(len(layers), dtype=object)
     totals[:] = [
         np.zeros((1 + (crossed and not index), layer.n_maps, layer.n_maps))
         for index, layer in enumerate(layers)
     ]
+    for passes, gradients in _passes(layers, readout, images, weights, resources):
+        for index in reversed(range(len(layers))):
+            gradients = passes[index].at_means(gradients)
+            moments = passes[index].second_moments(gradients, len(totals[index]) == 2)
+            totals[index] += moments.cpu().numpy()
+            if index:
+                gradients = passes[index].at_inputs(gradients)
+    return totals
+
+
+@halving_memory
+def _squares(layers, readout, images, weights, resources):
+    """Return the diagonal of S of one layer, (1, K), but for the sum of weights."""
+    total = np.zeros((1, layers[0].n_maps))
+    for passes, gradients in _passes(layers, readout, images, weights, resources):
+        total += passes[0].squares(passes[0].at_means(gradients)).cpu().numpy()
+    return total
+
+
+def _passes(layers, readout, images, weights, resources):
+    """Yield, by blocks of images, `_LayerPass`es and gradients at the features.
+
+    These are multiplied by the roots of the weights, and halved where mirrors follow
+    the images.
+    """
+    sides = 2 if layers[-1].mirror else 1
     widest = max(layers, key=lambda layer: layer.n_maps * layer.layer.n_locations)
     outputs = readout.coef.shape[1] if len(layers) > 1 else 0
     largest = _block(widest, outputs, resources, readout.numbers)
@@ -178,15 +213,7 @@ def _second_moments(layers, readout, images, weights, resources):
         gradients = readout.gradients(features.double())
         roots = torch.as_tensor(np.sqrt(weights[part]), device=resources.device)
         gradients = gradients * (roots[:, None, None] / sides)
-        if sides == 2:
-            gradients = gradients.repeat(2, 1, 1)
-        for index in reversed(range(len(layers))):
-            gradients = passes[index].at_means(gradients)
-            moments = passes[index].second_moments(gradients, len(totals[index]) == 2)
-            totals[index] += moments.cpu().numpy()
-            if index:
-                gradients = passes[index].at_inputs(gradients)
-    return totals
+        yield passes, gradients.repeat(sides, 1, 1)
 
 
 def _pass_layers(layers, images, resources):
@@ -276,6 +303,17 @@ class _LayerPass:
             for total, route in zip(totals, routes, strict=True):
                 total += route(gradients, band, active)
         return totals * peak * peak  # which may be infinite, and is refused
+
+    def squares(self, gradients):
+        """Return Σ δ² over the block, (K,) float64, from the gradients at the means."""
+        gradients, peak = _in_units(gradients, self._pooled.parts)
+        squares = self._pooled.to_parts(gradients).square().sum(1)
+        total = torch.zeros(
+            self._layer.n_maps, dtype=torch.float64, device=squares.device
+        )
+        for band, active in self._bands:
+            total += band_squares(squares[:, band.rows], band, active)
+        return total * peak * peak
 
     def at_inputs(self, gradients):
         """Return the gradients (m, n_outputs, h, w, c) at the images of the layer."""

@@ -17,7 +17,12 @@ from ..compute.parallel import Resources
 from ..compute.sampling import Sample, bandwidth_draws
 from ..compute.tiles import kernel_matrix, kernel_product
 from ..features.filters import FilterBank, draw_bank, drawn_moments
-from ..features.gradients import LayerAgop, layer_agops, linear_agop
+from ..features.gradients import (
+    LayerAgop,
+    importances,
+    layer_agops,
+    linear_agop,
+)
 from ..features.layer import ConvFeatures
 from ..features.maps import (
     FilterLayer,
@@ -370,8 +375,7 @@ class MapModel(Model):
         is_grouped = self.data.groups is not None
         criterion = path.loo_loss() if is_grouped else path.gcv()
         solution = path.solve(path.alphas[np.argmin(criterion)])
-        [found] = model.patch_agops(solution.coef)
-        order = np.argsort(-found.importance, kind="stable")
+        order = np.argsort(-model.importances(solution.coef), kind="stable")
         return np.sort(order[: features.n_filters])
 
     def with_metric(self, transforms):
@@ -440,6 +444,12 @@ class MapModel(Model):
         if self.kernel.is_linear and simple:
             return (linear_agop(self.maps[0], coef, *at),)
         return tuple(layer_agops(self.maps, self.readout(compress_outputs(coef)), *at))
+
+    def importances(self, coef):
+        """Return the importance of every filter of the one layer, see `importances`."""
+        sample, readout = self.agop_sample, self.readout(compress_outputs(coef))
+        images = take(self.data.images, sample.rows)
+        return importances(self.top, readout, images, sample.weights, self.resources)
 
     def fitted(self, below, coef, learned):
         """Return the same as `PatchModel.fitted`; there are no stages below."""

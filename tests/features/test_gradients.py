@@ -270,6 +270,23 @@ def test_agops_of_every_pool_do_not_depend_on_memory(pool, memory, rng):
         assert_agops_close(compute(), expected, 1e-12)
 
 
+@pytest.mark.parametrize("memory", [1e-5, 1024])
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("pool", POOLED)
+def test_importances_are_the_diagonal_of_second_moments(pool, mirror, memory, rng):
+    images, weights = rng.normal(size=(5, 19, 6, 2)), rng.uniform(0.5, 2, size=5)
+    [layer] = make_layers([POOLED[pool]], rng, (19, 6, 2))
+    layer = replace(layer, mirror=mirror)
+    readout, _ = make_readout("gaussian", math.prod(layer.shape), 3, rng)
+    at = readout, images, weights, resources_of(images)
+    [found] = gradients_module.layer_agops((layer,), *at)
+    with config_context(working_memory=memory):
+        importances = gradients_module.importances(
+            layer, *at[:-1], resources_of(images)
+        )
+    assert_close(importances, found.importance, 1e-12)
+
+
 @pytest.mark.parametrize("overlap", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_equal_maxima_share_the_gradient(overlap, dtype, rng):
