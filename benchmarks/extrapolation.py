@@ -11,7 +11,7 @@ operations; unit costs are those of `benchmarks.unit_costs`.
 import math
 from dataclasses import dataclass
 
-from skconvrfm.learning.models import _FEATURE_AGOP_PATCHES
+from skconvrfm.learning.recipe import _FEATURE_AGOP_PATCHES
 
 from .features import Case
 from .harness import format_table

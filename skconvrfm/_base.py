@@ -55,12 +55,14 @@ from .compute.sampling import (
 )
 from .compute.torch_state import plain_torch
 from .features.layer import ConvFeatures
+from .features.skips import fitted_scales
 from .kernels.base import BaseKernel, PatchKernel
 from .learning.checkpoint import Checkpoint, describe, digest
 from .learning.composition import auto_features, check_composition
 from .learning.fitted import as_matrix, check_layers, check_numbers
 from .learning.forecast import check_fit
-from .learning.models import Recipe, Start, fitted_outputs, layer_powers
+from .learning.models import fitted_outputs, layer_powers
+from .learning.recipe import Recipe, Start
 from .learning.rounds import SELECTIONS, transforms_from
 from .learning.training_set import Observations, TrainingSet
 
@@ -374,7 +376,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         """Return the metrics and filters of the present fit."""
         metrics = tuple(layer.patch_transform_ for layer in self.learned_layers_)
         banks = tuple(layer.bank_ for layer in self.features_)
-        return Start(metrics, banks, hasattr(self, "refined_"))
+        refined, scales = hasattr(self, "refined_"), fitted_scales(self.features_)
+        return Start(metrics, banks, refined, scales)
 
     def _rng(self):
         """Return the source of all draws of a fit, of which None is a seed too."""

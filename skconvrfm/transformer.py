@@ -27,6 +27,7 @@ from .estimators import ConvRFMClassifier, ConvRFMRegressor
 from .features.filters import draw_filters
 from .features.maps import ACTIVATIONS, FilterLayer, compute_features, pass_through
 from .features.projections import EigenProjections, Saliency, SeenImage
+from .features.skips import SideBySide, fitted_scales, kernel_features
 from .learning.fitted import check_numbers
 from .learning.rounds import leading_eigenvectors, rank
 
@@ -282,7 +283,10 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
                 "pass an estimator with features=ConvFeatures() under a kernel of "
                 "whole maps, or take output='filters'."
             )
-        return [features.maps_ for features in self.estimator_.features_]
+        features = self.estimator_.features_
+        maps, scales = [layer.maps_ for layer in features], fitted_scales(features)
+        top, below = kernel_features(maps, scales, self.image_shape_)
+        return [*below, top]
 
     def _like_input(self, images, X):
         """Return images (n, h, w, c) laid out as the input; flat for a data frame."""
@@ -314,6 +318,8 @@ def _map_names(maps):
     """Return the names of the maps at one location."""
     if isinstance(maps, FilterLayer):
         return [f"filter{index}" for index in range(maps.n_maps)]
+    if isinstance(maps, SideBySide):
+        return [f"feature{index}" for index in range(maps.n_maps)]
     if isinstance(maps, Saliency):
         return ["saliency"]
     names = [f"eigen{index}" for index in range(len(maps.components))]

@@ -15,6 +15,7 @@ from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK, Gaussian, Linear, PatchGaussian, PatchLaplace
 
 LOCATIONS = ConvFeatures(5, patch_size=3, pool_grid=None)
+SEEN = ConvFeatures(5, patch_size=3, pool_grid=None, skip=True)
 POOLED = ConvFeatures(5, patch_size=3, pool_grid=2)
 MACHINES = {
     "ntk": (ConvNTK(depth=2), None),
@@ -22,7 +23,7 @@ MACHINES = {
     "pooled": (PatchGaussian(pool_grid=2), None),
     "gaussian": (Gaussian(), POOLED),
     "linear": (Linear(), POOLED),
-    "two layers": (Gaussian(), [LOCATIONS, ConvFeatures(4, patch_size=2, pool_grid=2)]),
+    "two layers": (Gaussian(), [SEEN, ConvFeatures(4, patch_size=2, pool_grid=2)]),
     "deep": (ConvNTK(depth=1), LOCATIONS),
 }
 # Refusals in words; a crash, or an error of the memory, is none.

@@ -59,6 +59,7 @@ OTHERS = {
     "features__agop_power": 0.25,
     "features__shrinkage": 5.0,
     "features__normalize": True,
+    "features__skip": True,
     "features__mirror": True,
     # Last, for they take the nested ones away.
     "features": ConvFeatures(3),

@@ -59,6 +59,7 @@ from .maps import (
     read_with_mirrors,
 )
 from .pools import average_pool, cell_areas, cell_parts
+from .skips import SideBySide
 
 _MAP_COPIES = 4  # alive while the gradients of an image are computed
 _ROUNDINGS = 256  # by which responses may differ from the maximum that they equal
@@ -81,14 +82,16 @@ def linear_agop(features, coef, images, weights, resources):
     return _agop(features, moment[None], images, coef)
 
 
-def layer_agops(layers, readout, images, weights, resources):
+def layer_agops(layers, readout, images, weights, resources, scales=()):
     """Return the `LayerAgop` of all layers of a machine by one backward sweep.
 
     ``readout.gradients(features)`` are the gradients (m, n_outputs, D) of the outputs
     with respect to features (m, D), float64 tensors; ``readout.numbers`` is how many
-    numbers that takes per image. The readout has ``coef`` and is picklable.
+    numbers that takes per image. The readout has ``coef`` and is picklable. ``scales``
+    are those of `SideBySide`, none if the readout sees the last layer alone.
     """
-    moments = _mean(_second_moments, layers, readout, images, weights, resources)
+    top = SideBySide(layers, scales or _last_alone(layers))
+    moments = _mean(_second_moments, top, readout, images, weights, resources)
     pairs = zip(layers, moments, strict=True)
     return [_agop(layer, moment, images, readout.coef) for layer, moment in pairs]
 
@@ -98,15 +101,20 @@ def importances(features, readout, images, weights, resources):
 
     It is summed over locations and outputs, as the diagonal of S of `layer_agops`.
     """
-    [found] = _mean(_squares, (features,), readout, images, weights, resources)
+    top = SideBySide((features,), (1.0,))
+    [found] = _mean(_squares, top, readout, images, weights, resources)
     return found
 
 
-def _mean(moments, layers, readout, images, weights, resources):
+def _last_alone(layers):
+    return (*[None] * (len(layers) - 1), 1.0)
+
+
+def _mean(moments, features, readout, images, weights, resources):
     """Return the weighted mean over images of moments, a function that sums them."""
     worker = resources.one_worker()
     tasks = (
-        (layers, readout, images[part], weights[part], worker)
+        (features, readout, images[part], weights[part], worker)
         for part in spans(len(images), resources, SUM_TASKS)
     )
     return sum_tasks(moments, tasks, resources) / weights.sum()
@@ -165,20 +173,24 @@ def _add_products(cell, beta, total, resources):
 
 
 @halving_memory
-def _second_moments(layers, readout, images, weights, resources):
+def _second_moments(top, readout, images, weights, resources):
     """Return S of all layers, an array of arrays, but for the sum of weights.
 
     Each of shape (1, K, K), or (2, K, K) with S× of a layer that sees mirror images.
     """
+    layers = top.layers
     # Feature maps of images do not mirror as these do.
-    crossed = layers[-1].mirror and not isinstance(images, FeatureMaps)
+    crossed = top.mirror and not isinstance(images, FeatureMaps)
     totals = np.empty(len(layers), dtype=object)
     totals[:] = [
         np.zeros((1 + (crossed and not index), layer.n_maps, layer.n_maps))
         for index, layer in enumerate(layers)
     ]
-    for passes, gradients in _passes(layers, readout, images, weights, resources):
+    for passes, found in _passes(top, readout, images, weights, resources):
+        gradients = 0.0
         for index in reversed(range(len(layers))):
+            if found[index] is not None:
+                gradients = gradients + found[index]
             gradients = passes[index].at_means(gradients)
             moments = passes[index].second_moments(gradients, len(totals[index]) == 2)
             totals[index] += moments.cpu().numpy()
@@ -188,32 +200,33 @@ def _second_moments(layers, readout, images, weights, resources):
 
 
 @halving_memory
-def _squares(layers, readout, images, weights, resources):
+def _squares(top, readout, images, weights, resources):
     """Return the diagonal of S of one layer, (1, K), but for the sum of weights."""
-    total = np.zeros((1, layers[0].n_maps))
-    for passes, gradients in _passes(layers, readout, images, weights, resources):
-        total += passes[0].squares(passes[0].at_means(gradients)).cpu().numpy()
+    total = np.zeros((1, top.layers[0].n_maps))
+    for [one], [gradients] in _passes(top, readout, images, weights, resources):
+        total += one.squares(one.at_means(gradients)).cpu().numpy()
     return total
 
 
-def _passes(layers, readout, images, weights, resources):
-    """Yield, by blocks of images, `_LayerPass`es and gradients at the features.
+def _passes(top, readout, images, weights, resources):
+    """Yield, by blocks of images, `_LayerPass`es and gradients at their features.
 
-    These are multiplied by the roots of the weights, and halved where mirrors follow
-    the images.
+    These are None where the readout does not see a layer, multiplied by the roots of
+    the weights, and halved where mirrors follow the images.
     """
-    sides = 2 if layers[-1].mirror else 1
+    layers, sides = top.layers, 2 if top.mirror else 1
     widest = max(layers, key=lambda layer: layer.n_maps * layer.layer.n_locations)
     outputs = readout.coef.shape[1] if len(layers) > 1 else 0
     largest = _block(widest, outputs, resources, readout.numbers)
     for part in image_blocks(images, largest // sides):
         some = images[part] if sides == 1 else read_with_mirrors(images[part])
         passes = _pass_layers(layers, some, resources)
-        features = passes[-1].features.flatten(1).unflatten(0, (sides, -1)).mean(0)
+        features = top.join([one.features for one in passes])
+        features = features.unflatten(0, (sides, -1)).mean(0)
         gradients = readout.gradients(features.double())
         roots = torch.as_tensor(np.sqrt(weights[part]), device=resources.device)
         gradients = gradients * (roots[:, None, None] / sides)
-        yield passes, gradients.repeat(sides, 1, 1)
+        yield passes, top.split(gradients.repeat(sides, 1, 1))
 
 
 def _pass_layers(layers, images, resources):
@@ -286,8 +299,7 @@ class _LayerPass:
     def at_means(self, gradients):
         """Return the gradients (m, n_outputs, rows, columns, K) at the means."""
         slopes = self._layer.slopes(self._pooled.means.double())
-        shape = (*gradients.shape[:2], *slopes.shape[1:])
-        return gradients.reshape(shape) * slopes[:, None]
+        return gradients * slopes[:, None]
 
     def second_moments(self, gradients, crossed=False):
         """Return [Σ δδᵀ] over the block, float64, from the gradients at the means.

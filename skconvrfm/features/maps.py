@@ -9,6 +9,7 @@ are ours.
 
 import math
 from dataclasses import dataclass, replace
+from functools import singledispatch
 
 import numpy as np
 import torch
@@ -400,7 +401,7 @@ def compute_features(features, images, resources):
     ``n_maps``, the maps that are alive on the way, ``layer``, and ``bands``.
     """
     worker = resources.one_worker()
-    _, numbers = _numbers(features, images, len(images), worker)
+    _, numbers = memory_numbers(features, images, len(images), worker)
     largest = int(worker.memory / 2 / (worker.itemsize * numbers))
     parts = spans(len(images), resources, largest=largest)
     tasks = ((features, images[part], len(images), None, worker) for part in parts)
@@ -410,13 +411,14 @@ def compute_features(features, images, resources):
     return out
 
 
+@singledispatch
 @halving_memory
 def feature_rows(features, images, n_images, rows, resources):
     """Return the features of some of ``n_images``, in blocks that fit in memory.
 
     ``rows`` is a slice of the rows of the features; None is all.
     """
-    library, numbers = _numbers(features, images, n_images, resources)
+    library, numbers = memory_numbers(features, images, n_images, resources)
     fitting = resources.memory / 2 / (resources.itemsize * numbers)  # images
     largest = min(fitting, _quick_block(images, features.shape, resources))
     n_rows = features.shape[0] if rows is None else rows.stop - rows.start
@@ -487,7 +489,8 @@ def band_rows(features, images, library, resources):
     return max(1, int((available - row * (layer.patch[0] - 1)) / numbers))
 
 
-def _numbers(features, images, n_images, resources):
+@singledispatch
+def memory_numbers(features, images, n_images, resources):
     """Return the compiled functions where they pay, and the numbers of an image."""
     library = None
     if isinstance(features, FilterLayer):
@@ -499,7 +502,7 @@ def _numbers(features, images, n_images, resources):
         numbers += math.prod(images.shape[1:]) + math.prod(features.shape)
     if isinstance(images, FeatureMaps):
         below = images.layers[-1], images.below, images.n_whole, resources
-        numbers = max(numbers, _numbers(*below)[1])
+        numbers = max(numbers, memory_numbers(*below)[1])
     return library, numbers
 
 

@@ -62,7 +62,7 @@ def check_composition(kernel, features):
 
 def _check_layer_of_deep(index, layer, kernel):
     """Refuse options of a layer that a kernel of patches above it makes void."""
-    for name, default in (("candidates", 1), ("learn", True)):
+    for name, default in (("candidates", 1), ("learn", True), ("skip", False)):
         value = getattr(layer, name)
         if value != default:
             raise ValueError(

@@ -5,6 +5,9 @@ from numbers import Integral, Real
 
 import numpy as np
 
+from ..features.skips import fitted_scales, kernel_features
+from ..kernels.whole import WholeKernel
+
 _REMEDY = "fit the estimator again"
 
 
@@ -21,7 +24,13 @@ def check_layers(kernel, features, image_shape):
         filters = check_numbers(f"{name}.filters_", layer.filters_, (None, d))
         for array in ("biases_", "offsets_"):
             check_numbers(f"{name}.{array}", getattr(layer, array), (len(filters),))
+        if layer.scale_ is not None:
+            check_positive(f"{name}.scale_", layer.scale_)
         shape = layer.maps_.shape
+    if isinstance(kernel, WholeKernel):
+        maps = [layer.maps_ for layer in features]
+        top, _ = kernel_features(maps, fitted_scales(features), image_shape)
+        shape = top.shape
     _check_image_shape("kernel_", kernel, shape)
     if hasattr(kernel, "bandwidth_"):
         check_positive("kernel_.bandwidth_", kernel.bandwidth_)

@@ -1,22 +1,19 @@
 """Models that the rounds learn with: ridge regressions under patch transforms.
 
-A *recipe* makes the model of some data. A model under the transforms of a round has a
-ridge path, and the patch AGOPs of every layer that learns.
+A model under the transforms of a round has a ridge path, and the patch AGOPs of every
+layer that learns.
 """
 
 import copy
-import math
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import numpy as np
-from sklearn.base import clone
 
 from ..compute.images import take
 from ..compute.parallel import Resources
-from ..compute.sampling import Sample, bandwidth_draws
+from ..compute.sampling import Sample
 from ..compute.tiles import kernel_matrix, kernel_product
-from ..features.filters import FilterBank, draw_bank, drawn_moments
+from ..features.filters import FilterBank, draw_bank
 from ..features.gradients import (
     LayerAgop,
     importances,
@@ -26,145 +23,23 @@ from ..features.gradients import (
 from ..features.layer import ConvFeatures
 from ..features.maps import (
     FilterLayer,
-    Pixels,
     compute_features,
     hold_maps,
     pass_through,
 )
+from ..features.skips import (
+    SideBySide,
+    fitted_scales,
+    kernel_features,
+    seen_layers,
+    unit_scales,
+)
 from ..kernels.agop import compress_outputs, kernel_agop
 from ..kernels.base import PatchKernel
-from ..kernels.whole import BANDWIDTH_IMAGES, WholeKernel
+from ..kernels.whole import WholeKernel
 from .feature_sums import Design, LinearReadout, RadialReadout, readout_outputs
 from .ridge import Moments, PrimalRidgePath, RidgePath
 from .training_set import TrainingSet
-
-# agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
-# with them before this many; see "How many images" in the guide for the curve. Behind
-# feature layers an image costs a hundredth.
-_KERNEL_AGOP_PATCHES, _FEATURE_AGOP_PATCHES = 20_000, 200_000
-_LEAST_AGOP_IMAGES = 20
-# Under a kernel that is not linear, whose cost grows with the outputs as well.
-_MOST_RADIAL_IMAGES = 100
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Kernel, feature layers and options from which models of data are made."""
-
-    kernel: PatchKernel | WholeKernel  # not yet bound
-    features: tuple[ConvFeatures, ...]  # not yet bound, from the image up
-    alphas: np.ndarray
-    agop_samples: object  # "auto", int, float or None
-    resources: Resources
-    rng: np.random.RandomState  # source of the filters
-    start: "Start | None" = None  # former fit to go on from
-    moments: Moments | None = None  # of rows that are gone, in place of the data's
-    metrics: tuple = ()  # of each stage, chosen before by metric="auto"
-
-    @property
-    def n_stages(self):
-        """Number of models that are fitted one upon the other, as in Deep ConvRFM."""
-        return 1 if isinstance(self.kernel, WholeKernel) else 1 + len(self.features)
-
-    def model(self, data, held_out=None, stage=0):
-        """Return the model of a stage on the images, or maps, that it sees."""
-        common = {"data": data, "held_out": held_out, "alphas": self.alphas}
-        common["resources"] = self.resources
-        if isinstance(self.kernel, WholeKernel):
-            return self._map_model(common)
-        kernel, agop_power = self.kernel, None
-        for _ in range(self.n_stages - 1 - stage):
-            kernel = kernel.below()
-        if stage < len(self.features):  # whose filters take the metric of its patches
-            below = self.features[stage]
-            agop_power = below.agop_power
-            options = {"patch_size": below.patch_size, "padding": below.padding}
-            kernel = clone(kernel).set_params(**options)
-        kernel = kernel.bind(tuple(data.images.shape[1:]))
-        layer = kernel.layers[0]
-        metric = kernel.metric
-        if metric == "auto" and self.metrics:
-            metric = self.metrics[stage]
-        initials = () if metric == "whiten" else (None,)
-        if metric != "identity":
-            parts = data.images, layer, data.lineup, self.resources
-            moments = drawn_moments(*parts)
-            if kernel.mirror:
-                moments = moments.with_mirrors(kernel.mirror_entries)
-            initials += (moments.whitening(),)
-        return PatchModel(
-            kernel=kernel,
-            initials=initials,
-            agop_power=agop_power,
-            start=None if self.start is None else self.start.transforms,
-            agop_sample=self._agop_sample(data, layer, _KERNEL_AGOP_PATCHES),
-            bandwidth_sample=data.lineup.draw(bandwidth_draws(layer.n_locations)),
-            **common,
-        )
-
-    def _map_model(self, common):
-        """Return the model whose kernel compares the maps behind all layers."""
-        data, layers, banks, images = common["data"], [], [], common["data"].images
-        sources = []
-        for index, features in enumerate(self.features):
-            layer = features.bind(images.shape[1:])
-            if self.start is None:
-                sources.append(copy.deepcopy(self.rng))
-                mirrored = _sees_mirrors(self.features, index)
-                parts = images, data.lineup, self.rng, self.resources
-                bank = draw_bank(layer, *parts, mirrored)
-                # Candidates are in the order of their classes.
-                bank = bank.take(slice(None, None, layer.candidates))
-                transform = bank.initial
-            else:
-                bank, transform = self.start.banks[index], self.start.transforms[index]
-                if index and self.start.refined:
-                    parts = images, layer.layer_, data.lineup, self.resources
-                    bank = bank.measured_on(*parts)
-            layers.append(layer)
-            banks.append(bank)
-            images = pass_through(images, [bank.under(transform, layer)])
-        first = layers[0].layer_ if layers else Pixels(images.shape[1:]).layer
-        return MapModel(
-            kernel=self.kernel.bind(images.shape[1:]),
-            layers=tuple(layers),
-            banks=tuple(banks),
-            sources=tuple(sources),
-            start=None if self.start is None else self.start.transforms,
-            agop_sample=self._agop_sample(data, first, _FEATURE_AGOP_PATCHES),
-            bandwidth_sample=data.lineup.draw(BANDWIDTH_IMAGES),
-            moments=self.moments,
-            **common,
-        )
-
-    def summed(self, model, moments):
-        """Return the recipe for a model of which only sums over the rows are left."""
-        start = Start(model.transforms, model.banks)
-        return replace(self, start=start, moments=moments)
-
-    def _agop_sample(self, data, layer, auto_patches):
-        """Draw the images that carry the AGOP."""
-        samples = self.agop_samples
-        if samples is None:
-            samples = np.inf
-        elif samples == "auto":
-            samples = max(_LEAST_AGOP_IMAGES, auto_patches // layer.n_locations)
-            if auto_patches == _FEATURE_AGOP_PATCHES and not self.kernel.is_linear:
-                samples = min(samples, _MOST_RADIAL_IMAGES)
-        elif not isinstance(samples, Integral):
-            # Rounded first: the order of a sum must not add an image.
-            samples = round(samples * data.lineup.weights.sum(), 6)
-            samples = max(1, math.ceil(samples))
-        return data.lineup.draw(samples)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Metrics and filters of a former fit."""
-
-    transforms: tuple  # of each layer that learns
-    banks: tuple = ()  # of each feature layer
-    refined: bool = False  # after the banks were drawn, so that maps have moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +176,8 @@ class MapModel(Model):
     sources: tuple[np.random.RandomState, ...]  # of their draws; none after a start
     chosen: tuple = ()  # numbers of the candidates that are kept, of each layer
     maps: tuple[FilterLayer, ...] = ()  # layers under the transforms of a round
+    first_scales: tuple = ()  # of a former fit
+    scales: tuple = ()  # of the layers that the kernel sees, see `kernel_features`
     centres: np.ndarray | None = None  # features (n, D), of a kernel not linear
     moments: Moments | None = None  # of all rows, of which data is a sample
 
@@ -344,7 +221,7 @@ class MapModel(Model):
             bank, numbers = self.banks[index], None
             if moved or features.candidates > 1:
                 rng = copy.deepcopy(self.sources[index])
-                mirrored = _sees_mirrors(self.layers, index)
+                mirrored = sees_mirrors(self.layers, index)
                 parts = images, self.data.lineup, rng, self.resources
                 bank = draw_bank(features, *parts, mirrored)
             if features.candidates > 1:
@@ -367,6 +244,7 @@ class MapModel(Model):
             data=replace(self.data, images=images),
             layers=(layer,),
             banks=(bank,),
+            first_scales=(),
             # A given bandwidth is that of fewer features.
             kernel=type(self.kernel)().bind(shape),
             moments=None,
@@ -381,6 +259,7 @@ class MapModel(Model):
     def with_metric(self, transforms):
         """Return the model under the transforms of a round; None is round 0."""
         base = self.start or self.initial_transforms
+        scales = () if transforms else self.first_scales
         transforms = transforms or base
         images, maps, banks, moved = self.data.images, [], [], False
         parts = zip(self.layers, self.banks, transforms, base, strict=True)
@@ -393,10 +272,13 @@ class MapModel(Model):
             images = pass_through(images, maps[-1:])
             moved = moved or transform is not before
         maps, banks, transforms = tuple(maps), tuple(banks), tuple(transforms)
-        model = replace(self, maps=maps, banks=banks, transforms=transforms)
+        scales = scales or self._measure_scales(maps)
+        model = replace(
+            self, maps=maps, banks=banks, transforms=transforms, scales=scales
+        )
         if self.kernel.is_linear:
             return model
-        images = pass_through(self.data.images, model.maps[:-1])
+        images = model._below(self.data.images)
         centres = compute_features(model.top, images, self.resources)
         centres = centres.reshape(len(centres), -1)
         kernel = self.kernel
@@ -405,6 +287,15 @@ class MapModel(Model):
             kernel = kernel.measured(centres, sample.weights, sample.rows)
             kernel = kernel.stretched(self.multiple or 1.0)
         return replace(model, kernel=kernel, centres=centres)
+
+    def _measure_scales(self, maps):
+        """Return the scales of the layers that the kernel sees; none of one alone."""
+        seen, sample = seen_layers(self.layers), self.bandwidth_sample
+        if not seen:
+            return ()
+        images = take(self.data.images, sample.rows)
+        where = SideBySide(maps, seen), images, sample.weights, self.resources
+        return unit_scales(*where)
 
     def stretched(self, multiple):
         """Return the model with another multiple of the median as its bandwidth."""
@@ -418,8 +309,7 @@ class MapModel(Model):
 
     def design(self):
         """Return the features of the training images, a `Design`."""
-        images = pass_through(self.data.images, self.maps[:-1])
-        data = replace(self.data, images=images)
+        data = replace(self.data, images=self._below(self.data.images))
         return Design(self.top, data, self.resources, self.centres)
 
     def ridge_path(self, design):
@@ -443,7 +333,8 @@ class MapModel(Model):
         simple = not (above or first.overlap or first.mirror)
         if self.kernel.is_linear and simple:
             return (linear_agop(self.maps[0], coef, *at),)
-        return tuple(layer_agops(self.maps, self.readout(compress_outputs(coef)), *at))
+        readout = self.readout(compress_outputs(coef))
+        return tuple(layer_agops(self.maps, readout, *at, self.scales))
 
     def importances(self, coef):
         """Return the importance of every filter of the one layer, see `importances`."""
@@ -453,21 +344,30 @@ class MapModel(Model):
 
     def fitted(self, below, coef, learned):
         """Return the same as `PatchModel.fitted`; there are no stages below."""
-        parts = zip(self.layers, self.banks, self.maps, learned, strict=True)
-        features = [layer.fitted(bank, maps, **own) for layer, bank, maps, own in parts]
+        scales = self.scales or [None] * len(self.layers)
+        parts = zip(self.layers, self.banks, self.maps, scales, learned, strict=True)
+        features = [
+            layer.fitted(bank, maps, scale=scale, **own)
+            for layer, bank, maps, scale, own in parts
+        ]
         if self.kernel.is_linear:
             return features, self.kernel, {"coef_": coef}
         return features, self.kernel, {"dual_coef_": coef, "X_fit_": self.centres}
 
     def outputs(self, images, coef):
         """Return the outputs of images with these coefficients."""
-        images = pass_through(images, self.maps[:-1])
+        images = self._below(images)
         return readout_outputs(self.top, images, self.readout(coef), self.resources)
 
     @property
     def top(self):
-        """The last layer, a `FilterLayer`, or `Pixels` where there is none."""
-        return self.maps[-1] if self.maps else Pixels(self.data.images.shape[1:])
+        """The features that the kernel sees, see `kernel_features`."""
+        return kernel_features(self.maps, self.scales, self.data.images.shape[1:])[0]
+
+    def _below(self, images):
+        """Return images as the features see them."""
+        below = kernel_features(self.maps, self.scales, images.shape[1:])[1]
+        return pass_through(images, below)
 
     def readout(self, coef):
         """Return the readout of the features with these coefficients."""
@@ -476,7 +376,7 @@ class MapModel(Model):
         return RadialReadout(self.kernel, self.centres, coef)
 
 
-def _sees_mirrors(layers, index):
+def sees_mirrors(layers, index):
     """Return True if a layer sees images and their mirrors, and not maps of them."""
     return index == 0 and layers[-1].mirror
 
@@ -501,9 +401,9 @@ def fitted_outputs(kernel, features, images, coef, centres, resources):
         images = pass_through(images, maps)
         centres = hold_maps(pass_through(centres, maps), resources)
         return kernel_product(kernel, images, centres, transform, coef, resources)
-    top = maps[-1] if maps else Pixels(images.shape[1:])
+    top, below = kernel_features(maps, fitted_scales(features), images.shape[1:])
     if kernel.is_linear:
         readout = LinearReadout(coef)
     else:
         readout = RadialReadout(kernel, centres, coef)
-    return readout_outputs(top, pass_through(images, maps[:-1]), readout, resources)
+    return readout_outputs(top, pass_through(images, below), readout, resources)

@@ -1,0 +1,153 @@
+"""Recipes: kernel, feature layers and options from which models of data are made."""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from numbers import Integral
+
+import numpy as np
+from sklearn.base import clone
+
+from ..compute.parallel import Resources
+from ..compute.sampling import bandwidth_draws
+from ..features.filters import draw_bank, drawn_moments
+from ..features.layer import ConvFeatures
+from ..features.maps import pass_through
+from ..features.skips import kernel_features, seen_layers
+from ..kernels.base import PatchKernel
+from ..kernels.whole import BANDWIDTH_IMAGES, WholeKernel
+from .models import MapModel, PatchModel, sees_mirrors
+from .ridge import Moments
+
+# agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
+# with them before this many; see "How many images" in the guide for the curve. Behind
+# feature layers an image costs a hundredth.
+_KERNEL_AGOP_PATCHES, _FEATURE_AGOP_PATCHES = 20_000, 200_000
+_LEAST_AGOP_IMAGES = 20
+# Under a kernel that is not linear, whose cost grows with the outputs as well.
+_MOST_RADIAL_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Kernel, feature layers and options from which models of data are made."""
+
+    kernel: PatchKernel | WholeKernel  # not yet bound
+    features: tuple[ConvFeatures, ...]  # not yet bound, from the image up
+    alphas: np.ndarray
+    agop_samples: object  # "auto", int, float or None
+    resources: Resources
+    rng: np.random.RandomState  # source of the filters
+    start: "Start | None" = None  # former fit to go on from
+    moments: Moments | None = None  # of rows that are gone, in place of the data's
+    metrics: tuple = ()  # of each stage, chosen before by metric="auto"
+
+    @property
+    def n_stages(self):
+        """Number of models that are fitted one upon the other, as in Deep ConvRFM."""
+        return 1 if isinstance(self.kernel, WholeKernel) else 1 + len(self.features)
+
+    def model(self, data, held_out=None, stage=0):
+        """Return the model of a stage on the images, or maps, that it sees."""
+        common = {"data": data, "held_out": held_out, "alphas": self.alphas}
+        common["resources"] = self.resources
+        if isinstance(self.kernel, WholeKernel):
+            return self._map_model(common)
+        kernel, agop_power = self.kernel, None
+        for _ in range(self.n_stages - 1 - stage):
+            kernel = kernel.below()
+        if stage < len(self.features):  # whose filters take the metric of its patches
+            below = self.features[stage]
+            agop_power = below.agop_power
+            options = {"patch_size": below.patch_size, "padding": below.padding}
+            kernel = clone(kernel).set_params(**options)
+        kernel = kernel.bind(tuple(data.images.shape[1:]))
+        layer = kernel.layers[0]
+        metric = kernel.metric
+        if metric == "auto" and self.metrics:
+            metric = self.metrics[stage]
+        initials = () if metric == "whiten" else (None,)
+        if metric != "identity":
+            parts = data.images, layer, data.lineup, self.resources
+            moments = drawn_moments(*parts)
+            if kernel.mirror:
+                moments = moments.with_mirrors(kernel.mirror_entries)
+            initials += (moments.whitening(),)
+        return PatchModel(
+            kernel=kernel,
+            initials=initials,
+            agop_power=agop_power,
+            start=None if self.start is None else self.start.transforms,
+            agop_sample=self._agop_sample(data, layer, _KERNEL_AGOP_PATCHES),
+            bandwidth_sample=data.lineup.draw(bandwidth_draws(layer.n_locations)),
+            **common,
+        )
+
+    def _map_model(self, common):
+        """Return the model whose kernel compares the maps behind all layers."""
+        data, layers, banks, images = common["data"], [], [], common["data"].images
+        sources = []
+        for index, features in enumerate(self.features):
+            layer = features.bind(images.shape[1:])
+            if self.start is None:
+                sources.append(copy.deepcopy(self.rng))
+                mirrored = sees_mirrors(self.features, index)
+                parts = images, data.lineup, self.rng, self.resources
+                bank = draw_bank(layer, *parts, mirrored)
+                # Candidates are in the order of their classes.
+                bank = bank.take(slice(None, None, layer.candidates))
+                transform = bank.initial
+            else:
+                bank, transform = self.start.banks[index], self.start.transforms[index]
+                if index and self.start.refined:
+                    parts = images, layer.layer_, data.lineup, self.resources
+                    bank = bank.measured_on(*parts)
+            layers.append(layer)
+            banks.append(bank)
+            images = pass_through(images, [bank.under(transform, layer)])
+        maps = images.layers if layers else ()
+        scales, shape = seen_layers(layers), data.images.shape[1:]
+        top, _ = kernel_features(maps, scales, shape)
+        first = layers[0].layer_ if layers else top.layer
+        return MapModel(
+            kernel=self.kernel.bind(top.shape),
+            layers=tuple(layers),
+            banks=tuple(banks),
+            sources=tuple(sources),
+            start=None if self.start is None else self.start.transforms,
+            first_scales=() if self.start is None else self.start.scales,
+            agop_sample=self._agop_sample(data, first, _FEATURE_AGOP_PATCHES),
+            bandwidth_sample=data.lineup.draw(BANDWIDTH_IMAGES),
+            moments=self.moments,
+            **common,
+        )
+
+    def summed(self, model, moments):
+        """Return the recipe for a model of which only sums over the rows are left."""
+        start = Start(model.transforms, model.banks, scales=model.scales)
+        return replace(self, start=start, moments=moments)
+
+    def _agop_sample(self, data, layer, auto_patches):
+        """Draw the images that carry the AGOP."""
+        samples = self.agop_samples
+        if samples is None:
+            samples = np.inf
+        elif samples == "auto":
+            samples = max(_LEAST_AGOP_IMAGES, auto_patches // layer.n_locations)
+            if auto_patches == _FEATURE_AGOP_PATCHES and not self.kernel.is_linear:
+                samples = min(samples, _MOST_RADIAL_IMAGES)
+        elif not isinstance(samples, Integral):
+            # Rounded first: the order of a sum must not add an image.
+            samples = round(samples * data.lineup.weights.sum(), 6)
+            samples = max(1, math.ceil(samples))
+        return data.lineup.draw(samples)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Metrics and filters of a former fit."""
+
+    transforms: tuple  # of each layer that learns
+    banks: tuple = ()  # of each feature layer
+    refined: bool = False  # after the banks were drawn, so that maps have moved
+    scales: tuple = ()  # of the layers that the kernel sees, see `kernel_features`
