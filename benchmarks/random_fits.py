@@ -319,6 +319,7 @@ def random_machine(rng):
     for one in (layer, below):
         one.candidates = int(pick(rng, (1, 1, 2, 3)))
         one.learn = bool(rng.random() < 0.8)
+    below.skip = bool(rng.random() < 0.3)
     return kernel, pick(rng, (None, layer, layer, [layer], [below, layer]))
 
 

@@ -23,14 +23,17 @@ from .harness import add_data_option, check_data_option, format_table, report
 from .models import TestScore
 from .problems import draw, framed_mnist
 
-CHOSEN = {"candidates": 3, "learn": False}
+CHOSEN = {"candidates": 4, "learn": False}
 
 
 def photographs(mirror):
     """Return two layers for photographs of 32×32 pixels, and their kernel."""
-    common = {"pool_overlap": 0.5, **CHOSEN}
-    first = ConvFeatures(256, patch_size=5, pool_size=2, normalize=True, **common)
-    top = ConvFeatures(640, patch_size=3, shrinkage=3.0, mirror=mirror, **common)
+    first = ConvFeatures(
+        96, patch_size=5, normalize=True, pool_size=2, pool_overlap=1.0, learn=False
+    )
+    top = ConvFeatures(
+        1024, patch_size=3, shrinkage=3.0, pool_overlap=0.5, mirror=mirror, **CHOSEN
+    )
     return Gaussian(), [first, top]
 
 

@@ -383,6 +383,9 @@ top_layer = st.builds(
 stacks = st.one_of(
     top_layer.map(lambda layer: [layer]),
     st.tuples(lower_layer, top_layer).map(list),
+    st.tuples(lower_layer, top_layer).map(
+        lambda layers: [layers[0].set_params(skip=True), layers[1]]
+    ),
 )
 shallow_kernels = patch_kernels.filter(lambda kernel: kernel.depth <= 3)
 machines = st.one_of(

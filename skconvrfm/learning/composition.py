@@ -5,8 +5,8 @@ from ..features.layer import ConvFeatures
 from ..kernels.base import PatchKernel
 from ..kernels.whole import WholeKernel
 
-# Shorter sides of an image from which on two layers were the more accurate, and larger
-# patches. Maps of the first of two layers have about so many rows.
+# Shorter sides of an image from which on there are two layers, and larger patches. Maps
+# of the first of two layers have about so many rows.
 _TWO_LAYERS, _LARGE_PATCHES, _SMALL_PATCHES = 24, 48, 12
 _MAP_ROWS = 14
 
@@ -15,7 +15,8 @@ def auto_features(image_shape):
     """Return the feature layers for images, or rows, of a shape, from the image up.
 
     Their filters are chosen; metrics of whitened patches are not learned, which did not
-    pay where they were measured.
+    pay where they were measured. The second layer's filters are many and the first's
+    few, whose number multiplies the cost of the second.
     """
     chosen = {"candidates": 3, "learn": False}
     shorter, longer = sorted(image_shape[:2])
@@ -25,8 +26,15 @@ def auto_features(image_shape):
     patch = 7 if shorter >= _LARGE_PATCHES else 5
     size = max(2, round((shorter - patch + 1) / _MAP_ROWS))
     return [
-        ConvFeatures(256, patch_size=patch, pool_size=size, **chosen),
-        ConvFeatures(patch_size=3, shrinkage=3.0, **chosen),
+        ConvFeatures(
+            96,
+            patch_size=patch,
+            normalize=True,
+            pool_size=size,
+            pool_overlap=1.0,
+            **chosen,
+        ),
+        ConvFeatures(patch_size=3, shrinkage=3.0, pool_overlap=0.5, **chosen),
     ]
 
 
