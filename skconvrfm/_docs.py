@@ -16,7 +16,7 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         "linear".
     features : ConvFeatures, list of ConvFeatures, "auto" or None, default=None
         Convolutional feature layers below the kernel, from the image up. None is the
-        kernel of the images; ``"auto"`` is a layer that suits the shape of the images.
+        kernel of the images; ``"auto"`` is one layer or, from 24 pixels on, two.
         Under a kernel of whole maps all layers learn together; under a kernel of
         patches this is Deep ConvRFM: layer by layer, each a predictor, of which
         `selection` keeps the best.

@@ -39,9 +39,7 @@ def check_fit(recipe, data, n_rounds):
         )
     if n < _MEASURED_ROWS:
         return
-    n_fits = n_rounds + 1
-    if getattr(recipe.kernel, "metric", None) == "auto" and not recipe.metrics:
-        n_fits += 1  # round 0 is fitted under both metrics, one after the other
+    n_rounds, n_fits = _count_fits(recipe, n_rounds)
     seconds = n_fits * predicted_seconds(recipe, data)
     if seconds >= LONG_FIT:
         warnings.warn(
@@ -50,6 +48,21 @@ def check_fit(recipe, data, n_rounds):
             f"first tiles): {ALTERNATIVE}.",
             stacklevel=2,
         )
+
+
+def _count_fits(recipe, n_rounds):
+    """Return how many rounds there are after round 0, and fits in all."""
+    if getattr(recipe.kernel, "metric", None) == "auto" and not recipe.metrics:
+        return n_rounds, n_rounds + 2  # round 0 is fitted under both metrics
+    if isinstance(recipe.kernel, PatchKernel):
+        return n_rounds, n_rounds + 1
+    layers = recipe.features
+    chosen = 0 if recipe.start else sum(layer.candidates > 1 for layer in layers)
+    if not any(layer.learn for layer in layers):
+        n_rounds = min(n_rounds, int(chosen > 0))
+    # One for each bank of candidates; and the least bandwidth is compared with another.
+    more = chosen * (n_rounds > 0) + (getattr(recipe.kernel, "bandwidth", 1) == "auto")
+    return n_rounds, n_rounds + 1 + more
 
 
 def predicted_seconds(recipe, data):

@@ -17,7 +17,7 @@ LAYER = ConvFeatures(4, patch_size=3, pool_grid=2)
 QUADRATIC = {
     "ConvNTK": ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1),
     "PatchLaplace": ConvRFMClassifier(PatchLaplace(), n_rounds=1),
-    "Gaussian": ConvRFMClassifier(Gaussian(), LAYER, n_rounds=1),
+    "Gaussian": ConvRFMClassifier(Gaussian(1.0), LAYER, n_rounds=1),
 }
 LINEAR = ConvRFMClassifier(Linear(), LAYER, n_rounds=1)
 ALTERNATIVE = r"take kernel='linear' with features=ConvFeatures\(\).*or fewer rows"
@@ -97,6 +97,37 @@ def test_fit_of_ten_minutes_warns(name, data, monkeypatch):
     QUADRATIC[name].fit(X[:59], y[:59])  # so few that nothing is measured
     LINEAR.fit(*data)
     assert asked == [60]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "layers", "counts"),
+    [
+        (ConvNTK(metric="auto"), None, (3, 5)),
+        (ConvNTK(), None, (3, 4)),
+        (Gaussian(1.0), [{}], (3, 4)),
+        (Gaussian(), [{}], (3, 5)),
+        (Gaussian(1.0), [{"candidates": 2}, {"candidates": 3}], (3, 6)),
+        (Gaussian(1.0), [{"candidates": 2, "learn": False}], (1, 3)),
+        (Gaussian(1.0), [{"learn": False}], (0, 1)),
+    ],
+)
+def test_fits_are_counted(kernel, layers, counts, data, monkeypatch):
+    """Rounds, candidates, two first metrics, and a second bandwidth."""
+    found = []
+
+    def count(recipe, n_rounds):
+        found.append(forecast_count(recipe, n_rounds))
+        return found[-1]
+
+    forecast_count = forecast._count_fits
+    monkeypatch.setattr(forecast, "_MEASURED_ROWS", 60)
+    monkeypatch.setattr(forecast, "_count_fits", count)
+    features = layers and [
+        ConvFeatures(4, patch_size=3, pool_size=1, pool_grid=3, **options)
+        for options in layers
+    ]
+    ConvRFMClassifier(kernel, features, n_rounds=3).fit(*data)
+    assert found == [counts]
 
 
 @pytest.mark.parametrize("name", QUADRATIC)
