@@ -320,6 +320,8 @@ def random_machine(rng):
         one.candidates = int(pick(rng, (1, 1, 2, 3)))
         one.learn = bool(rng.random() < 0.8)
     below.skip = bool(rng.random() < 0.3)
+    if rng.random() < 0.15:
+        layer.pool = "auto"
     return kernel, pick(rng, (None, layer, layer, [layer], [below, layer]))
 
 

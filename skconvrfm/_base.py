@@ -369,8 +369,9 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             )
         for layer in self.learned_layers_ if not self.features_ else ():
             recipe.kernel.bind(image_shape)._check_transform(layer.patch_transform_)
-        metrics = (getattr(self.kernel_, "metric_", None),)
-        return replace(recipe, start=self._start(), metrics=metrics)
+        last = [None, *self.learned_layers_][-1]
+        choice = getattr(last, "pool_", getattr(last, "metric_", None))
+        return replace(recipe, start=self._start(), choices=(choice,))
 
     def _start(self):
         """Return the metrics and filters of the present fit."""

@@ -38,8 +38,8 @@ class Fitting(Watcher):
         index = best_stage([stage.best for stage in stages], "holdout")
         chosen = stages[: index + 1]
         plan = [StagePlan.of(stage) for stage in chosen]
-        metrics = tuple(getattr(s.best.model, "metric", None) for s in chosen)
-        self._recipe = replace(self._recipe, metrics=metrics)
+        choices = tuple(stage.best.model.choice for stage in chosen)
+        self._recipe = replace(self._recipe, choices=choices)
         refitted = self._fit_stages("refit", data, plan=plan)
         # The history is that of the choice, with the criterion that chose.
         pairs = zip(refitted, chosen, strict=False)

@@ -25,7 +25,7 @@ KernelMetric: TypeAlias = Literal["identity", "whiten", "auto"]
 Filters: TypeAlias = Literal["patches", "gaussian"]
 Activation: TypeAlias = Literal["relu", "identity"]
 Pool: TypeAlias = (
-    'Literal["root", "mean", "norm", "max"] | tuple[float, float] | list[float]'
+    'Literal["root", "mean", "norm", "max", "auto"] | tuple[float, float] | list[float]'
 )
 Selection: TypeAlias = Literal["gcv", "loo", "holdout", "last"]
 RandomState: TypeAlias = "int | np.random.RandomState | None"

@@ -17,6 +17,7 @@ from .maps import ACTIVATIONS, FilterLayer
 from .pools import POOLS, pool_exponents
 
 _DEFAULT_GRID = (3, 3)
+AUTO_POOLS = ("root", "norm")  # of which the criterion chooses where pool="auto"
 
 
 class ConvFeatures(BaseEstimator):
@@ -72,13 +73,15 @@ class ConvFeatures(BaseEstimator):
         Subtracted from the responses before the activation, in their standard
         deviations. With ``"relu"``, sparser maps are more accurate (measured: see
         "Linear in the number of images" in the guide).
-    pool : {"root", "mean", "norm", "max"} or (float, float), default="root"
+    pool : {"root", "mean", "norm", "max", "auto"} or (float, float), default="root"
         Pool of a cell, a pair (p, q) of :math:`(\text{mean } u^p)^q` or its name.
         "root" (1, ½) makes a faint pattern count for more against a strong one: more
         accurate on photographs, digits and articles, but not where cells have a few
         noisy locations. "mean" is (1, 1). "norm" (4, ¼) counts the strongest matches,
         which is more accurate where an object stands anywhere in noise, and "max" the
-        strongest alone. p from 1 to 8, since slopes have no bound below 1; q up to 8.
+        strongest alone. "auto", of the last layer below a kernel of whole maps, is
+        "root" or "norm", whichever has the lower criterion in round 0. p from 1 to 8,
+        since slopes have no bound below 1; q up to 8.
         On a CPU whole p are compiled, and others several times slower.
         Negative responses, of ``activation="identity"``, count by their absolute value
         where p > 1, and with their sign where p is 1.
@@ -125,6 +128,8 @@ class ConvFeatures(BaseEstimator):
     patch_mean_, patch_covariance_, initial_transform_ : ndarray of (d,) or (d, d)
         Moments of the training patches, and the patch transform of round 0, of which
         None is the identity.
+    pool_ : str or (float, float)
+        `pool`, or which of them was chosen.
     scale_ : float or None
         Factor of the layer's features beside those of others; None without `skip`.
     floor_ : float or None
@@ -165,7 +170,7 @@ class ConvFeatures(BaseEstimator):
         "bias": [Interval(Real, 0, 1e100, closed="both")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "threshold": [Interval(Real, None, None, closed="neither")],
-        "pool": [StrOptions(set(POOLS)), tuple, list],
+        "pool": [StrOptions({*POOLS, "auto"}), tuple, list],
         "pool_grid": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "pool_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "pool_overlap": [Interval(Real, 0, 1, closed="both")],
@@ -236,10 +241,16 @@ class ConvFeatures(BaseEstimator):
                 f"pool_overlap={self.pool_overlap!r} has no cells to widen: pool_grid "
                 "and pool_size are None. Pass one of them, or pool_overlap=0."
             )
-        pool_exponents(self.pool)
         bound = copy.copy(self)
         bound.image_shape_ = tuple(image_shape)
-        return bound
+        return bound.with_pool(AUTO_POOLS[0] if self.pool == "auto" else self.pool)
+
+    def with_pool(self, pool: Pool) -> ConvFeatures:
+        """Return the bound layer with another pool, which is checked."""
+        pool_exponents(pool)
+        other = copy.copy(self)
+        other.pool_ = pool
+        return other
 
     @property
     def layer_(self):
@@ -265,7 +276,7 @@ class ConvFeatures(BaseEstimator):
     @property
     def exponents(self):
         """Exponents p and q of the pool; 1 where there is none."""
-        return (1.0, 1.0) if self.grid is None else pool_exponents(self.pool)
+        return (1.0, 1.0) if self.grid is None else pool_exponents(self.pool_)
 
     @property
     def maps_(self):
@@ -283,7 +294,7 @@ class ConvFeatures(BaseEstimator):
     def pooled_as(self, other: ConvFeatures) -> ConvFeatures:
         """Return the bound layer with the pool of another one, and its mirror."""
         like = copy.copy(self)
-        like.pool, like.pool_grid = other.pool, other.pool_grid
+        like.pool_, like.pool_grid = other.pool_, other.pool_grid
         like.pool_size, like.pool_overlap = other.pool_size, other.pool_overlap
         like.mirror = other.mirror
         return like

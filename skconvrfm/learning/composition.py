@@ -34,7 +34,9 @@ def auto_features(image_shape):
             pool_overlap=1.0,
             **chosen,
         ),
-        ConvFeatures(patch_size=3, shrinkage=3.0, pool_overlap=0.5, **chosen),
+        ConvFeatures(
+            patch_size=3, shrinkage=3.0, pool="auto", pool_overlap=0.5, **chosen
+        ),
     ]
 
 
@@ -51,6 +53,12 @@ def check_composition(kernel, features):
         if isinstance(kernel, PatchKernel):
             _check_layer_of_deep(index, layer, kernel)
         above = [*features[index + 1 :], kernel][0]
+        if layer.pool == "auto" and not isinstance(above, WholeKernel):
+            raise ValueError(
+                f"features[{index}].pool='auto' is chosen of the last layer, below a "
+                f"kernel of whole maps, and this is below {type(above).__name__}: take "
+                f"features[{index}].pool='root'."
+            )
         if layer.mirror and not isinstance(above, WholeKernel):
             raise ValueError(
                 f"features[{index}].mirror=True would average the maps of an image and "

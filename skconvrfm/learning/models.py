@@ -106,7 +106,7 @@ class PatchModel(Model):
         return self.initials[0]
 
     @property
-    def metric(self):
+    def choice(self):
         """Name of the metric of round 0."""
         return "identity" if self.initial is None else "whiten"
 
@@ -156,7 +156,7 @@ class PatchModel(Model):
     def fitted(self, below, coef, learned):
         """Return fitted layers, ``below`` this stage, the kernel, other attributes."""
         [own] = learned
-        own = own | {"metric": self.metric}
+        own = own | {"metric": self.choice}
         kernel = self.kernel._with(**{f"{name}_": own[name] for name in own})
         return below, kernel, {"dual_coef_": coef}
 
@@ -174,6 +174,7 @@ class MapModel(Model):
     layers: tuple[ConvFeatures, ...]  # bound; none for a kernel of images
     banks: tuple[FilterBank, ...]  # their filters before they take a metric
     sources: tuple[np.random.RandomState, ...]  # of their draws; none after a start
+    pools: tuple[str, ...] = ()  # of the last layer, of which one is chosen; or none
     chosen: tuple = ()  # numbers of the candidates that are kept, of each layer
     maps: tuple[FilterLayer, ...] = ()  # layers under the transforms of a round
     first_scales: tuple = ()  # of a former fit
@@ -188,6 +189,18 @@ class MapModel(Model):
     def initial_transforms(self):
         """Transforms before anything was learned; None is the identity."""
         return tuple(bank.initial for bank in self.banks)
+
+    @property
+    def alternatives(self):
+        """Models of which the criterion chooses one in round 0."""
+        [*below, last] = self.layers or [None]
+        tried = [(*below, last.with_pool(pool)) for pool in self.pools]
+        return tuple(replace(self, layers=one, pools=()) for one in tried) or (self,)
+
+    @property
+    def choice(self):
+        """Pool of the last layer."""
+        return self.layers[-1].pool_ if self.layers else None
 
     @property
     def patch_dims(self):

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from ..compute.parallel import Resources
 from ..compute.sampling import bandwidth_draws
 from ..features.filters import draw_bank, drawn_moments
-from ..features.layer import ConvFeatures
+from ..features.layer import AUTO_POOLS, ConvFeatures
 from ..features.maps import pass_through
 from ..features.skips import kernel_features, seen_layers
 from ..kernels.base import PatchKernel
@@ -40,7 +40,7 @@ class Recipe:
     rng: np.random.RandomState  # source of the filters
     start: "Start | None" = None  # former fit to go on from
     moments: Moments | None = None  # of rows that are gone, in place of the data's
-    metrics: tuple = ()  # of each stage, chosen before by metric="auto"
+    choices: tuple = ()  # of each stage, metric or pool that "auto" chose before
 
     @property
     def n_stages(self):
@@ -64,8 +64,8 @@ class Recipe:
         kernel = kernel.bind(tuple(data.images.shape[1:]))
         layer = kernel.layers[0]
         metric = kernel.metric
-        if metric == "auto" and self.metrics:
-            metric = self.metrics[stage]
+        if metric == "auto" and self.choices:
+            metric = self.choices[stage]
         initials = () if metric == "whiten" else (None,)
         if metric != "identity":
             parts = data.images, layer, data.lineup, self.resources
@@ -87,8 +87,13 @@ class Recipe:
         """Return the model whose kernel compares the maps behind all layers."""
         data, layers, banks, images = common["data"], [], [], common["data"].images
         sources = []
+        pools = ()
         for index, features in enumerate(self.features):
             layer = features.bind(images.shape[1:])
+            if layer.pool == "auto" and self.choices:
+                layer = layer.with_pool(self.choices[0])
+            elif layer.pool == "auto":
+                pools = AUTO_POOLS
             if self.start is None:
                 sources.append(copy.deepcopy(self.rng))
                 mirrored = sees_mirrors(self.features, index)
@@ -114,6 +119,7 @@ class Recipe:
             layers=tuple(layers),
             banks=tuple(banks),
             sources=tuple(sources),
+            pools=pools,
             start=None if self.start is None else self.start.transforms,
             first_scales=() if self.start is None else self.start.scales,
             agop_sample=self._agop_sample(data, first, _FEATURE_AGOP_PATCHES),
@@ -125,7 +131,7 @@ class Recipe:
     def summed(self, model, moments):
         """Return the recipe for a model of which only sums over the rows are left."""
         start = Start(model.transforms, model.banks, scales=model.scales)
-        return replace(self, start=start, moments=moments)
+        return replace(self, start=start, moments=moments, choices=(model.choice,))
 
     def _agop_sample(self, data, layer, auto_patches):
         """Draw the images that carry the AGOP."""

@@ -39,6 +39,7 @@ BAD = {
     "pool_size": [0, (2, 2, 2), 1.5, "global"],
     "pool_overlap": [-0.1, 1.5, np.nan, "half", None],
     "mirror": ["horizontal", 2, None],
+    "skip": ["all", 2, None],
 }
 
 

@@ -90,7 +90,7 @@ def test_refit_takes_the_choice_of_the_held_out_rows(monkeypatch):
         PatchModel,
         "design",
         lambda self: (
-            fitted.append((len(self.data.images), self.metric)) or design(self)
+            fitted.append((len(self.data.images), self.choice)) or design(self)
         ),
     )
     model = fit(KERNELS[0], DATA["whiten"], "auto", selection="holdout", n_rounds=0)
@@ -107,7 +107,7 @@ def test_every_stage_of_deep_convrfm_chooses(metric, selection, monkeypatch):
     monkeypatch.setattr(
         PatchModel,
         "design",
-        lambda self: tried.append((self.kernel.channels, self.metric)) or design(self),
+        lambda self: tried.append((self.kernel.channels, self.choice)) or design(self),
     )
     options = {"features": DEEP, "n_rounds": 1, "selection": selection}
     model = fit(ConvNTK(depth=1), DATA[metric], "auto", **options)
