@@ -251,16 +251,29 @@ def make_models(options, split):
     sizes = np.broadcast_to(options.patch_size, 2).tolist()
     field = tuple(1 + options.depth * (size - 1) for size in sizes)
     features = ConvFeatures(patch_size=field)
+    layers = "auto" if options.data else two_layers()
     svc = tuned_svc(split, options.seed)
     trees = {"n_estimators": 500, "n_jobs": -1, "random_state": options.seed}
     return {
         "fixed kernel": ConvRFMClassifier(kernel, **common, n_rounds=0),
         "ConvRFM": ConvRFMClassifier(kernel, **learned, verbose=1),
         "features, linear": ConvRFMClassifier("linear", features, **learned),
-        "features, Gaussian": ConvRFMClassifier("gaussian", features, **learned),
+        "features, Gaussian": ConvRFMClassifier("gaussian", layers, **learned),
         "RBF SVC, tuned" if isinstance(svc, GridSearchCV) else "RBF SVC": svc,
         "random forest": RandomForestClassifier(**trees),
     }
+
+
+def two_layers():
+    """Return layers for small objects that stand anywhere in noise.
+
+    Of images of 12×12 pixels `features="auto"` makes one layer.
+    """
+    chosen = {"patch_size": 3, "candidates": 4, "learn": False}
+    return [
+        ConvFeatures(64, pool_size=1, **chosen),
+        ConvFeatures(256, pool="norm", pool_grid=2, shrinkage=3.0, **chosen),
+    ]
 
 
 def tuned_svc(split, seed):
