@@ -39,8 +39,12 @@ def photographs(mirror):
 
 def objects_in_noise():
     """Return two layers for objects that stand anywhere in noise, and their kernel."""
-    first = ConvFeatures(96, patch_size=7, pool_size=2, **CHOSEN)
-    top = ConvFeatures(256, patch_size=5, pool="norm", pool_grid=1, **CHOSEN)
+    first = ConvFeatures(
+        96, patch_size=7, normalize=True, pool_size=2, pool_overlap=0.5, **CHOSEN
+    )
+    top = ConvFeatures(
+        256, patch_size=5, shrinkage=3.0, pool="norm", pool_grid=1, **CHOSEN
+    )
     return Gaussian(), [first, top]
 
 
