@@ -107,8 +107,12 @@ def test_options_reach_the_models(arrays):
         "image_shape": (12, 12),
     }
     assert {name: convrfm[name] for name in expected} == expected
-    for name in ("features, linear", "features, Gaussian"):  # field of four layers
-        assert models[name].features.patch_size == (17, 9)
+    # The field of four layers.
+    assert models["features, linear"].features.patch_size == (17, 9)
+    assert all(layer.candidates == 4 for layer in models["features, Gaussian"].features)
+    options.data = "images.npz"
+    others = job.make_models(options, job.Split("some", **arrays))
+    assert others["features, Gaussian"].features == "auto"
     fixed = models["fixed kernel"].get_params()
     differing = {n for n in fixed if repr(fixed[n]) != repr(convrfm[n])}
     assert differing == {"n_rounds", "verbose"} and fixed["n_rounds"] == 0

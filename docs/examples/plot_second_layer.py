@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
+from skconvrfm import ConvRFMClassifier
 from skconvrfm.datasets import make_framed_digits
 from skconvrfm.features import ConvFeatures
 
@@ -51,7 +51,7 @@ first, second = clf.features_
 
 
 def patches(images):
-    """Return patches (n, rows, columns, d) of images (n, h, w, c), channel by channel."""
+    """Return patches (n, rows, columns, d) of images (n, h, w, c)."""
     windows = sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
     return windows.reshape(*windows.shape[:3], -1)
 

@@ -17,7 +17,8 @@ from .maps import ACTIVATIONS, FilterLayer
 from .pools import POOLS, pool_exponents
 
 _DEFAULT_GRID = (3, 3)
-AUTO_POOLS = ("root", "norm")  # of which the criterion chooses where pool="auto"
+# Of these the criterion chooses where pool="auto".
+AUTO_POOLS: tuple[Pool, ...] = ("root", "norm")
 
 
 class ConvFeatures(BaseEstimator):
@@ -304,9 +305,8 @@ class ConvFeatures(BaseEstimator):
     ) -> FilterLayer:
         """Return given filters with the bound layer's options, a `FilterLayer`."""
         order, power = self.exponents
-        options = self.activation, biases, self.grid, power, offsets
-        overlap, mirror = float(self.pool_overlap), bool(self.mirror)
-        options = (*options, order, overlap, floor, mirror)
+        pool = self.grid, power, offsets, order, float(self.pool_overlap)
+        options = self.activation, biases, *pool, floor, bool(self.mirror)
         return FilterLayer(self.layer_, filters, *options)
 
     def fitted(

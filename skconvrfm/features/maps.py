@@ -324,10 +324,9 @@ class FeatureMaps:
 
     def __getitem__(self, index):
         """Return the images ``index``, a slice or an array of integers."""
-        chosen = (
-            self.pixels[index] if isinstance(index, slice) else take(self.pixels, index)
-        )
-        return self.with_pixels(chosen)
+        if isinstance(index, slice):
+            return self.with_pixels(self.pixels[index])
+        return self.with_pixels(take(self.pixels, index))
 
     def with_pixels(self, pixels):
         """Return the maps of other images, computed alike."""
@@ -440,9 +439,7 @@ def feature_rows(features, images, n_images, rows, resources):
             fill(mirror(some), other)
             out[part] += other
             out[part] /= 2
-        if not all(
-            math.isfinite(value) for value in (out[part].min(), out[part].max())
-        ):
+        if not np.isfinite([out[part].min(), out[part].max()]).all():
             raise ValueError(
                 f"the features overflow {out.dtype}: X has values up to "
                 f"{largest_value(images):.3g}; scale the images, as those of the fit "
