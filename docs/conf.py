@@ -42,6 +42,7 @@ examples = (
     "saliency",
     "natural_images",
     "deep",
+    "second_layer",
     "ansatz",
     "precomputed_kernel",
     "cost",
