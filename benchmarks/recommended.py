@@ -54,7 +54,7 @@ def stars(folder, seed, n_train, n_test):
     return X[:n_train], y[:n_train], X[n_train:], y[n_train:]
 
 
-DEFAULT, EXACT = (Gaussian(), "auto"), (ConvNTK(depth=1, metric="auto"), None)
+DEFAULT, EXACT = (Gaussian(), "auto"), (ConvNTK(metric="auto"), None)
 CIFAR, MNIST, FASHION = (
     partial(draw, f"{name}_5000_2000.npz")
     for name in ("cifar10", "mnist", "fashion_mnist")
@@ -71,7 +71,7 @@ CASES = {
     "Fashion-MNIST, default": (FASHION, [LARGE], DEFAULT, 1),
     "framed MNIST": (framed_mnist, [SMALL, (1000, 1000)], objects_in_noise(), 1),
     "framed MNIST, default": (framed_mnist, [(1000, 1000)], DEFAULT, 1),
-    "stars": (stars, [(50, 1000)], (ConvNTK(), None), 5),
+    "stars": (stars, [(50, 1000)], (ConvNTK(depth=1, patch_size=11), None), 5),
 }
 
 
