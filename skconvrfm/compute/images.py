@@ -89,15 +89,8 @@ def take(images, rows):
     return ChosenImages(images, np.asarray(rows))
 
 
-@dataclass(frozen=True, eq=False)
-class ChosenImages:
-    """Some images of an array, which are copied no sooner than they are needed."""
-
-    images: np.ndarray  # (n, h, w, c)
-    rows: np.ndarray  # integers
-
-    def __len__(self):
-        return len(self.rows)
+class _ImagesOfOthers:
+    """Base of images that are made of others, their ``images``, when they are read."""
 
     @property
     def shape(self):
@@ -108,6 +101,17 @@ class ChosenImages:
     def dtype(self):
         """The dtype of the pixels."""
         return self.images.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenImages(_ImagesOfOthers):
+    """Some images of an array, which are copied no sooner than they are needed."""
+
+    images: np.ndarray  # (n, h, w, c)
+    rows: np.ndarray  # integers
+
+    def __len__(self):
+        return len(self.rows)
 
     def __getitem__(self, index):
         """Return some of these images, by a slice or an array of integers."""
@@ -137,23 +141,13 @@ def mirror(images):
 
 
 @dataclass(frozen=True, eq=False)
-class MirroredImages:
+class MirroredImages(_ImagesOfOthers):
     """Stored or chosen images, whose columns are reversed when they are read."""
 
     images: object  # (n, h, w, c)
 
     def __len__(self):
         return len(self.images)
-
-    @property
-    def shape(self):
-        """Images, rows, columns and channels."""
-        return self.images.shape
-
-    @property
-    def dtype(self):
-        """The dtype of the pixels."""
-        return self.images.dtype
 
     def __getitem__(self, index):
         """Return some of these images; not read yet."""
@@ -166,23 +160,13 @@ class MirroredImages:
 
 
 @dataclass(frozen=True, eq=False)
-class WithMirrors:
+class WithMirrors(_ImagesOfOthers):
     """Images (n, h, w, c), then the mirror of each; slices of the 2n are copied."""
 
     images: np.ndarray
 
     def __len__(self):
         return 2 * len(self.images)
-
-    @property
-    def shape(self):
-        """Images and their mirrors, rows, columns and channels."""
-        return (len(self), *self.images.shape[1:])
-
-    @property
-    def dtype(self):
-        """The dtype of the pixels."""
-        return self.images.dtype
 
     def __getitem__(self, part):
         n = len(self.images)

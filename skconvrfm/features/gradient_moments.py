@@ -23,11 +23,16 @@ _DELTA_NUMBERS = 2**23  # gradients at responses whose products are taken at onc
 
 def places(band):
     """Return the row and the column of the part of every location of a band."""
-    rows, columns = (
-        np.repeat(np.arange(len(along)), [s.stop - s.start for s in along])
-        for along in band.features.cells
-    )
+    rows, columns = cell_places(band.features.cells)
     return rows + band.rows.start, columns
+
+
+def cell_places(cells):
+    """Return the row and the column of the cell of every location."""
+    return [
+        np.repeat(np.arange(len(along)), [s.stop - s.start for s in along])
+        for along in cells
+    ]
 
 
 def spread(gradients, rows, columns):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..compute.blocks import image_blocks
-from .gradient_moments import spread
+from .gradient_moments import cell_places, spread
 from .maps import Pixels, feature_rows, memory_numbers, pass_through
 from .pools import average_pool, cell_areas, cell_slices, pool_grid
 
@@ -32,9 +32,14 @@ class SideBySide:
         return self.layers[-1].mirror
 
     @property
+    def sizes(self):
+        """Numbers of features of the layers that are seen."""
+        return [math.prod(shape) for shape in self._shapes]
+
+    @property
     def width(self):
         """Number of features of all layers."""
-        return sum(math.prod(shape) for shape in self._shapes)
+        return sum(self.sizes)
 
     @property
     def n_maps(self):
@@ -80,16 +85,14 @@ class SideBySide:
 
         (n, n_outputs, rows, columns, K), from those at all features, (n, n_outputs, D).
         """
-        sizes = [math.prod(shape) for shape in self._shapes]
+        sizes = self.sizes
         found = [None] * len(self.layers)
         for i, shape, part in zip(
             self._seen, self._shapes, gradients.split(sizes, 2), strict=True
         ):
             cells = self._cells(i)
             part = part.unflatten(2, shape) / cell_areas(cells).to(part)
-            sizes_of_cells = [[s.stop - s.start for s in along] for along in cells]
-            places = [np.repeat(np.arange(len(n)), n) for n in sizes_of_cells]
-            found[i] = spread(part, *places) * self.scales[i]
+            found[i] = spread(part, *cell_places(cells)) * self.scales[i]
         return found
 
 
@@ -132,22 +135,16 @@ def _memory(features, images, n_images, resources):
 def unit_scales(features, images, weights, resources):
     """Return the scale of every layer at which its features have unit spread.
 
-    That is a sum of variances of 1, over the weighted images.
+    That is a sum of variances of 1, over the weighted images. Scales of the features
+    that are given are 1.
     """
-    scales = []
-    for index, scale in enumerate(features.scales):
-        if scale is None:
-            scales.append(None)
-            continue
-        alone = [1.0 if i == index else None for i in range(len(features.scales))]
-        rows = feature_rows(
-            replace(features, scales=tuple(alone)), images, len(images), None, resources
-        )
-        rows = rows.reshape(len(rows), -1).astype(np.float64)
-        share = weights / weights.sum()
-        variance = float((share @ (rows - share @ rows) ** 2).sum())
-        scales.append(1 / math.sqrt(variance) if variance > 0 else 1.0)
-    return tuple(scales)
+    rows = feature_rows(features, images, len(images), None, resources)
+    rows = rows.reshape(len(rows), -1).astype(np.float64)
+    share = weights / weights.sum()
+    variances = share @ (rows - share @ rows) ** 2
+    parts = np.split(variances, np.cumsum(features.sizes)[:-1])
+    spreads = iter([math.sqrt(part.sum()) or 1.0 for part in parts])
+    return tuple(s if s is None else 1 / next(spreads) for s in features.scales)
 
 
 def kernel_features(layers, scales, image_shape):
