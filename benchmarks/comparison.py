@@ -1,12 +1,13 @@
 """``python -m benchmarks.comparison``: everybody on the same few images.
 
-Ours with a kernel of images and with two of features, fixed and learned, beside xRFM,
-an SVC, a random forest, gradient boosting, scattering with a linear model, and a small
-convolutional network trained with skorch. All learn from the same rows of four data
-sets. Each has as many candidates, `BUDGET`, searched with the same fifth of the
-training images of the first draw held out; other draws take what was chosen there. Then
-all training images are fitted, and the test images are predicted, once. Nobody
-augments.
+Ours with the recommended layers, with layers that are searched and with a kernel of
+images, fixed and learned, beside xRFM, an SVC, a random forest, gradient boosting,
+scattering with a linear model, and two convolutional networks trained with skorch, a
+small one and a wide residual one. All learn from the same rows of four data sets. Each
+has as many candidates, `BUDGET`, searched with the same fifth of the training images of
+the first draw held out; other draws take what was chosen there. Ours by default has
+one, and no search. Then all training images are fitted, and the test images are
+predicted, once. Nobody mirrors or otherwise augments.
 
 What is measured goes to a file line by line, and what is there already is not measured
 again: an interrupted run goes on, and several may share the work. Run it with
@@ -28,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.features import ConvFeatures
-from skconvrfm.kernels import ConvNTK, Gaussian, Linear
+from skconvrfm.kernels import ConvNTK, Gaussian
 
 from . import rivals
 from .harness import (
@@ -42,6 +43,7 @@ from .harness import (
 from .linear import SCATTERING, coefficients, fit_and_score, search_grid
 from .peers.client import PeerWorker, build_environment, requirements
 from .problems import DRAWN
+from .recommended import objects_in_noise, photographs
 from .rivals import Rival
 
 RESULTS = ROOT / "benchmarks" / ".results" / "comparison.jsonl"
@@ -50,7 +52,6 @@ PEERS = (XRFM, SCATTERING)
 # Candidates of everybody, and rounds that ours and xRFM have at most.
 BUDGET = 4
 ROUNDS = 2
-FILTERS = 512
 # The parameters of the command that a result depends on.
 SETTINGS = ("n_train", "n_test")
 
@@ -61,29 +62,29 @@ SETTINGS = ("n_train", "n_test")
 def of_images(n_rounds):
     """Return the row of our kernel of images.
 
-    GCV chooses ridge and round in every fit, here and in `of_features`.
+    GCV chooses ridge and round in every fit, here and in `of_layers`.
     """
     grid = [
         {"kernel__patch_size": [3], "kernel__depth": [1, 3]},
         {"kernel__patch_size": [5, 7], "kernel__depth": [1]},
     ]
-    return _ours(ConvNTK(), None, n_rounds, grid)
+    label = f"ConvNTK of images, {_kind(n_rounds)}"
+    return _ours(label, ConvNTK(metric="auto"), None, n_rounds, grid)
 
 
-def of_features(kernel, n_rounds):
-    """Return the row of a kernel of our features."""
-    grid = [
-        {"features__patch_size": [5, 7], "features__pool_grid": [(3, 3)]},
-        {"features__patch_size": [9], "features__pool_grid": [(5, 5)]},
-        {"features__patch_size": [11], "features__pool_grid": [(2, 2)]},
-    ]
-    return _ours(kernel, ConvFeatures(FILTERS), n_rounds, grid)
+def of_layers(n_rounds):
+    """Return the row of a Gaussian kernel of our layers."""
+    one = ConvFeatures(
+        512, patch_size=9, pool_grid=5, pool_overlap=0.5, candidates=4, learn=False
+    )
+    machines = photographs(mirror=False), objects_in_noise()
+    grid = {"features": ["auto", [one], *(layers for _, layers in machines)]}
+    label = f"Gaussian of layers, {_kind(n_rounds)}"
+    return _ours(label, Gaussian(), "auto", n_rounds, grid)
 
 
-def _ours(kernel, features, n_rounds, grid):
+def _ours(label, kernel, features, n_rounds, grid):
     """Return a function that makes a row of ours for the shape of an image."""
-    parts = [type(part).__name__ for part in (features, kernel) if part is not None]
-    label = f"{' + '.join(parts)}, {_kind(n_rounds)}"
 
     def row(image_shape, *_):
         model = ConvRFMClassifier(
@@ -159,11 +160,15 @@ def network(image_shape, *_):
     return replace(row, label="network, skorch", model=model, grid=grid)
 
 
+def residual(image_shape, *_):
+    """Return the row of `rivals`."""
+    return rivals.residual_network(image_shape)
+
+
 OURS = {
-    "linear-fixed": of_features(Linear(), 0),
-    "linear-learned": of_features(Linear(), ROUNDS),
-    "gaussian-fixed": of_features(Gaussian(), 0),
-    "gaussian-learned": of_features(Gaussian(), ROUNDS),
+    "default": _ours("Gaussian of layers, default", Gaussian(), "auto", 1, {}),
+    "layers-fixed": of_layers(0),
+    "layers-learned": of_layers(1),
     "ntk-fixed": of_images(0),
     "ntk-learned": of_images(ROUNDS),
 }
@@ -174,6 +179,7 @@ ROWS = {
     "scattering": scattering,
     "xrfm": xrfm,
     "network": network,
+    "residual": residual,
     **OURS,
 }
 
@@ -352,13 +358,22 @@ def make_table(records, problem):
 def list_choices(records):
     """Return what the searches chose, as a table."""
     rows = [
-        [problem, name, ", ".join(f"{k}={v}" for k, v in record["chosen"].items())]
+        [
+            problem,
+            name,
+            ", ".join(f"{k}={_line(v)}" for k, v in record["chosen"].items()),
+        ]
         for (problem, name, draw), record in sorted(
             records.items(), key=lambda item: item[0][:2]
         )
         if draw is None
     ]
     return format_table(["data", "row", "chosen"], rows)
+
+
+def _line(value):
+    """Return a value as one line of text."""
+    return " ".join(str(value).split())
 
 
 def write_page(path, tables):

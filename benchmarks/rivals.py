@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from .harness import processor_flags
+from .networks import BasicBlock, ResNet
 
 # Images up to which one part held out is a small one to choose by.
 FEW_IMAGES = 2000
@@ -154,6 +155,18 @@ def network(image_shape, _):
     return Rival("network, backpropagation", model, grid, n_parts=1)
 
 
+def residual_network(image_shape):
+    """A wide residual network (WRN-16-2), with a recipe for few images.
+
+    Small batches, many epochs and strong decay are what such networks are best with on
+    few images (Brigato et al., arXiv:2108.13122); the grid is as large as an hour
+    allows.
+    """
+    grid = {"lr": [1e-3, 3e-3], "weight_decay": [0.05, 0.5]}
+    model = ResidualNet(image_shape, epochs=100, batch_size=10, random_state=0)
+    return Rival("wide residual network", model, grid, n_parts=1)
+
+
 RIVALS = {
     "svc": kernel_svc,
     "forest": forest,
@@ -265,8 +278,8 @@ class RecursiveFeatureMachine(ClassifierMixin, BaseEstimator):
         return self.classes_[self.compute({"X": X}, task="predict")]
 
 
-class ConvNet(ClassifierMixin, BaseEstimator):
-    """Three convolutions with batch norm and pooling, and a linear layer; with skorch.
+class Network(ClassifierMixin, BaseEstimator):
+    """A network that skorch trains, from the layers that ``make_layers`` returns.
 
     Adam with decoupled weight decay, and a learning rate that rises and falls once.
 
@@ -275,11 +288,7 @@ class ConvNet(ClassifierMixin, BaseEstimator):
     image_shape : tuple of int
         Of the images in the rows.
     width : int, default=32
-        Filters of the first convolution; the second has twice, the third four times
-        as many.
-    cells : int or None, default=None
-        Rows and columns of the cells that the last maps are pooled to, by their
-        largest values; None keeps all locations.
+        Filters of the first stage; the second has twice, the third four times as many.
     lr, weight_decay : float
         Largest learning rate, and the decay.
     epochs, batch_size : int
@@ -292,7 +301,6 @@ class ConvNet(ClassifierMixin, BaseEstimator):
         self,
         image_shape,
         width=32,
-        cells=None,
         lr=3e-3,
         weight_decay=1e-2,
         epochs=15,
@@ -301,7 +309,6 @@ class ConvNet(ClassifierMixin, BaseEstimator):
     ):
         self.image_shape = image_shape
         self.width = width
-        self.cells = cells
         self.lr = lr
         self.weight_decay = weight_decay
         self.epochs = epochs
@@ -329,7 +336,7 @@ class ConvNet(ClassifierMixin, BaseEstimator):
             OneCycleLR, step_every="batch", max_lr=self.lr, total_steps=steps + 1
         )
         return NeuralNetClassifier(
-            conv_layers(self.image_shape, n_classes, self.width, self.cells),
+            self.make_layers(n_classes),
             criterion=nn.CrossEntropyLoss,
             optimizer=torch.optim.AdamW,
             optimizer__weight_decay=self.weight_decay,
@@ -341,6 +348,51 @@ class ConvNet(ClassifierMixin, BaseEstimator):
             callbacks=[schedule],
             verbose=0,
         )
+
+
+class ConvNet(Network):
+    """Three convolutions with batch norm and pooling, and a linear layer.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        Of the images in the rows.
+    width, lr, weight_decay, epochs, batch_size, random_state : object
+        See `Network`.
+    cells : int or None, default=None
+        Rows and columns of the cells that the last maps are pooled to, by their
+        largest values; None keeps all locations.
+    """
+
+    def __init__(
+        self,
+        image_shape,
+        width=32,
+        lr=3e-3,
+        weight_decay=1e-2,
+        epochs=15,
+        batch_size=64,
+        random_state=0,
+        cells=None,
+    ):
+        super().__init__(
+            image_shape, width, lr, weight_decay, epochs, batch_size, random_state
+        )
+        self.cells = cells
+
+    def make_layers(self, n_classes):
+        """Return the layers, on flat rows."""
+        return conv_layers(self.image_shape, n_classes, self.width, self.cells)
+
+
+class ResidualNet(Network):
+    """Three stages of two residual blocks each, twice as wide as usual: WRN-16-2."""
+
+    def make_layers(self, n_classes):
+        """Return the layers, on flat rows."""
+        channels, stages = self.image_shape[2], (2, 2, 2, 0)
+        net = ResNet(BasicBlock, stages, n_classes, channels, self.width)
+        return _on_rows(ChannelsFirst(self.image_shape), nn.BatchNorm2d(channels), net)
 
 
 def conv_layers(image_shape, n_classes, width, cells=None):
@@ -365,8 +417,13 @@ def conv_layers(image_shape, n_classes, width, cells=None):
         rows = columns = cells
     width = channels * rows * columns
     head = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(width, n_classes)]
+    return _on_rows(*layers, *head)
+
+
+def _on_rows(*layers):
+    """Return layers one after the other, in the format that is fastest here."""
     whole = HalfPrecision if multiplies_halves() else nn.Sequential
-    return whole(*layers, *head).to(memory_format=torch.channels_last)
+    return whole(*layers).to(memory_format=torch.channels_last)
 
 
 def multiplies_halves():

@@ -52,14 +52,16 @@ def test_rivals_searched_once_and_fitted_per_seed(name, small_problem, quick_riv
     json.dumps(runs)
 
 
-def test_network_determined_by_seed(digits):
+@pytest.mark.parametrize("kind", [rivals.ConvNet, rivals.ResidualNet])
+def test_network_determined_by_seed(kind, digits):
     pytest.importorskip("skorch")
     X, y, *_ = problems._whole("digits")(digits.parent, 0)
     rows = X.reshape(len(X), -1)
 
     def weights(seed):
-        net = rivals.ConvNet((6, 6, 1), width=2, epochs=2, random_state=seed)
-        return net.fit(rows, y).net_.module_[-1].weight.detach().numpy()
+        net = kind((6, 6, 1), width=16, epochs=2, random_state=seed).fit(rows, y)
+        *_, weight, _ = net.net_.module_.parameters()
+        return weight.detach().numpy()
 
     np.testing.assert_array_equal(weights(0), weights(0))
     assert np.abs(weights(0) - weights(1)).max() > 0

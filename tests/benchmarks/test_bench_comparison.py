@@ -78,7 +78,8 @@ def run(tmp_path, drawn, rows):
 def test_equal_number_of_candidates(name, shape):
     row = comparison.make_row(name, shape, str, str)
     candidates = list(ParameterGrid(row.grid))
-    assert len(candidates) == len(set(map(str, candidates))) == comparison.BUDGET
+    budget = 1 if name == "default" else comparison.BUDGET
+    assert len(candidates) == len(set(map(str, candidates))) == budget
     for candidate in candidates:
         row.seeded(0, **candidate)
     search = row.search(500, seed=0)
@@ -93,12 +94,12 @@ def test_no_model_takes_more_than_one_worker(name):
 
 
 def test_fixed_and_learned_differ_in_rounds_alone():
-    for kernel in ("linear", "gaussian", "ntk"):
+    for kernel in ("layers", "ntk"):
         fixed, learned = (
             comparison.make_row(f"{kernel}-{kind}", (28, 28, 1), None, None)
             for kind in ("fixed", "learned")
         )
-        assert fixed.grid == learned.grid
+        assert str(fixed.grid) == str(learned.grid)
         assert fixed.model.n_rounds == 0
         parameters = learned.model.get_params() | {"n_rounds": 0}
         assert str(fixed.model.get_params()) == str(parameters)
