@@ -27,13 +27,16 @@ CHOSEN = {"candidates": 4, "learn": False}
 
 
 def photographs(mirror):
-    """Return two layers for photographs of 32×32 pixels, and their kernel."""
+    """Return two layers for photographs of 32×32 pixels, and their kernel.
+
+    1024 filters of four times as many are no more accurate on held-out images.
+    """
     first = ConvFeatures(
         96, patch_size=5, normalize=True, pool_size=2, pool_overlap=1.0, learn=False
     )
     top = ConvFeatures(
-        1024, patch_size=3, shrinkage=3.0, pool_overlap=0.5, mirror=mirror, **CHOSEN
-    )
+        640, patch_size=3, shrinkage=3.0, pool_overlap=0.5, mirror=mirror, **CHOSEN
+    ).set_params(candidates=6)
     return Gaussian(), [first, top]
 
 

@@ -8,7 +8,8 @@ import torch
 
 from ..compute.memory import free_memory
 from ..kernels.base import PatchKernel
-from .ridge import eigh
+from .band import BandForm
+from .ridge import inverse_factor
 
 # Bytes per pair of rows at the worst moment of the ridge path beside the kernel matrix:
 # its weighted copy, which becomes the eigenvectors, and twice that for LAPACK.
@@ -16,7 +17,7 @@ _PATH_BYTES = 24
 # Predicted seconds from which on a fit is announced.
 LONG_FIT = 600
 # Rows from which on the time is worth a measurement, and rows of that measurement.
-_MEASURED_ROWS, _TILE_ROWS, _EIGH_ROWS = 3000, 48, 512
+_MEASURED_ROWS, _TILE_ROWS, _SOLVE_ROWS = 3000, 48, 1024
 
 ALTERNATIVE = (
     "take kernel='linear' with features=ConvFeatures(), whose cost is linear in the "
@@ -69,7 +70,7 @@ def _count_fits(recipe, n_rounds):
 def predicted_seconds(recipe, data):
     """Return the seconds of one round, from those of a few tiles and a small solve."""
     n = len(data.images)
-    seconds = _solve_seconds(recipe.resources.device) * (n / _EIGH_ROWS) ** 3
+    seconds = _solve_seconds(recipe.resources.device) * (n / _SOLVE_ROWS) ** 3
     if not isinstance(recipe.kernel, PatchKernel):
         return seconds
     # Only the first stage's images are there.
@@ -84,11 +85,8 @@ def predicted_seconds(recipe, data):
 
 
 def _solve_seconds(device):
-    """Return the seconds of a small eigendecomposition."""
-    options = {"dtype": torch.float64, "device": device}
-    matrix = torch.eye(_EIGH_ROWS, **options)
-    matrix += torch.linspace(0, 1, _EIGH_ROWS, **options)
-    matrix = (matrix + matrix.T) / 2
+    """Return the seconds of a small band form and an inverse."""
+    matrix = torch.eye(_SOLVE_ROWS, dtype=torch.float64, device=device) + 1
     start = perf_counter()
-    float(eigh(matrix)[0].sum())
+    float(BandForm(matrix.clone()).bound + inverse_factor(matrix).sum())
     return perf_counter() - start

@@ -9,8 +9,9 @@ is solved by :math:`\alpha = P y` with :math:`A = K + \lambda W^{-1}` and
 :math:`P = A^{-1} - A^{-1}1 1^\top A^{-1} / (1^\top A^{-1} 1)`; and the training
 residuals are :math:`\lambda W^{-1} \alpha`, the leave-one-out residuals
 :math:`\alpha_i / P_{ii}`, the degrees of freedom
-:math:`n - \lambda \sum_i P_{ii} / w_i`. All come from the eigenvectors of
-:math:`W^{1/2} K W^{1/2}`, for every ridge.
+:math:`n - \lambda \sum_i P_{ii} / w_i`. Machines and GCV come from the band form of
+:math:`W^{1/2} K W^{1/2}`, for every ridge; leave-one-out at one ridge from the inverse
+of a Cholesky factor, at several from eigenvectors.
 
 Rows are distinct images: copies are one row, with the sum of their weights and the mean
 of their targets, whose scatter :math:`s = \sum_i w_i \|y_i - \bar y\|^2` over the
@@ -42,12 +43,15 @@ an intercept is that of least-squares support vector machines (Cawley 2006).
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
 import torch
+from scipy.linalg import lapack
 
 from ..compute.blocks import balanced_blocks, image_blocks
+from .band import BandForm
 
 _SHIFT_ROWS = 512  # of a matrix that are corrected at once
 _GROUP_ROWS, _GROUP_COLUMNS = 512, 1024  # of eigenvectors that are multiplied at once
@@ -77,43 +81,53 @@ class _Path:
 
     def gcv(self):
         """Return GCV at every ridge."""
-        return np.array([self._gcv(alpha) for alpha in self.alphas])
-
-    def loo_loss(self):
-        """Return the mean squared residual of left-out rows, or groups, of all."""
-        return np.array([self._loo_loss(self._left_out(a)) for a in self.alphas])
+        return self._gcv(self.alphas)
 
     def coefficients(self):
         """Return all ridges' coefficients side by side, and all their intercepts."""
-        coefs, intercepts = zip(*map(self._machine, self.alphas), strict=True)
+        coefs, intercepts = self._machines(self.alphas)
         return self._given(np.hstack(coefs)), np.concatenate(intercepts)
 
     def solve(self, alpha):
         """Return the machine at the ridge ``alpha``, a `RidgeSolution`."""
-        coef, intercept = self._machine(alpha)
+        [coef], [intercept] = self._machines([alpha])
         loo_residual = self._left_out(alpha)
         machine = float(alpha), self._given(coef), intercept
-        errors = self._gcv(alpha), self._loo_loss(loo_residual)
+        errors = float(self._gcv([alpha])[0]), self._loo_loss(loo_residual)
         return RidgeSolution(*machine, *errors, self._targets - loo_residual)
 
     def _given(self, coef):
-        """Return coefficients of `_machine` for the matrix, or features, as given."""
+        """Return coefficients of `_machines` for the matrix, or features, as given."""
         return coef
 
     def _loo_loss(self, loo_residual):
         loss = (self._weights @ loo_residual**2).sum() + self._scatter
         return float(loss / self._weights.sum())
 
-    def _decompose(self, matrix):
-        eigenvalues, self._vectors = eigh(matrix)
-        self._eigenvalues = eigenvalues.clamp_(min=0)
+    def _decompose(self, right):
+        """Bring the matrix to band form, and columns ``right`` to its coordinates."""
+        self._band = BandForm(self._matrix())
+        self._rotated = self._band.rotate(right)
 
-    def _at_least_rounding(self, alpha):
-        """Return a ridge, or the rounding of the eigenvalues where that is larger."""
-        return max(alpha, _EPS * float(self._eigenvalues.max()))
+    @cached_property
+    def _eigen(self):
+        """Eigenvalues, none below zero, and eigenvectors of the matrix."""
+        values, vectors = eigh(self._matrix())
+        return values.clamp_(min=0), vectors
 
-    def _inverse(self, alpha):
-        return 1 / (self._eigenvalues + self._at_least_rounding(alpha))
+    def _inverses(self, alphas):
+        """Return vectors V and weights u, (A + λ)⁻¹ = V diag(u) Vᵀ, u for each ridge.
+
+        Those of one ridge are of a Cholesky factor, a fraction of the time.
+        """
+        ridges = self._band.above_rounding(alphas)
+        if len(alphas) > 1:
+            values, vectors = self._eigen
+            return vectors, 1 / (values + ridges[:, None])
+        matrix = self._matrix()
+        matrix.diagonal().add_(ridges)
+        vectors = inverse_factor(matrix)
+        return vectors, vectors.new_ones(1, len(vectors))
 
 
 class RidgePath(_Path):
@@ -141,73 +155,109 @@ class RidgePath(_Path):
         largest = float(np.diagonal(kernel_matrix).max())
         super().__init__(largest, targets, weights, alphas, scatter)
         self._combine, self._groups = combine, groups
-        options = {"dtype": torch.float64, "device": device}
-        self._root = torch.tensor(weights, **options).sqrt()
-        scaled = torch.tensor(kernel_matrix, **options)
-        scaled *= self._root[:, None] * self._root / self.scale
-        self._decompose(scaled)
-        self._ones = self._vectors.T @ self._root
-        weighted = self._root[:, None] * torch.tensor(targets, **options)
-        self._rotated = self._vectors.T @ weighted
+        self._kernel_matrix = kernel_matrix
+        self._options = {"dtype": torch.float64, "device": device}
+        self._root = torch.tensor(weights, **self._options).sqrt()
+        # Centred targets keep their digits where they are far from zero.
+        self._mean = np.average(targets, axis=0, weights=weights)
+        centred = torch.tensor(targets - self._mean, **self._options)
+        ones = torch.ones_like(centred[:, :1])
+        self._decompose(self._root[:, None] * torch.hstack([ones, centred]))
 
-    def _machine(self, alpha):
-        """Return dual coefficients for the scaled kernel matrix, and the intercept."""
-        inverse, intercept, remainder = self._reduce(alpha)
-        coef = self._root[:, None] * (self._vectors @ (inverse[:, None] * remainder))
-        return coef.cpu().numpy(), intercept.cpu().numpy()
+    def _matrix(self):
+        """Return W½ K W½ in units of the scale."""
+        matrix = torch.tensor(self._kernel_matrix, **self._options)
+        return matrix.mul_(self._root / self.scale).mul_(self._root[:, None])
+
+    def _machines(self, alphas):
+        """Return dual coefficients for the scaled kernel matrix, and intercepts."""
+        _, _, intercepts, duals = self._reduce(alphas)
+        columns = self._band.rotate_back(torch.hstack([*duals]))
+        coefs = (self._root[:, None] * columns).reshape(len(columns), len(alphas), -1)
+        return coefs.permute(1, 0, 2).cpu().numpy(), intercepts + self._mean
 
     def _given(self, coef):
         coef = coef / self.scale
         return coef if self._combine is None else self._combine(coef)
 
-    def _left_out(self, alpha):
-        """Return the leave-one-out residuals, or those of groups that are left out."""
-        if self._groups is not None:
-            return self._left_out_groups(alpha)
-        inverse, effective = self._inverse(alpha), self._at_least_rounding(alpha)
-        ones = self._vectors @ (inverse * self._ones)
-        taken = ones.square() / (self._ones.square() @ inverse)
-        # 1 - H_ii = λ P_ii / w_i, which rounding must not make zero.
-        kept = effective * (self._vectors.square() @ inverse - taken)
-        kept = _left(kept.cpu().numpy(), len(kept))
-        coef, _ = self._machine(alpha)
-        return effective * coef / (self._weights * kept)[:, None]
+    def loo_loss(self):
+        """Return the mean squared residual of left-out rows, or groups, of all."""
+        vectors, weights = self._inverses(self.alphas)
+        pairs = zip(self.alphas, weights, strict=True)
+        left_out = (self._left_out(alpha, vectors, each) for alpha, each in pairs)
+        return np.array([*map(self._loo_loss, left_out)])
 
-    def _left_out_groups(self, alpha):
-        """Return the residuals of each group by the machine without it."""
-        inverse, _, remainder = self._reduce(alpha)
-        dual = self._vectors @ (inverse[:, None] * remainder)
-        ones = self._vectors @ (inverse * self._ones)
-        ones /= (self._ones.square() @ inverse).sqrt()
-        residuals, effective = torch.empty_like(dual), self._at_least_rounding(alpha)
-        columns = balanced_blocks(slice(0, len(inverse)), _GROUP_COLUMNS)
+    def _left_out(self, alpha, vectors=None, weights=None):
+        """Return the leave-one-out residuals, or those of groups that are left out.
+
+        ``vectors`` and ``weights`` are those of `_inverses`, where they are known.
+        """
+        if vectors is None:
+            vectors, [weights] = self._inverses([alpha])
+        ridge = self._band.above_rounding([alpha])
+        _, _, _, [dual] = self._reduce([alpha])
+        dual = self._band.rotate_back(dual)
+        ones = vectors.T @ self._root
+        spread = ones.square() @ weights
+        ones = vectors @ (weights * ones) / spread.sqrt()
+        if self._groups is not None:
+            dual = self._solve_groups(ridge, dual, ones, vectors, weights)
+        else:
+            # 1 - H_ii = λ P_ii / w_i, which rounding must not make zero.
+            kept = ridge * (vectors.square() @ weights - ones.square())
+            kept = _left(kept.cpu().numpy(), len(kept))
+            dual = ridge * dual / torch.as_tensor(kept, device=dual.device)[:, None]
+        return (dual / self._root[:, None]).cpu().numpy()
+
+    def _solve_groups(self, ridge, dual, ones, vectors, weights):
+        """Return the weighted residuals of each group by the machine without it."""
+        residuals = torch.empty_like(dual)
+        columns = balanced_blocks(slice(0, len(weights)), _GROUP_COLUMNS)
         for rows in group_batches(self._groups, _GROUP_ROWS):
             rows = torch.as_tensor(rows, device=dual.device)
             block = -ones[rows][..., None] * ones[rows][:, None]
             for part in columns:
-                vectors = self._vectors[:, part][rows]
-                block += (vectors * inverse[part]) @ vectors.mT
+                own = vectors[:, part][rows]
+                block += (own * weights[part]) @ own.mT
             # I - H_gg = λ P_gg between the roots of weights.
-            left_out = effective * _solve_left(effective * block, dual[rows])
-            residuals[rows] = left_out / self._root[rows][..., None]
-        return residuals.cpu().numpy()
+            residuals[rows] = ridge * _solve_left(ridge * block, dual[rows])
+        return residuals
 
-    def _reduce(self, alpha):
-        """Return (Λ + λ)⁻¹, the intercept, and rotated targets less the intercept."""
-        inverse = self._inverse(alpha)
-        weighted = self._ones * inverse
-        intercept = (weighted @ self._rotated) / (weighted @ self._ones)
-        return inverse, intercept, self._rotated - self._ones[:, None] * intercept
+    def _reduce(self, alphas):
+        """Return ridges, tr P, intercepts and W^-½ α in the coordinates of the band.
 
-    def _gcv(self, alpha):
-        inverse, _, remainder = self._reduce(alpha)
-        alpha = self._at_least_rounding(alpha)
-        loss = float((alpha * inverse[:, None] * remainder).square().sum())
-        taken = (self._ones * inverse).square().sum() / (self._ones.square() @ inverse)
+        They are tensors, the intercepts an array, with an entry for each ridge.
+        """
+        ridges = self._band.above_rounding(alphas)
+        solutions, traces = self._band.solve(ridges, self._rotated)
+        ones, duals = solutions[..., :1], solutions[..., 1:]
+        root = self._rotated[:, :1].T
+        spread = root @ ones
+        intercepts = (root @ duals) / spread
+        traces = traces - (ones.square().sum(1, keepdim=True) / spread)[:, 0, 0]
+        return ridges, traces, intercepts[:, 0].cpu().numpy(), duals - ones * intercepts
+
+    def _gcv(self, alphas):
+        ridges, traces, _, duals = self._reduce(alphas)
+        losses = ridges.square() * duals.square().sum((1, 2))
+        mean_losses = (losses.cpu().numpy() + self._scatter) / self._weights.sum()
         # n - tr H, the degrees of freedom that are left to the residuals.
-        left = float(alpha * (inverse.sum() - taken)) / len(self._eigenvalues)
-        mean_loss = (loss + self._scatter) / float(self._weights.sum())
-        return mean_loss / float(_left(left, len(inverse))) ** 2
+        n = len(self._root)
+        left = (ridges * traces).cpu().numpy() / n
+        return mean_losses / _left(left, n) ** 2
+
+
+def inverse_factor(matrix):
+    """Return V, upper triangular, VVᵀ = A⁻¹ of a definite matrix, and overwrite it."""
+    if matrix.device.type != "cpu":
+        factor = torch.linalg.cholesky(matrix)
+        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(factor, eye, upper=False).T
+    # In place, and a third of the operations.
+    factor, failed = lapack.dpotrf(matrix.numpy().T, overwrite_a=1)
+    if failed:
+        raise np.linalg.LinAlgError(f"the matrix is not definite: dpotrf {failed}.")
+    return torch.from_numpy(lapack.dtrtri(factor, overwrite_c=1)[0])
 
 
 def eigh(matrix):
@@ -287,9 +337,13 @@ class PrimalRidgePath(_Path):
         self._device, self._groups = device, groups
         self._total, self._spread = moments.weight, float(moments.spread.sum())
         self._mean, self._target_mean = moments.mean, moments.target_mean
-        self._decompose(torch.tensor(moments.gram, device=device).div_(self.scale))
-        cross = torch.tensor(moments.cross, device=device) / math.sqrt(self.scale)
-        self._projections = self._vectors.T @ cross
+        self._cross = torch.tensor(moments.cross, device=device) / math.sqrt(self.scale)
+        self._decompose(self._cross)
+
+    def _matrix(self):
+        """Return the Gram matrix in units of the scale."""
+        gram = torch.tensor(self._moments.gram, device=self._device)
+        return gram.div_(self.scale)
 
     def loo_loss(self):
         """Return the same as `RidgePath.loo_loss`, in one pass over the features."""
@@ -317,7 +371,7 @@ class PrimalRidgePath(_Path):
     def _left_out_groups(self, alphas):
         """Yield the same for groups, each by the machine without it."""
         large, passes = [], []
-        machine = self._mean, self._vectors.cpu().numpy(), *self._readouts(alphas)
+        machine = self._mean, *self._readouts(alphas)
         for rows in group_batches(self._groups, _GROUP_ROWS):
             if rows.shape[1] > len(self._mean):
                 large.extend(rows)
@@ -334,39 +388,43 @@ class PrimalRidgePath(_Path):
                 yield part, self._targets[part] - predictions
 
     def _readouts(self, alphas):
-        """Return, for features along the eigenvectors, coefficients and the root of H.
+        """Return vectors, and for features along them coefficients and the root of H.
 
-        Their shapes are (n_alphas, D, n_outputs) and (n_alphas, 1 + D).
+        Their shapes are (D, D), (n_alphas, D, n_outputs) and (n_alphas, 1 + D).
         """
-        inverses = torch.stack([self._inverse(alpha) for alpha in alphas])
-        coefs = inverses[..., None] * self._projections / math.sqrt(self.scale)
+        vectors, inverses = self._inverses(alphas)
+        coefs = inverses[..., None] * (vectors.T @ self._cross) / math.sqrt(self.scale)
         base = inverses.new_full((len(alphas), 1), 1 / self._total)
         roots = torch.hstack([base, inverses / self.scale]).sqrt()
-        return coefs.cpu().numpy(), roots.cpu().numpy()
+        return tuple(array.cpu().numpy() for array in (vectors, coefs, roots))
 
-    def _gcv(self, alpha):
-        alpha, total = self._at_least_rounding(alpha), self._total
-        inverse = self._inverse(alpha)
-        explained = (1 + alpha * inverse) * inverse / total
-        explained = float(explained @ self._projections.square().sum(1))
-        loss = self._spread / total - explained
-        left = 1 - (1 + float(self._eigenvalues @ inverse)) / self._n_rows
-        loss = max(loss, _EPS * self._spread / total)  # rounding must not make it zero
-        return loss / float(_left(left, self._n_rows)) ** 2
+    def _gcv(self, alphas):
+        ridges, total = self._band.above_rounding(alphas), self._total
+        solutions, traces = self._band.solve(ridges, self._rotated)
+        explained = (self._rotated * solutions).sum((1, 2))
+        explained += ridges * solutions.square().sum((1, 2))
+        losses = (self._spread - explained.cpu().numpy()) / total
+        # Rounding must not make it zero.
+        losses = np.maximum(losses, _EPS * self._spread / total)
+        freedom = 1 + len(self._mean) - (ridges * traces).cpu().numpy()
+        return losses / _left(1 - freedom / self._n_rows, self._n_rows) ** 2
 
-    def _machine(self, alpha):
-        """Return coefficients for the features as they are given, and the intercept."""
-        coef = self._vectors @ (self._inverse(alpha)[:, None] * self._projections)
-        coef = (coef / math.sqrt(self.scale)).cpu().numpy()
-        return coef, self._target_mean - self._mean @ coef
+    def _machines(self, alphas):
+        """Return coefficients for the features as they are given, and intercepts."""
+        solutions, _ = self._band.solve(
+            self._band.above_rounding(alphas), self._rotated
+        )
+        columns = self._band.rotate_back(torch.hstack([*solutions]))
+        coefs = (columns / math.sqrt(self.scale)).reshape(len(columns), len(alphas), -1)
+        coefs = coefs.permute(1, 0, 2).cpu().numpy()
+        return coefs, self._target_mean - self._mean @ coefs
 
     def _pass(self, alphas, rows=None):
         """Return pairs (rows, their predictions and H_ii / w_i), see `RowPass`."""
-        coefs, intercepts = zip(*map(self._machine, alphas), strict=True)
-        inverses = torch.stack([self._inverse(alpha) for alpha in alphas]) / self.scale
-        vectors, inverses = self._vectors.cpu().numpy(), inverses.cpu().numpy()
-        machines = np.stack(coefs), np.stack(intercepts)
-        function = RowPass(self._mean, vectors, inverses, 1 / self._total, *machines)
+        vectors, inverses = self._inverses(alphas)
+        parts = vectors.cpu().numpy(), (inverses / self.scale).cpu().numpy()
+        base = 1 / self._total
+        function = RowPass(self._mean, *parts, base, *self._machines(alphas))
         return self._design.map_rows(function, rows)
 
 
@@ -375,8 +433,8 @@ class RowPass:
     """Predictions and leverages of rows in a pass over the features; picklable."""
 
     mean: np.ndarray  # (D,), μ
-    vectors: np.ndarray  # (D, D), eigenvectors of the Gram matrix
-    inverses: np.ndarray  # (n_alphas, D), 1 / (eigenvalue + ridge), features as given
+    vectors: np.ndarray  # (D, D), V of the inverse V diag(u) Vᵀ
+    inverses: np.ndarray  # (n_alphas, D), u, for features as given
     base: float  # 1 / Σ w, the share of the intercept
     coefs: np.ndarray  # (n_alphas, D, n_outputs)
     intercepts: np.ndarray  # (n_alphas, n_outputs)
@@ -404,8 +462,8 @@ class GroupPass:
     targets: np.ndarray  # (n_groups, size, n_outputs), less their mean
     weights: np.ndarray  # (n_groups, size)
     mean: np.ndarray  # (D,), μ
-    vectors: np.ndarray  # (D, D), eigenvectors of the Gram matrix
-    coefs: np.ndarray  # (n_alphas, D, n_outputs), along the eigenvectors
+    vectors: np.ndarray  # (D, D), V of the inverse V diag(u) Vᵀ
+    coefs: np.ndarray  # (n_alphas, D, n_outputs), along the vectors
     roots: np.ndarray  # (n_alphas, 1 + D), H = W^½ Ψ (Ψ W^½)ᵀ for Ψ = [1, φ] roots
 
     def __call__(self, n, blocks, device):

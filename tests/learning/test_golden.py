@@ -143,14 +143,13 @@ def test_same_machine_follows_from_the_filters_of_the_revision(golden):
     assert_close(softmax(scores / temperature), expected["predict_proba"], 1e-8)
 
 
-def gcv_of_weights(path, alpha):
+def gcv_of_weights(path, alphas):
     """Return the GCV of that revision, which counted weights and not images."""
-    inverse, _, remainder = path._reduce(alpha)
+    ridges, traces, _, duals = path._reduce(alphas)
     total = path._weights.sum()
-    loss = float((alpha * inverse[:, None] * remainder).square().sum()) / total
-    taken = (path._ones * inverse).square().sum() / (path._ones.square() @ inverse)
-    left = total - len(inverse) + float(alpha * (inverse.sum() - taken))
-    return loss / (left / total) ** 2
+    losses = (ridges.square() * duals.square().sum((1, 2))).numpy() / total
+    left = total - duals.shape[1] + (ridges * traces).numpy()
+    return losses / (left / total) ** 2
 
 
 @pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
