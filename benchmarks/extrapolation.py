@@ -20,7 +20,7 @@ DOUBLE = 8
 # Passes over the images in a round: for the sums, and for what concerns single rows.
 PASSES = 2
 # D × D arrays that the parent has at once, while it decomposes: the sums, their copy
-# that becomes the eigenvectors, and a work space of two.
+# of which a band form is made, and two for an inverse or eigenvectors.
 PARENT_MATRICES = 4
 # Of a row, per output: its target, two predictions without it; and the residuals and
 # their squares, of which the loss is the mean.
@@ -151,7 +151,7 @@ def parent_seconds(fit, costs):
     return {
         "receiving sums": moved["sums up"] / costs["send"],
         "adding sums": moved["sums up"] / costs["add"],
-        "decomposition": costs["eigen"] * fit.width**3,
+        "decomposition": costs["decomposition"] * fit.width**3,
         "sending factors": moved["factors down"] / costs["send"],
         "receiving predictions": moved["predictions up"] / costs["send"],
         "AGOP": agop / costs["agop"],

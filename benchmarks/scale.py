@@ -39,7 +39,7 @@ from .harness import (
 )
 from .models import FEATURES
 from .problems import read_bytes, write_enlarged
-from .unit_costs import EIGEN_SIZES, measure_costs, tabulate_costs
+from .unit_costs import SIDES, measure_costs, tabulate_costs
 
 SIZES = (1000, 4000, 16_000, 64_000, 256_000)
 WARM_UP = 500
@@ -295,7 +295,7 @@ def parse_options(argv=None):
     add = paper.add_argument
     add("--unit-costs", action="store_true", help="measure what operations cost")
     add("--repeats", type=int, default=3, help="of each; the median is taken")
-    add("--eigen-sizes", type=int, nargs="+", default=list(EIGEN_SIZES), metavar="D")
+    add("--sides", type=int, nargs="+", default=list(SIDES), metavar="D")
     add("--extrapolate", action="store_true", help="to --n images and --workers")
     add("--costs", type=Path, metavar="FILE", help="of --unit-costs; or measured now")
     add("--n", type=int, default=10_000_000, help="images of the fit")
@@ -315,7 +315,7 @@ def on_paper(options):
         costs = json.loads(options.costs.read_text())["unit_costs"]
     else:
         torch.set_num_threads(options.threads or torch.get_num_threads())
-        costs = measure_costs(case, options.repeats, options.eigen_sizes)
+        costs = measure_costs(case, options.repeats, options.sides)
         results["unit_costs"] = costs
         tables += tabulate_costs(costs, case)
     if options.extrapolate:

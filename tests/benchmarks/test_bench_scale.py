@@ -98,7 +98,7 @@ COSTS = {
     "order": 1e6,
     "send": 1e3,
     "add": 1e4,
-    "eigen": 1e-3,
+    "decomposition": 1e-3,
 }
 
 
@@ -182,13 +182,13 @@ def test_unit_costs_measured_and_extrapolated_from_file(tmp_path, monkeypatch, c
     monkeypatch.setattr(unit_costs, "AGOP_IMAGES", 10)
     path = tmp_path / "costs.json"
     small = ["--filters", "4", "--patch-size", "3", "--images", "mnist"]
-    measured = ["--unit-costs", "--repeats", "1", "--eigen-sizes", "8", "16"]
+    measured = ["--unit-costs", "--repeats", "1", "--sides", "8", "16"]
     assert scale.main([*small, *measured, "--output", str(path)]) == 0
     assert "ns / D³" in capsys.readouterr().out
     costs = json.loads(path.read_text())["unit_costs"]
-    assert costs.keys() == COSTS.keys() | {"eigen_seconds"}
+    assert costs.keys() == COSTS.keys() | {"decomposition_seconds"}
     assert min(costs[key] for key in COSTS) > 0
-    assert list(costs["eigen_seconds"]) == ["8", "16"]
+    assert list(costs["decomposition_seconds"]) == ["8", "16"]
     paper = ["--extrapolate", "--costs", str(path), "--n", "5000", "--workers", "3"]
     assert scale.main([*small, *paper, "--bandwidth", "1"]) == 0
     printed = capsys.readouterr().out
