@@ -54,7 +54,7 @@ from ..compute.blocks import balanced_blocks, image_blocks
 from .band import BandForm
 
 _SHIFT_ROWS = 512  # of a matrix that are corrected at once
-_GROUP_ROWS, _GROUP_COLUMNS = 512, 1024  # of eigenvectors that are multiplied at once
+_GROUP_ROWS, _GROUP_COLUMNS = 512, 1024  # of vectors that are multiplied at once
 _EPS = np.finfo(float).eps  # least 1 - H_ii, or mean of these
 
 
@@ -111,9 +111,8 @@ class _Path:
 
     @cached_property
     def _eigen(self):
-        """Eigenvalues, none below zero, and eigenvectors of the matrix."""
-        values, vectors = eigh(self._matrix())
-        return values.clamp_(min=0), vectors
+        """Eigenvalues and eigenvectors of the matrix."""
+        return eigh(self._matrix())
 
     def _inverses(self, alphas):
         """Return vectors V and weights u, (A + λ)⁻¹ = V diag(u) Vᵀ, u for each ridge.
