@@ -141,11 +141,9 @@ class RadialKernel(WholeKernel):
             matrix[part] = self.of_products(matrix[part], squares[part], squares)
         return products
 
-    def pullback(self, rows, centres, dual_coef):
-        """Return the gradients of f_o at float64 rows (m, D), (m, n_outputs, D)."""
-        weights = self.slope(self._distances(rows, centres)).div_(self.bandwidth_**2)
-        weighted = weights[:, None] * dual_coef.T  # (m, n_outputs, n)
-        return (weighted @ centres).sub_(weighted.sum(2, keepdim=True) * rows[:, None])
+    def pullback_weights(self, rows, centres):
+        """Return the w of the gradients at float64 rows, (len(rows), len(centres))."""
+        return self.slope(self._distances(rows, centres)).div_(self.bandwidth_**2)
 
     def _distances(self, left, right):
         """Return r of every pair."""

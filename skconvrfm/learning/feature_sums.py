@@ -245,7 +245,8 @@ class RadialReadout:
     @property
     def numbers(self):
         """Numbers that the gradients of one row take."""
-        return self.coef.shape[1] * (6 * self.centres.shape[1] + 2 * _PRODUCT_ROWS)
+        n_centres, width = self.centres.shape
+        return n_centres + self.coef.shape[1] * (4 * width + 2 * n_centres)
 
     def __call__(self, rows):
         """Return the outputs of float64 rows, a Tensor (m, n_outputs)."""
@@ -255,7 +256,17 @@ class RadialReadout:
     def gradients(self, rows):
         """Return the gradients of the outputs, a Tensor (m, n_outputs, D)."""
         parts = self._parts(rows.device)
-        return sum(self.kernel.pullback(rows, *part) for part in parts)
+        each = [self.kernel.pullback_weights(rows, centres) for centres, _ in parts]
+        coef = torch.as_tensor(self.coef, device=rows.device)
+        weights = torch.hstack(each)[:, None] * coef.T  # (m, n_outputs, n)
+        gradients = weights.sum(2, keepdim=True) * -rows[:, None]
+        # All centres at once, so that gradients, which are long, are added to once.
+        largest = max(1, _CENTRE_NUMBERS // len(self.centres))
+        for part in balanced_blocks(slice(0, rows.shape[1]), largest):
+            centres = torch.as_tensor(self.centres[:, part], device=rows.device)
+            product = weights.flatten(0, 1) @ centres.double()
+            gradients[..., part] += product.reshape(*weights.shape[:2], -1)
+        return gradients
 
     def _parts(self, device):
         largest = min(_CENTRE_NUMBERS // self.centres.shape[1], _PRODUCT_ROWS)
