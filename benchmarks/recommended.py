@@ -35,8 +35,14 @@ def photographs(mirror):
         96, patch_size=5, normalize=True, pool_size=2, pool_overlap=1.0, learn=False
     )
     top = ConvFeatures(
-        640, patch_size=3, shrinkage=3.0, pool_overlap=0.5, mirror=mirror, **CHOSEN
-    ).set_params(candidates=6)
+        640,
+        patch_size=3,
+        shrinkage=3.0,
+        pool_overlap=0.5,
+        mirror=mirror,
+        candidates=6,
+        learn=False,
+    )
     return Gaussian(), [first, top]
 
 
@@ -49,6 +55,12 @@ def objects_in_noise():
         256, patch_size=5, shrinkage=3.0, pool="norm", pool_grid=1, **CHOSEN
     )
     return Gaussian(), [first, top]
+
+
+def articles():
+    """Return one layer of large patches and a fine grid for Fashion-MNIST."""
+    options = {"padding": "same", "pool_grid": 7, "pool_overlap": 0.5, "learn": False}
+    return Gaussian(), [ConvFeatures(512, patch_size=9, **options)]
 
 
 def stars(folder, seed, n_train, n_test):
@@ -71,6 +83,7 @@ CASES = {
     "CIFAR-10, exact": (CIFAR, [SMALL], EXACT, 1),
     "MNIST, default": (MNIST, [SMALL, LARGE], DEFAULT, 1),
     "MNIST, exact": (MNIST, [SMALL], EXACT, 1),
+    "Fashion-MNIST": (FASHION, [LARGE], articles(), 0),
     "Fashion-MNIST, default": (FASHION, [LARGE], DEFAULT, 1),
     "framed MNIST": (framed_mnist, [SMALL, (1000, 1000)], objects_in_noise(), 1),
     "framed MNIST, default": (framed_mnist, [(1000, 1000)], DEFAULT, 1),

@@ -146,10 +146,10 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
     `dtype` and `n_jobs`.
 
     A fit with a kernel costs, per round, ``n² / 2`` pairs of images times locations
-    times layers, an eigendecomposition of ``n³``, and the AGOP; see "What costs what"
+    times layers, a decomposition of ``n³``, and the AGOP; see "What costs what"
     in the guide. It is refused where its matrices do not fit in free memory, and warns
     from ten minutes on. With "linear" and D features, a round costs n times the
-    convolution and D², and an eigendecomposition of D³ (or of n³ where rows are
+    convolution and D², and a decomposition of D³ (or of n³ where rows are
     fewer). Sample weights count rows: weight 2 is the row twice, by every `selection`.
     Equal rows are one image with the sum of their weights; weights that sum to less
     than the number of distinct images are scaled to mean one.%(more_notes)s

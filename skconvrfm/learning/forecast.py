@@ -12,7 +12,7 @@ from .band import BandForm
 from .ridge import inverse_factor
 
 # Bytes per pair of rows at the worst moment of the ridge path beside the kernel matrix:
-# its weighted copy, which becomes the eigenvectors, and twice that for LAPACK.
+# its band form, or weighted copy, and an inverse with its square, or LAPACK's space.
 _PATH_BYTES = 24
 # Predicted seconds from which on a fit is announced.
 LONG_FIT = 600
