@@ -406,9 +406,10 @@ def test_gpu_with_little_memory_takes_smaller_tiles(rng):
 
 
 @pytest.mark.parametrize("error", ["torch", "cuda"])
-def test_memory_error_of_ridge_names_rows(data, error, monkeypatch):
+@pytest.mark.parametrize("step", ["BandForm", "inverse_factor"])
+def test_memory_error_of_ridge_names_rows(data, error, step, monkeypatch):
     model = clone(MODELS["kernel"])
-    monkeypatch.setattr(ridge, "eigh", failing(ERRORS[error]))
+    monkeypatch.setattr(ridge, step, failing(ERRORS[error]))
     with unchanged(model), pytest.raises(MemoryError, match="working_memory.*rows"):
         model.fit(*data)
 
