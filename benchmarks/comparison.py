@@ -160,11 +160,6 @@ def network(image_shape, *_):
     return replace(row, label="network, skorch", model=model, grid=grid)
 
 
-def residual(image_shape, *_):
-    """Return the row of `rivals`."""
-    return rivals.residual_network(image_shape)
-
-
 OURS = {
     "default": _ours("Gaussian of layers, default", Gaussian(), "auto", 1, {}),
     "layers-fixed": of_layers(0),
@@ -179,7 +174,7 @@ ROWS = {
     "scattering": scattering,
     "xrfm": xrfm,
     "network": network,
-    "residual": residual,
+    "residual": rivals.residual_network,
     **OURS,
 }
 

@@ -155,7 +155,7 @@ def network(image_shape, _):
     return Rival("network, backpropagation", model, grid, n_parts=1)
 
 
-def residual_network(image_shape):
+def residual_network(image_shape, *_):
     """A wide residual network (WRN-16-2), with a recipe for few images.
 
     Small batches, many epochs and strong decay are what such networks are best with on
@@ -163,7 +163,9 @@ def residual_network(image_shape):
     allows.
     """
     grid = {"lr": [1e-3, 3e-3], "weight_decay": [0.05, 0.5]}
-    model = ResidualNet(image_shape, epochs=100, batch_size=10, random_state=0)
+    model = ConvNet(
+        image_shape, residual=True, epochs=100, batch_size=10, random_state=0
+    )
     return Rival("wide residual network", model, grid, n_parts=1)
 
 
@@ -278,8 +280,8 @@ class RecursiveFeatureMachine(ClassifierMixin, BaseEstimator):
         return self.classes_[self.compute({"X": X}, task="predict")]
 
 
-class Network(ClassifierMixin, BaseEstimator):
-    """A network that skorch trains, from the layers that ``make_layers`` returns.
+class ConvNet(ClassifierMixin, BaseEstimator):
+    """A small convolutional network, or a wide residual one; with skorch.
 
     Adam with decoupled weight decay, and a learning rate that rises and falls once.
 
@@ -289,6 +291,12 @@ class Network(ClassifierMixin, BaseEstimator):
         Of the images in the rows.
     width : int, default=32
         Filters of the first stage; the second has twice, the third four times as many.
+    residual : bool, default=False
+        Whether a stage has two residual blocks, of twice the usual width (WRN-16-2), in
+        place of a convolution.
+    cells : int or None, default=None
+        Rows and columns of the cells that the last maps of convolutions are pooled to,
+        by their largest values; None keeps all locations.
     lr, weight_decay : float
         Largest learning rate, and the decay.
     epochs, batch_size : int
@@ -301,6 +309,8 @@ class Network(ClassifierMixin, BaseEstimator):
         self,
         image_shape,
         width=32,
+        residual=False,
+        cells=None,
         lr=3e-3,
         weight_decay=1e-2,
         epochs=15,
@@ -309,6 +319,8 @@ class Network(ClassifierMixin, BaseEstimator):
     ):
         self.image_shape = image_shape
         self.width = width
+        self.residual = residual
+        self.cells = cells
         self.lr = lr
         self.weight_decay = weight_decay
         self.epochs = epochs
@@ -326,6 +338,12 @@ class Network(ClassifierMixin, BaseEstimator):
     def predict(self, X):
         return self.net_.predict(X)
 
+    def _make_layers(self, n_classes):
+        common = self.image_shape, n_classes, self.width
+        if self.residual:
+            return residual_layers(*common)
+        return conv_layers(*common, self.cells)
+
     def _make_net(self, n_images, n_classes):
         # Only who runs the network needs skorch.
         from skorch import NeuralNetClassifier
@@ -336,7 +354,7 @@ class Network(ClassifierMixin, BaseEstimator):
             OneCycleLR, step_every="batch", max_lr=self.lr, total_steps=steps + 1
         )
         return NeuralNetClassifier(
-            self.make_layers(n_classes),
+            self._make_layers(n_classes),
             criterion=nn.CrossEntropyLoss,
             optimizer=torch.optim.AdamW,
             optimizer__weight_decay=self.weight_decay,
@@ -350,49 +368,11 @@ class Network(ClassifierMixin, BaseEstimator):
         )
 
 
-class ConvNet(Network):
-    """Three convolutions with batch norm and pooling, and a linear layer.
-
-    Parameters
-    ----------
-    image_shape : tuple of int
-        Of the images in the rows.
-    width, lr, weight_decay, epochs, batch_size, random_state : object
-        See `Network`.
-    cells : int or None, default=None
-        Rows and columns of the cells that the last maps are pooled to, by their
-        largest values; None keeps all locations.
-    """
-
-    def __init__(
-        self,
-        image_shape,
-        width=32,
-        lr=3e-3,
-        weight_decay=1e-2,
-        epochs=15,
-        batch_size=64,
-        random_state=0,
-        cells=None,
-    ):
-        super().__init__(
-            image_shape, width, lr, weight_decay, epochs, batch_size, random_state
-        )
-        self.cells = cells
-
-    def make_layers(self, n_classes):
-        """Return the layers, on flat rows."""
-        return conv_layers(self.image_shape, n_classes, self.width, self.cells)
-
-
-class ResidualNet(Network):
-    """Three stages of two residual blocks each, twice as wide as usual: WRN-16-2."""
-
-    def make_layers(self, n_classes):
-        """Return the layers, on flat rows."""
-        channels, stages = self.image_shape[2], (2, 2, 2, 0)
-        net = ResNet(BasicBlock, stages, n_classes, channels, self.width)
-        return _on_rows(ChannelsFirst(self.image_shape), nn.BatchNorm2d(channels), net)
+def residual_layers(image_shape, n_classes, width):
+    """The residual network of `ConvNet`, on flat rows."""
+    channels = image_shape[2]
+    net = ResNet(BasicBlock, (2, 2, 2, 0), n_classes, channels, width)
+    return _on_rows(ChannelsFirst(image_shape), nn.BatchNorm2d(channels), net)
 
 
 def conv_layers(image_shape, n_classes, width, cells=None):

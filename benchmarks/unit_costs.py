@@ -255,14 +255,14 @@ def tabulate_costs(costs, case):
     moved = [[key, costs[key] / 1e6] for key in ("read", "order", "send", "add")]
     moved = [[key, f"{rate:.0f}"] for key, rate in moved]
     by_side = costs["decomposition_seconds"]
-    eigen = [
+    decompositions = [
         [f"D = {side}", spent, 1e9 * spent / int(side) ** 3]
         for side, spent in by_side.items()
     ]
     tables = [
         format_table(["computing", "µs an image", "GFLOP/s"], computed),
         format_table(["moving", "MB/s"], moved),
-        format_table(["eigendecomposition", "s", "ns / D³"], eigen),
+        format_table(["decomposition", "s", "ns / D³"], decompositions),
     ]
     if len(by_side) > 1:
         power = growth_exponent(list(map(int, by_side)), list(by_side.values()))

@@ -110,16 +110,18 @@ class BandForm:
 
         Parameters
         ----------
-        ridges : Tensor of shape (n_ridges,)
-            Ridges, see `above_rounding`.
+        ridges : sequence of float
+            Ridges, which `above_rounding` may raise.
         right : Tensor of shape (n, c)
             Columns R.
 
         Returns
         -------
+        ridges : Tensor of shape (n_ridges,)
         solutions : Tensor of shape (n_ridges, n, c)
         traces : Tensor of shape (n_ridges,)
         """
+        ridges = self.above_rounding(ridges)
         factors, links, _ = self._factor(ridges)
         parts = [right[:_WIDTH].expand(len(ridges), -1, -1)]
         for index, link in enumerate(links, 1):
@@ -135,7 +137,7 @@ class BandForm:
             parts[index] -= link.mT @ parts[index + 1]
             inverse = torch.cholesky_inverse(factors[index]) + link.mT @ inverse @ link
             traces += _traces(inverse)
-        return torch.cat(parts, 1), traces
+        return ridges, torch.cat(parts, 1), traces
 
     def _factor(self, ridges):
         """Factor B + λ for several ridges.

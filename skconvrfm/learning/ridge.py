@@ -109,6 +109,11 @@ class _Path:
         self._band = BandForm(self._matrix())
         self._rotated = self._band.rotate(right)
 
+    def _rotated_back(self, solutions):
+        """Return solutions (n_ridges, n, c) in the coordinates of the matrix."""
+        columns = self._band.rotate_back(torch.hstack([*solutions]))
+        return columns.reshape(len(columns), len(solutions), -1).permute(1, 0, 2)
+
     @cached_property
     def _eigen(self):
         """Eigenvalues and eigenvectors of the matrix."""
@@ -171,9 +176,8 @@ class RidgePath(_Path):
     def _machines(self, alphas):
         """Return dual coefficients for the scaled kernel matrix, and intercepts."""
         _, _, intercepts, duals = self._reduce(alphas)
-        columns = self._band.rotate_back(torch.hstack([*duals]))
-        coefs = (self._root[:, None] * columns).reshape(len(columns), len(alphas), -1)
-        return coefs.permute(1, 0, 2).cpu().numpy(), intercepts + self._mean
+        coefs = self._root[:, None] * self._rotated_back(duals)
+        return coefs.cpu().numpy(), intercepts + self._mean
 
     def _given(self, coef):
         coef = coef / self.scale
@@ -193,8 +197,7 @@ class RidgePath(_Path):
         """
         if vectors is None:
             vectors, [weights] = self._inverses([alpha])
-        ridge = self._band.above_rounding([alpha])
-        _, _, _, [dual] = self._reduce([alpha])
+        ridge, _, _, [dual] = self._reduce([alpha])
         dual = self._band.rotate_back(dual)
         ones = vectors.T @ self._root
         spread = ones.square() @ weights
@@ -227,8 +230,7 @@ class RidgePath(_Path):
 
         They are tensors, the intercepts an array, with an entry for each ridge.
         """
-        ridges = self._band.above_rounding(alphas)
-        solutions, traces = self._band.solve(ridges, self._rotated)
+        ridges, solutions, traces = self._band.solve(alphas, self._rotated)
         ones, duals = solutions[..., :1], solutions[..., 1:]
         root = self._rotated[:, :1].T
         spread = root @ ones
@@ -398,10 +400,10 @@ class PrimalRidgePath(_Path):
         return tuple(array.cpu().numpy() for array in (vectors, coefs, roots))
 
     def _gcv(self, alphas):
-        ridges, total = self._band.above_rounding(alphas), self._total
-        solutions, traces = self._band.solve(ridges, self._rotated)
+        ridges, solutions, traces = self._band.solve(alphas, self._rotated)
         explained = (self._rotated * solutions).sum((1, 2))
         explained += ridges * solutions.square().sum((1, 2))
+        total = self._total
         losses = (self._spread - explained.cpu().numpy()) / total
         # Rounding must not make it zero.
         losses = np.maximum(losses, _EPS * self._spread / total)
@@ -410,12 +412,9 @@ class PrimalRidgePath(_Path):
 
     def _machines(self, alphas):
         """Return coefficients for the features as they are given, and intercepts."""
-        solutions, _ = self._band.solve(
-            self._band.above_rounding(alphas), self._rotated
-        )
-        columns = self._band.rotate_back(torch.hstack([*solutions]))
-        coefs = (columns / math.sqrt(self.scale)).reshape(len(columns), len(alphas), -1)
-        coefs = coefs.permute(1, 0, 2).cpu().numpy()
+        _, solutions, _ = self._band.solve(alphas, self._rotated)
+        coefs = self._rotated_back(solutions) / math.sqrt(self.scale)
+        coefs = coefs.cpu().numpy()
         return coefs, self._target_mean - self._mean @ coefs
 
     def _pass(self, alphas, rows=None):

@@ -52,14 +52,15 @@ def test_rivals_searched_once_and_fitted_per_seed(name, small_problem, quick_riv
     json.dumps(runs)
 
 
-@pytest.mark.parametrize("kind", [rivals.ConvNet, rivals.ResidualNet])
-def test_network_determined_by_seed(kind, digits):
+@pytest.mark.parametrize("residual", [False, True])
+def test_network_determined_by_seed(residual, digits):
     pytest.importorskip("skorch")
     X, y, *_ = problems._whole("digits")(digits.parent, 0)
     rows = X.reshape(len(X), -1)
 
     def weights(seed):
-        net = kind((6, 6, 1), width=16, epochs=2, random_state=seed).fit(rows, y)
+        options = {"residual": residual, "epochs": 2, "random_state": seed}
+        net = rivals.ConvNet((6, 6, 1), width=16, **options).fit(rows, y)
         *_, weight, _ = net.net_.module_.parameters()
         return weight.detach().numpy()
 
