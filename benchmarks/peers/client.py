@@ -1,5 +1,6 @@
 """Builds the environment of a peer and talks to the worker that runs in it."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -32,20 +33,26 @@ def python_of(peer):
 
 
 def build_environment(peer):
-    """Build the virtual environment of a peer unless it is there; return its Python."""
-    if python_of(peer) is None:
-        folder = ENVIRONMENTS / peer
-        print(f"building {folder} (once, about a minute)", flush=True)
-        venv.create(folder, clear=True, with_pip=True)
-        subprocess.run(
-            [
-                *(folder / "bin" / "python", "-m", "pip", "install", "--quiet"),
-                *("--requirement", requirements(peer)),
-            ],
-            check=True,
-        )
-        # Written last: an interrupted build is built again.
-        (folder / "installed.txt").write_text(requirements(peer).read_text())
+    """Build the virtual environment of a peer unless it is there; return its Python.
+
+    Of several processes one builds, and the others wait for it.
+    """
+    folder = ENVIRONMENTS / peer
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if python_of(peer) is None:
+            print(f"building {folder} (once, some minutes)", flush=True)
+            venv.create(folder, clear=True, with_pip=True)
+            subprocess.run(
+                [
+                    *(folder / "bin" / "python", "-m", "pip", "install", "--quiet"),
+                    *("--requirement", requirements(peer)),
+                ],
+                check=True,
+            )
+            # Written last: an interrupted build is built again.
+            (folder / "installed.txt").write_text(requirements(peer).read_text())
     return python_of(peer)
 
 

@@ -1,6 +1,8 @@
 """The comparison with neural-tangents counts, agrees, and fails on differences."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -125,3 +127,21 @@ def test_environment_rebuilt_for_other_requirements(monkeypatch, tmp_path):
     assert client.python_of(compare.PEER) == folder / "bin" / "python"
     (folder / "installed.txt").write_text("jax==0.1")
     assert client.python_of(compare.PEER) is None
+
+
+def test_environment_built_once_by_many_callers(tmp_path, monkeypatch):
+    """Others wait for the one that builds."""
+    built = []
+    monkeypatch.setattr(client, "ENVIRONMENTS", tmp_path)
+
+    def create(folder, **_):
+        built.append(folder)
+        time.sleep(0.2)
+        folder.mkdir()
+
+    monkeypatch.setattr(client.venv, "create", create)
+    monkeypatch.setattr(client.subprocess, "run", lambda *_, **__: None)
+    with ThreadPoolExecutor(3) as pool:
+        pythons = list(pool.map(client.build_environment, ["xrfm"] * 3))
+    assert built == [tmp_path / "xrfm"]
+    assert pythons == [tmp_path / "xrfm" / "bin" / "python"] * 3
