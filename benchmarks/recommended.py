@@ -70,6 +70,7 @@ def stars(folder, seed, n_train, n_test):
 
 
 DEFAULT, EXACT = (Gaussian(), "auto"), (ConvNTK(metric="auto"), None)
+MIRRORED = (ConvNTK(metric="auto", mirror=True), None)
 CIFAR, MNIST, FASHION = (
     partial(draw, f"{name}_5000_2000.npz")
     for name in ("cifar10", "mnist", "fashion_mnist")
@@ -81,6 +82,7 @@ CASES = {
     "CIFAR-10": (CIFAR, [SMALL, LARGE], photographs(mirror=False), 1),
     "CIFAR-10, default": (CIFAR, [SMALL, LARGE], DEFAULT, 1),
     "CIFAR-10, exact": (CIFAR, [SMALL], EXACT, 1),
+    "CIFAR-10, exact, mirrors": (CIFAR, [SMALL], MIRRORED, 1),
     "MNIST, default": (MNIST, [SMALL, LARGE], DEFAULT, 1),
     "MNIST, exact": (MNIST, [SMALL], EXACT, 1),
     "Fashion-MNIST": (FASHION, [LARGE], articles(), 0),
