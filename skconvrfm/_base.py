@@ -125,6 +125,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             Interval(RealNotInt, 0, 1, closed="right"),
             None,
         ],
+        "landmarks": [Interval(Integral, 2, None, closed="left"), None],
         "selection": [StrOptions(set(SELECTIONS))],
         "warm_start": ["boolean"],
         "checkpoint": [str, PathLike, None],
@@ -142,6 +143,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         n_rounds: int = 4,
         agop_power: float = 0.5,
         agop_samples: float | Literal["auto"] | None = "auto",
+        landmarks: int | None = None,
         selection: Selection = "gcv",
         image_shape: ImageShape = None,
         channels: Channels = "last",
@@ -159,6 +161,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         self.n_rounds = n_rounds
         self.agop_power = agop_power
         self.agop_samples = agop_samples
+        self.landmarks = landmarks
         self.selection = selection
         self.image_shape = image_shape
         self.channels = channels
@@ -208,8 +211,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         mean = np.clip(row_weights.sum() / n_images, 1.0, _SUM_RANGE[1])
         data = data.scaled(mean * n_images / data.weights.sum())
         check_fit(recipe, data, self.n_rounds)
-        if isinstance(recipe.kernel, PatchKernel):  # which keeps the images in any case
-            data = replace(data, images=np.asarray(data.images))
+        if isinstance(recipe.kernel, PatchKernel) and not recipe.has_landmarks(data):
+            data = replace(data, images=np.asarray(data.images))  # kept in any case
         common = {"image_shape_": image_shape, "channels_": self.channels, **encoding}
         fitting = Fitting(self, recipe, common, y.shape[1:])
         metadata = {"sample_weight": sample_weight, "groups": groups}
@@ -342,6 +345,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             features=tuple(clone(layer) for layer in features),
             alphas=self._alphas(),
             agop_samples=self.agop_samples,
+            landmarks=self.landmarks,
             resources=make_resources(self.device, self.dtype, self.n_jobs, X),
             rng=rng,
         )

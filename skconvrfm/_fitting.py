@@ -150,7 +150,8 @@ class Fitting(Watcher):
         for name in {"coef_", "dual_coef_"} & kept.keys():
             kept[name] = self._shape(kept[name])
         if "dual_coef_" in kept and "X_fit_" not in kept:
-            kept["X_fit_"] = self._flat_rows(data)
+            centres = self._recipe.landmarks_of(data) or data
+            kept["X_fit_"] = self._flat_rows(centres)
         if learned:
             sees_images = features[0] if features else kernel
             kept["patch_shape_"] = sees_images.layer_.patch

@@ -1,7 +1,7 @@
 """Draws of images that treat a weight as a repetition of the row."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -80,6 +80,17 @@ class Lineup:
         rows, weights = systematic_sample(*lines, n_draws, self.offset)
         return Sample(rows, np.ldexp(weights, -binary_exponent(weights)))
 
+    def draw_once(self, n_draws):
+        """Draw so many rows if there are, each once, in proportion to their weights.
+
+        Return them, and the factors by which weights make up for rows that were not
+        drawn. Rows that are due more than once are drawn, and weigh as before.
+        """
+        n_draws = min(n_draws, len(self.weights))
+        chances = inclusion_chances(self.weights, n_draws)
+        rows = np.unique(replace(self, weights=chances).sequence(n_draws))
+        return rows, 1 / chances[rows]
+
     def sequence(self, n_draws):
         """Return so many rows, one per draw, some several times; an array of int."""
         order = np.lexsort((self.positions, self.strata))
@@ -120,6 +131,16 @@ class Lineup:
                 due -= weights[group]
         held_out = np.isin(number, held_out or weights.argmin())
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def inclusion_chances(weights, n_draws):
+    """Return min(1, c w) for weights w, with c so that they add up to ``n_draws``."""
+    due = np.sort(weights)[::-1]
+    # With the first k rows drawn for certain, the others share the draws that remain.
+    rest = np.cumsum(due[::-1])[::-1]
+    factors = (n_draws - np.arange(n_draws)) / rest[:n_draws]
+    certain = np.argmax(factors * due[:n_draws] <= 1)
+    return np.minimum(1, factors[certain] * weights)
 
 
 def bandwidth_draws(n_locations):

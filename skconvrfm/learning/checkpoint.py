@@ -284,11 +284,12 @@ def _check_history(history):
 def _check_solution(found, model):
     """Return the solution of a model, whose arrays are of its sizes."""
     n, n_outputs = model.data.targets.shape
+    if model.kernel.is_linear:
+        n_coefs = math.prod(model.top.shape)
+    else:
+        n_coefs = len(model.centre_images)
     shapes = {
-        "coef": (
-            math.prod(model.top.shape) if model.kernel.is_linear else n,
-            n_outputs,
-        ),
+        "coef": (n_coefs, n_outputs),
         "intercept": (n_outputs,),
         "loo_prediction": (n, n_outputs),
     }

@@ -15,7 +15,7 @@ from ..compute.images import take
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
 from ..features.maps import FilterLayer, Pixels, feature_rows
 from ..kernels.whole import RadialKernel
-from .ridge import Moments
+from .primal import Moments
 
 # Most rows, or columns, of a product; of all rows with all half are left out.
 _PRODUCT_ROWS = 1024
@@ -23,18 +23,56 @@ _STRIP_BYTES = 2**22  # of a matrix that are corrected at once
 _CENTRE_NUMBERS = 2**20  # of the training rows that a readout works on at once
 
 
-class Design:
+class Passes:
+    """Passes over the rows of features of training images.
+
+    ``rows`` have a length and a ``width``, slices, and ``blocks(resources, numbers)``.
+    """
+
+    def __init__(self, rows, data, resources):
+        self.rows, self.data, self.resources = rows, data, resources
+        self.n, self.width, self._worker = len(rows), rows.width, resources.one_worker()
+
+    def moments(self, some=None):
+        """Return the sums over all or some rows, `Moments`, in float64."""
+        columns = self.rows, self.data.targets, self.data.weights
+        parts = self._parts(some)
+        tasks = ((*(c[part] for c in columns), self._worker) for part in parts)
+        moments = sum_tasks(_moments, tasks, self.resources)
+        return moments.with_scatter(
+            self.data.scatter[slice(None) if some is None else some]
+        )
+
+    def coefficients(self, coef):
+        """Return what a model has for coefficients of the features, these themselves."""
+        return coef
+
+    def map_rows(self, function, some=None):
+        """Yield (rows, ``function(n, blocks, device)`` of their features)."""
+        return self.map_parts((part, function) for part in self._parts(some))
+
+    def map_parts(self, pairs):
+        """Yield the same of pairs (rows, function of them)."""
+        pairs = list(pairs)
+        tasks = ((self.rows[part], function, self._worker) for part, function in pairs)
+        results = self.resources.run(_map_blocks, tasks)
+        yield from zip((part for part, _ in pairs), results, strict=True)
+
+    def _parts(self, some):
+        """Return the parts of all rows (None) or of some, one per task."""
+        parts = spans(self.n if some is None else len(some), self.resources, SUM_TASKS)
+        return parts if some is None else [some[part] for part in parts]
+
+
+class Design(Passes):
     """Features of training images, held where half of the memory is enough."""
 
     def __init__(self, features, data, resources, values=None):
-        self.features, self.data, self.resources = features, data, resources
-        self._worker = resources.one_worker()
-        self.n, self.width = len(data.images), math.prod(features.shape)
-        self.rows = FeatureRows(features, data.images, self.n, values)
-        fits = self.n * self.width * resources.itemsize <= resources.memory // 2
+        rows = FeatureRows(features, data.images, len(data.images), values)
+        fits = len(rows) * rows.width * resources.itemsize <= resources.memory // 2
         if values is None and resources.n_workers == 1 and fits:
-            values = self.rows.compute(resources)
-            self.rows = replace(self.rows, values=values)
+            rows = replace(rows, values=rows.compute(resources))
+        super().__init__(rows, data, resources)
 
     @property
     def wide(self):
@@ -56,37 +94,12 @@ class Design:
         tasks = ((self.rows[part], dual_coef[part], self._worker) for part in parts)
         return sum_tasks(_combination, tasks, self.resources)
 
-    def moments(self, some=None):
-        """Return the sums over all or some rows, `Moments`, in float64."""
-        columns = self.rows, self.data.targets, self.data.weights
-        parts = self._parts(some)
-        tasks = ((*(c[part] for c in columns), self._worker) for part in parts)
-        moments = sum_tasks(_moments, tasks, self.resources)
-        return moments.with_scatter(
-            self.data.scatter[slice(None) if some is None else some]
-        )
-
-    def map_rows(self, function, some=None):
-        """Yield (rows, ``function(n, blocks, device)`` of their features)."""
-        return self.map_parts((part, function) for part in self._parts(some))
-
-    def map_parts(self, pairs):
-        """Yield the same of pairs (rows, function of them)."""
-        pairs = list(pairs)
-        tasks = ((self.rows[part], function, self._worker) for part, function in pairs)
-        results = self.resources.run(_map_blocks, tasks)
-        yield from zip((part for part, _ in pairs), results, strict=True)
-
-    def _parts(self, some):
-        """Return the parts of all rows (None) or of some, one per task."""
-        parts = spans(self.n if some is None else len(some), self.resources, SUM_TASKS)
-        return parts if some is None else [some[part] for part in parts]
-
     def _column_groups(self):
         """Return the rows with some of their columns each, as many as fit."""
         if self.rows.values is not None:
             return [self.rows]
-        n_filters, (n_rows, n_columns) = self.features.n_maps, self.features.grid
+        features = self.rows.features
+        n_filters, (n_rows, n_columns) = features.n_maps, features.grid
         row = self.n * n_columns * self.resources.itemsize  # of the grid, of a filter
         fitting = self._worker.memory // 4 // row  # rows of filters
         if fitting >= n_rows:
@@ -109,6 +122,11 @@ class FeatureRows:
 
     def __len__(self):
         return len(self.images)
+
+    @property
+    def width(self):
+        """Number of features."""
+        return math.prod(self.features.shape)
 
     def __getitem__(self, part):
         """Return the rows of a slice, or of an array of integers."""
@@ -135,7 +153,7 @@ class FeatureRows:
 
         ``numbers`` in float64 are needed for each row, beside three copies of it.
         """
-        numbers = 8 * (3 * math.prod(self.features.shape) + numbers)
+        numbers = 8 * (3 * self.width + numbers)
         largest = min(resources.memory // 4 // numbers, _PRODUCT_ROWS)
         for part in image_blocks(self.images, largest):
             values = self[part].compute(resources)
@@ -145,8 +163,7 @@ class FeatureRows:
 @halving_memory
 def _moments(rows, targets, weights, resources):
     """Return the `Moments` of some rows."""
-    width = math.prod(rows.features.shape)
-    total = weights.sum()
+    width, total = rows.width, weights.sum()
     target_mean = weights @ targets / total
     centred_targets = targets - target_mean
     options = {"dtype": torch.float64, "device": resources.device}
@@ -203,8 +220,7 @@ def _outer_product(rows, resources):
 def _combination(rows, dual_coef, resources):
     """Return Φᵀα of some rows."""
     dual = torch.as_tensor(dual_coef, device=resources.device)
-    shape = math.prod(rows.features.shape), dual.shape[1]
-    total = dual.new_zeros(shape)
+    total = dual.new_zeros((rows.width, dual.shape[1]))
     for part, block in rows.blocks(resources):
         total.addmm_(block.double().T, dual[part])
     return total.cpu().numpy()
@@ -250,13 +266,15 @@ class RadialReadout:
 
     def __call__(self, rows):
         """Return the outputs of float64 rows, a Tensor (m, n_outputs)."""
-        parts = self._parts(rows.device)
-        return sum(self.kernel.value(rows, centres) @ coef for centres, coef in parts)
+        coef = torch.as_tensor(self.coef, device=rows.device)
+        parts = centre_parts(self.centres, rows.device)
+        values = ((part, self.kernel.value(rows, centres)) for part, centres in parts)
+        return sum(value @ coef[part] for part, value in values)
 
     def gradients(self, rows):
         """Return the gradients of the outputs, a Tensor (m, n_outputs, D)."""
-        parts = self._parts(rows.device)
-        each = [self.kernel.pullback_weights(rows, centres) for centres, _ in parts]
+        parts = centre_parts(self.centres, rows.device)
+        each = [self.kernel.pullback_weights(rows, centres) for _, centres in parts]
         coef = torch.as_tensor(self.coef, device=rows.device)
         weights = torch.hstack(each)[:, None] * coef.T  # (m, n_outputs, n)
         gradients = weights.sum(2, keepdim=True) * -rows[:, None]
@@ -268,11 +286,12 @@ class RadialReadout:
             gradients[..., part] += product.reshape(*weights.shape[:2], -1)
         return gradients
 
-    def _parts(self, device):
-        largest = min(_CENTRE_NUMBERS // self.centres.shape[1], _PRODUCT_ROWS)
-        for part in image_blocks(self.centres, largest):
-            centres = torch.as_tensor(self.centres[part], device=device).double()
-            yield centres, torch.as_tensor(self.coef[part], device=device)
+
+def centre_parts(centres, device):
+    """Yield (slice, float64 rows of it) of centres (n, D), a few at a time."""
+    largest = min(_CENTRE_NUMBERS // centres.shape[1], _PRODUCT_ROWS)
+    for part in image_blocks(centres, largest):
+        yield part, torch.as_tensor(centres[part], device=device).double()
 
 
 def readout_outputs(features, images, readout, resources):

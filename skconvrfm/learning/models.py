@@ -38,7 +38,9 @@ from ..kernels.agop import compress_outputs, kernel_agop
 from ..kernels.base import PatchKernel
 from ..kernels.whole import WholeKernel
 from .feature_sums import Design, LinearReadout, RadialReadout, readout_outputs
-from .ridge import Moments, PrimalRidgePath, RidgePath
+from .landmarks import LandmarkDesign, MapColumns, PatchColumns
+from .primal import Moments, PrimalRidgePath
+from .ridge import RidgePath
 from .training_set import TrainingSet
 
 
@@ -49,8 +51,10 @@ class Model:
     data: TrainingSet  # of training
     alphas: np.ndarray
     resources: Resources
-    agop_sample: Sample  # images that carry the AGOP
-    bandwidth_sample: Sample  # images on which a bandwidth is measured
+    agop_draws: float  # of images that carry the AGOP
+    bandwidth_sample: Sample  # centres on which a bandwidth is measured
+    landmarks: TrainingSet | None = None  # the centres; None is all images
+    moments: Moments | None = None  # of all rows, of which data is a sample
     held_out: TrainingSet | None = None  # rows by which ridges are chosen
     start: tuple | None = None  # transforms of round 0, of a former fit
     transforms: tuple = ()  # of each layer that learns; None is the identity
@@ -66,6 +70,22 @@ class Model:
         """Models of which the criterion chooses one in round 0."""
         return (self,)
 
+    @property
+    def centre_images(self):
+        """Images that the kernel machine compares with."""
+        return (self.data if self.landmarks is None else self.landmarks).images
+
+    @property
+    def agop_sample(self):
+        """Images that carry the AGOP, a `Sample`."""
+        return self.data.lineup.draw(self.agop_draws)
+
+    def on_landmarks(self):
+        """Return the model of the landmarks alone, itself where all images are."""
+        if self.landmarks is None:
+            return self
+        return replace(self, data=self.landmarks, landmarks=None, moments=None)
+
     def held_out_loss(self, path):
         """Return the weighted mean squared error of all ridges on the held-out rows."""
         data = self.held_out
@@ -80,6 +100,11 @@ class Model:
         data, device = self.data, self.resources.device
         scatter = float(data.scatter.sum())
         return data.targets, data.weights, self.alphas, device, scatter, data.groups
+
+    def _primal_path(self, design):
+        """Return the ridge regressions on features, from sums over all rows."""
+        moments = design.moments() if self.moments is None else self.moments
+        return PrimalRidgePath(moments, design, *self._ridge_options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,24 +159,32 @@ class PatchModel(Model):
             # Equal in exact arithmetic; else the kernel would take twice the time.
             transform = kernel.over_mirror(transform)
         if kernel.unmeasured:
-            at = self.data.images, self.bandwidth_sample, transform
+            at = self.centre_images, self.bandwidth_sample, transform
             kernel = kernel.measured_on(*at, self.resources)
         return replace(self, kernel=kernel, transforms=(transform,))
 
     def design(self):
-        """Return the kernel matrix of the training images."""
-        [transform], images = self.transforms, self.data.images
-        return kernel_matrix(self.kernel, images, None, transform, self.resources)
+        """Return the kernel matrix of the training images, or features of landmarks."""
+        [transform], resources = self.transforms, self.resources
+        if self.landmarks is None:
+            pair = self.data.images, None
+            return kernel_matrix(self.kernel, *pair, transform, resources)
+        rounding = np.finfo(resources.numpy_dtype).eps
+        machine = self.kernel, self.centre_images, transform, rounding
+        return LandmarkDesign(PatchColumns(*machine), self.data, resources)
 
     def ridge_path(self, design):
-        """Return the ridge regressions on a kernel matrix."""
-        return RidgePath(design, *self._ridge_options)
+        """Return the ridge regressions on what `design` returns."""
+        if self.landmarks is None:
+            return RidgePath(design, *self._ridge_options)
+        return self._primal_path(design)
 
     def patch_agops(self, coef):
         """Return the patch AGOP of the model with these coefficients, in a tuple."""
-        images, sample = self.data.images, self.agop_sample
-        at = take(images, sample.rows), self.transforms[0], sample.weights
-        return (LayerAgop(kernel_agop(self.kernel, images, coef, *at, self.resources)),)
+        centres, sample = self.centre_images, self.agop_sample
+        at = take(self.data.images, sample.rows), self.transforms[0], sample.weights
+        agop = kernel_agop(self.kernel, centres, coef, *at, self.resources)
+        return (LayerAgop(agop),)
 
     def fitted(self, below, coef, learned):
         """Return fitted layers, ``below`` this stage, the kernel, other attributes."""
@@ -161,8 +194,8 @@ class PatchModel(Model):
         return below, kernel, {"dual_coef_": coef}
 
     def outputs(self, images, coef):
-        """Return the kernel of images with the training images times coefficients."""
-        machine = self.data.images, self.transforms[0], coef
+        """Return the kernel of images with the centres times coefficients."""
+        machine = self.centre_images, self.transforms[0], coef
         return kernel_product(self.kernel, images, *machine, self.resources)
 
 
@@ -180,7 +213,6 @@ class MapModel(Model):
     first_scales: tuple = ()  # of a former fit
     scales: tuple = ()  # of the layers that the kernel sees, see `kernel_features`
     centres: np.ndarray | None = None  # features (n, D), of a kernel not linear
-    moments: Moments | None = None  # of all rows, of which data is a sample
 
     # Measured where learning does not help: see "Held-out rows" in the guide.
     optimism = 0.02
@@ -229,32 +261,38 @@ class MapModel(Model):
         Without numbers the most important ones are found, from the image up. Filters on
         maps that have changed by that are drawn anew.
         """
-        images, kept, banks, moved = self.data.images, [], [], False
+        kept, banks, passed, moved = [], [], [], False
         for index, features in enumerate(self.layers):
             bank, numbers = self.banks[index], None
             if moved or features.candidates > 1:
                 rng = copy.deepcopy(self.sources[index])
                 mirrored = sees_mirrors(self.layers, index)
+                images = pass_through(self.data.images, passed)
                 parts = images, self.data.lineup, rng, self.resources
                 bank = draw_bank(features, *parts, mirrored)
             if features.candidates > 1:
                 if chosen is None:
-                    numbers = self._most_important(features, bank, images)
+                    numbers = self._most_important(features, bank, passed)
                 else:
                     numbers = chosen[index]
                 bank, moved = bank.take(numbers), True
             kept.append(numbers)
             banks.append(bank)
-            images = pass_through(images, [bank.under(bank.initial, features)])
+            passed.append(bank.under(bank.initial, features))
         return replace(self, chosen=tuple(kept), banks=tuple(banks))
 
-    def _most_important(self, features, bank, images):
-        """Return the numbers of the most important filters of a bank on maps."""
+    def _most_important(self, features, bank, passed):
+        """Return the numbers of the most important filters of a bank.
+
+        It is on the maps behind the layers that were ``passed``.
+        """
         layer = features.pooled_as(self.layers[-1])
         shape = bank.under(bank.initial, layer).shape
+        base = self.on_landmarks()
+        images = pass_through(base.data.images, passed)
         model = replace(
-            self,
-            data=replace(self.data, images=images),
+            base,
+            data=replace(base.data, images=images),
             layers=(layer,),
             banks=(bank,),
             first_scales=(),
@@ -291,7 +329,7 @@ class MapModel(Model):
         )
         if self.kernel.is_linear:
             return model
-        images = model._below(self.data.images)
+        images = model._below(self.centre_images)
         centres = compute_features(model.top, images, self.resources)
         centres = centres.reshape(len(centres), -1)
         kernel = self.kernel
@@ -306,7 +344,7 @@ class MapModel(Model):
         seen, sample = seen_layers(self.layers), self.bandwidth_sample
         if not seen:
             return ()
-        images = take(self.data.images, sample.rows)
+        images = take(self.centre_images, sample.rows)
         where = SideBySide(maps, seen), images, sample.weights, self.resources
         return unit_scales(*where)
 
@@ -321,20 +359,23 @@ class MapModel(Model):
         return self.kernel.unmeasured and self.multiple is None
 
     def design(self):
-        """Return the features of the training images, a `Design`."""
+        """Return the features of the training images, or those of landmarks."""
         data = replace(self.data, images=self._below(self.data.images))
-        return Design(self.top, data, self.resources, self.centres)
+        if self.landmarks is None:
+            return Design(self.top, data, self.resources, self.centres)
+        machine = self.top, self.kernel, self.centres, len(data.images)
+        return LandmarkDesign(MapColumns(*machine), data, self.resources)
 
     def ridge_path(self, design):
-        """Return the ridge regressions on the features, on the smaller side."""
+        """Return the ridge regressions on what `design` returns."""
         options = self._ridge_options
-        if not self.kernel.is_linear:
+        if self.landmarks is None and not self.kernel.is_linear:
             matrix = self.kernel.matrix_of(design.kernel_matrix())
             return RidgePath(matrix, *options)
-        if self.moments is None and design.wide:
+        if self.landmarks is None and self.moments is None and design.wide:
+            # On the smaller side.
             return RidgePath(design.kernel_matrix(), *options, design.combine)
-        moments = design.moments() if self.moments is None else self.moments
-        return PrimalRidgePath(moments, design, *options)
+        return self._primal_path(design)
 
     def patch_agops(self, coef):
         """Return the patch AGOPs of all layers of the model with these coefficients."""

@@ -17,7 +17,7 @@ from ..features.skips import kernel_features, seen_layers
 from ..kernels.base import PatchKernel
 from ..kernels.whole import BANDWIDTH_IMAGES, WholeKernel
 from .models import MapModel, PatchModel, sees_mirrors
-from .ridge import Moments
+from .primal import Moments
 
 # agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
 # with them before this many; see "How many images" in the guide for the curve. Behind
@@ -36,6 +36,7 @@ class Recipe:
     features: tuple[ConvFeatures, ...]  # not yet bound, from the image up
     alphas: np.ndarray
     agop_samples: object  # "auto", int, float or None
+    landmarks: int | None  # centres of a machine that is not linear; None is all
     resources: Resources
     rng: np.random.RandomState  # source of the filters
     start: "Start | None" = None  # former fit to go on from
@@ -47,12 +48,27 @@ class Recipe:
         """Number of models that are fitted one upon the other, as in Deep ConvRFM."""
         return 1 if isinstance(self.kernel, WholeKernel) else 1 + len(self.features)
 
-    def model(self, data, held_out=None, stage=0):
+    def has_landmarks(self, data):
+        """Return True unless all images are centres, or none."""
+        # One row less than all would leave no degree of freedom.
+        enough = len(data.images) - 1
+        return not self.kernel.is_linear and (self.landmarks or enough) < enough
+
+    def landmarks_of(self, data):
+        """Return the landmarks, a `TrainingSet`, or None."""
+        if not self.has_landmarks(data):
+            return None
+        rows, factors = data.lineup.draw_once(self.landmarks)
+        return data.take(rows).scaled(factors)
+
+    def model(self, data, held_out=None, landmarks=None, stage=0):
         """Return the model of a stage on the images, or maps, that it sees."""
         common = {"data": data, "held_out": held_out, "alphas": self.alphas}
+        common |= {"landmarks": landmarks, "moments": self.moments}
         common["resources"] = self.resources
+        centres = data if landmarks is None else landmarks
         if isinstance(self.kernel, WholeKernel):
-            return self._map_model(common)
+            return self._map_model(centres, common)
         kernel, agop_power = self.kernel, None
         for _ in range(self.n_stages - 1 - stage):
             kernel = kernel.below()
@@ -78,12 +94,12 @@ class Recipe:
             initials=initials,
             agop_power=agop_power,
             start=None if self.start is None else self.start.transforms,
-            agop_sample=self._agop_sample(data, layer, _KERNEL_AGOP_PATCHES),
-            bandwidth_sample=data.lineup.draw(bandwidth_draws(layer.n_locations)),
+            agop_draws=self._agop_draws(data, layer, _KERNEL_AGOP_PATCHES),
+            bandwidth_sample=centres.lineup.draw(bandwidth_draws(layer.n_locations)),
             **common,
         )
 
-    def _map_model(self, common):
+    def _map_model(self, centres, common):
         """Return the model whose kernel compares the maps behind all layers."""
         data, layers, banks, images = common["data"], [], [], common["data"].images
         sources = []
@@ -122,9 +138,8 @@ class Recipe:
             pools=pools,
             start=None if self.start is None else self.start.transforms,
             first_scales=() if self.start is None else self.start.scales,
-            agop_sample=self._agop_sample(data, first, _FEATURE_AGOP_PATCHES),
-            bandwidth_sample=data.lineup.draw(BANDWIDTH_IMAGES),
-            moments=self.moments,
+            agop_draws=self._agop_draws(data, first, _FEATURE_AGOP_PATCHES),
+            bandwidth_sample=centres.lineup.draw(BANDWIDTH_IMAGES),
             **common,
         )
 
@@ -133,8 +148,8 @@ class Recipe:
         start = Start(model.transforms, model.banks, scales=model.scales)
         return replace(self, start=start, moments=moments, choices=(model.choice,))
 
-    def _agop_sample(self, data, layer, auto_patches):
-        """Draw the images that carry the AGOP."""
+    def _agop_draws(self, data, layer, auto_patches):
+        """Return the number of draws of the images that carry the AGOP."""
         samples = self.agop_samples
         if samples is None:
             samples = np.inf
@@ -146,7 +161,7 @@ class Recipe:
             # Rounded first: the order of a sum must not add an image.
             samples = round(samples * data.lineup.weights.sum(), 6)
             samples = max(1, math.ceil(samples))
-        return data.lineup.draw(samples)
+        return samples
 
 
 @dataclass(frozen=True)

@@ -185,12 +185,9 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
             learned = progress.transforms, progress.best.model.multiple
             current = _fit_round(model, *learned, schedule, index, clock)
         else:
-            models = model.alternatives
-            tried = [_fit_round(m, None, None, schedule, index, clock) for m in models]
-            choice = int(np.argmin([fitted.criterion for fitted in tried]))
-            model, current = models[choice], tried[choice]
+            choice, current = _fit_first_round(model, schedule, clock)
+            model = model.alternatives[choice]
             progress = replace(progress, choice=choice)
-            del tried
         agops = transforms = None
         if index < schedule.n_rounds and model.has_candidates:
             model = model.with_filters()
@@ -212,12 +209,31 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
     return _finish(progress, schedule, watcher, stage)
 
 
+def _fit_first_round(model, schedule, clock):
+    """Return the number of the alternative that is chosen, and its round 0.
+
+    Where there are landmarks, alternative and bandwidth are chosen on them alone.
+    """
+    models = model.alternatives
+    chooses = len(models) > 1 or (model.chooses_bandwidth and schedule.plan is None)
+    compared = [m.on_landmarks() for m in models] if chooses else models
+    tried = [_fit_round(m, None, None, schedule, 0, clock) for m in compared]
+    choice = int(np.argmin([fitted.criterion for fitted in tried]))
+    current = tried[choice]
+    if current.model.landmarks is not model.landmarks:
+        learned = None, current.model.multiple
+        current = _fit_round(models[choice], *learned, schedule, 0, clock)
+    return choice, current
+
+
 def _fit_round(model, transforms, multiple, schedule, index, clock):
     """Return the `Round` of a model under some transforms, and a bandwidth.
 
     In round 0 there are none yet, and the bandwidth is chosen.
     """
     model = model.with_metric(transforms)
+    if multiple is None and schedule.plan is not None:
+        multiple = schedule.plan.multiple
     if multiple is not None:
         model = model.stretched(multiple)
     design = model.design()
@@ -245,16 +261,17 @@ def fit_stages(recipe, data, schedule, watcher=None, held_out=None):
     Deep ConvRFM has several stages, each on the maps of the one below. Finished ones of
     a former run are passed through again, for filters are drawn anew.
     """
-    stages = []
+    stages, landmarks = [], recipe.landmarks_of(data)
     n_stages = recipe.n_stages if schedule.plan is None else len(schedule.plan)
     for index in range(n_stages):
-        model = recipe.model(data, held_out, index)
+        model = recipe.model(data, held_out, landmarks, index)
         stage = fit_rounds(model, schedule.of_stage(index), watcher, tuple(stages))
         if index + 1 < recipe.n_stages:
             stage = _with_filters(stage, recipe, data, index)
-            data = data.behind(stage.maps, recipe.resources)
-            if held_out is not None:
-                held_out = held_out.behind(stage.maps, recipe.resources)
+            data, held_out, landmarks = (
+                part and part.behind(stage.maps, recipe.resources)
+                for part in (data, held_out, landmarks)
+            )
         stages.append(stage)
         if stage.stopped:
             break
@@ -361,9 +378,6 @@ def leading_eigenvectors(matrix, n_components):
 def solve_round(model, design, schedule, index):
     """Return the round of a model, with the best ridge and, once, bandwidth."""
     if not model.chooses_bandwidth:
-        return _solve_ridge(model, design, schedule, index)
-    if schedule.plan is not None:
-        model = model.stretched(schedule.plan.multiple)
         return _solve_ridge(model, design, schedule, index)
     best = None
     for multiple in MULTIPLES:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..compute.sampling import content_positions
-from .ridge import Moments
+from .primal import Moments
 from .training_set import Observations
 
 # Rows that are kept, fewer where these are more pixels.

@@ -68,11 +68,13 @@ class TrainingSet:
         return TrainingSet(take(self.images, images), *columns, *parts, groups)
 
     def scaled(self, factor):
-        """Return the same with all weights times a factor."""
-        weights, scatter = factor * self.weights, factor * self.scatter
+        """Return the same with all weights times a factor, or one for each image."""
+        factor = np.broadcast_to(factor, self.weights.shape)
+        weights, scatter = factor * self.weights, factor[:, None] * self.scatter
         lineup = replace(self.lineup, weights=weights)
         observations = replace(
-            self.observations, weights=factor * self.observations.weights
+            self.observations,
+            weights=factor[self.observations.image] * self.observations.weights,
         )
         parts = {"lineup": lineup, "observations": observations}
         return replace(self, weights=weights, scatter=scatter, **parts)

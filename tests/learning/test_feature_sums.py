@@ -20,7 +20,8 @@ from skconvrfm.learning.feature_sums import (
     RadialReadout,
     readout_outputs,
 )
-from skconvrfm.learning.ridge import PrimalRidgePath, RidgePath
+from skconvrfm.learning.primal import PrimalRidgePath
+from skconvrfm.learning.ridge import RidgePath
 from skconvrfm.learning.training_set import Observations, TrainingSet
 
 ALPHAS = np.array([1e-4, 1e-2, 1.0])
@@ -133,7 +134,7 @@ def test_left_out_groups_are_those_of_a_refit(side, groups, dtype, weights, rng)
 @BOTH_SIDES
 def test_groups_of_single_rows_are_leave_one_out(side, design):
     alone = Design(
-        design.features,
+        design.rows.features,
         replace(design.data, groups=np.arange(30)[::-1]),
         design.resources,
     )

@@ -1,0 +1,201 @@
+r"""Landmarks: the rows of a kernel machine as features of a few of them (Nyström).
+
+For M landmarks Z among the training rows X,
+
+.. math:: \Phi = K(X, Z) \, V, \qquad V V^\top = K(Z, Z)^{-1},
+
+has :math:`\Phi \Phi^\top \approx K(X, X)`, exactly where Z are all rows, and the ridge
+regression on Φ with coefficients β is the machine :math:`f(x) = k(x, Z) \, V \beta`.
+It takes n·M values of the kernel, M² numbers of memory, and M³ operations.
+
+V comes from the Cholesky factor with complete pivoting, which ends where what is left
+of the diagonal is rounding: landmarks that the others span have coefficients of zero,
+and nothing is added to the diagonal.
+
+Source: Williams and Seeger (2001); Rudi, Carratino and Rosasco (2017) for the machine.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.linalg import lapack
+
+from ..compute.blocks import image_blocks, mirror_upper
+from ..compute.images import take
+from ..compute.tiles import kernel_matrix
+from ..features.maps import feature_rows
+from ..kernels.base import PatchKernel
+from ..kernels.whole import RadialKernel
+from .feature_sums import Passes, centre_parts
+
+_ROUNDINGS = 16  # of the diagonal, which end the pivots
+_BLOCK_ROWS = 1024  # of features that are made at once
+_DIAGONAL_ROWS = 16  # whose pairs are computed for the sake of the diagonal
+
+
+class LandmarkDesign(Passes):
+    """Features Φ of training images, held where an eighth of the memory is enough.
+
+    Parameters
+    ----------
+    columns : PatchColumns or MapColumns
+        The kernel of images with the landmarks.
+    data : TrainingSet
+        All training images, as ``columns`` see them.
+    resources : Resources
+    """
+
+    def __init__(self, columns, data, resources):
+        self._basis = inverse_root(columns.square(resources), columns.rounding)
+        rows = LandmarkRows(columns, self._basis, data.images)
+        size = len(rows) * rows.width * rows.basis.itemsize
+        if resources.n_workers == 1 and size <= resources.memory // 8:
+            rows = replace(rows, values=rows.compute(resources))
+        super().__init__(rows, data, resources)
+
+    def moments(self, some=None):
+        """Return the sums over all or some rows, with the scale of the whole kernel."""
+        images = self.data.images if some is None else take(self.data.images, some)
+        largest = self.rows.columns.largest(images, self.resources)
+        return replace(super().moments(some), largest=largest)
+
+    def coefficients(self, coef):
+        """Return the coefficients of the landmarks, Vβ."""
+        return self._basis @ coef
+
+
+@dataclass(frozen=True)
+class LandmarkRows:
+    """Rows of Φ, held, or images and what makes features of them."""
+
+    columns: "PatchColumns | MapColumns"
+    basis: np.ndarray  # V, (M, rank)
+    images: object  # (n, h, w, c)
+    values: np.ndarray | None = None  # (n, rank), where they are held
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def width(self):
+        """Number of features."""
+        return self.basis.shape[1]
+
+    def __getitem__(self, part):
+        """Return the rows of a slice, or of an array of integers."""
+        values = None if self.values is None else self.values[part]
+        images = (
+            self.images[part] if isinstance(part, slice) else take(self.images, part)
+        )
+        return replace(self, images=images, values=values)
+
+    def compute(self, resources):
+        """Return the values, an ndarray of shape (n, rank)."""
+        values = np.empty((len(self), self.width))
+        for part, block in self.blocks(resources):
+            values[part] = block.cpu().numpy()
+        return values
+
+    def blocks(self, resources, numbers=0):
+        """Yield (slice of rows, their values as a tensor), as much as fits.
+
+        ``numbers`` in float64 are needed for each row, beside those of its features.
+        """
+        numbers = 8 * (4 * len(self.basis) + self.columns.numbers + numbers)
+        largest = min(resources.memory // 4 // numbers, _BLOCK_ROWS)
+        basis = torch.as_tensor(self.basis, device=resources.device)
+        for part in image_blocks(self.images, largest):
+            if self.values is None:
+                yield part, self.columns(self.images[part], resources) @ basis
+            else:
+                yield part, torch.as_tensor(self.values[part], device=resources.device)
+
+
+@dataclass(frozen=True)
+class PatchColumns:
+    """A kernel of patches between images and landmarks."""
+
+    kernel: PatchKernel  # bound, with its bandwidth
+    landmarks: object  # (M, h, w, c)
+    transform: np.ndarray | None
+    rounding: float  # of the precision in which it is computed
+
+    numbers = 0  # in float64 that a row takes, beside one for each landmark
+
+    def __call__(self, images, resources):
+        """Return K(X, Z), a float64 Tensor (n, M)."""
+        pair = np.asarray(images), self.landmarks, self.transform
+        matrix = kernel_matrix(self.kernel, *pair, resources)
+        return torch.as_tensor(matrix, device=resources.device).double()
+
+    def square(self, resources):
+        """Return K(Z, Z), an ndarray (M, M) of float64."""
+        pair = self.landmarks, None, self.transform
+        return kernel_matrix(self.kernel, *pair, resources).astype(np.float64)
+
+    def largest(self, images, resources):
+        """Return the largest k(x, x) of images, the scale of the ridges."""
+        largest = 0.0
+        for part in image_blocks(images, _DIAGONAL_ROWS):
+            pair = np.asarray(images[part]), None, self.transform
+            matrix = kernel_matrix(self.kernel, *pair, resources.one_worker())
+            largest = max(largest, float(np.diagonal(matrix).max()))
+        return largest
+
+
+@dataclass(frozen=True)
+class MapColumns:
+    """A kernel of whole maps between images and landmarks."""
+
+    features: object  # the maps that the kernel sees
+    kernel: RadialKernel  # with its bandwidth
+    landmarks: np.ndarray  # (M, D), features
+    n_whole: int  # images of which all calls see a part, computed alike
+
+    rounding = np.finfo(float).eps  # of the products
+
+    @property
+    def numbers(self):
+        """Numbers in float64 that a row takes, beside one for each landmark."""
+        return 3 * self.landmarks.shape[1]
+
+    def __call__(self, images, resources):
+        """Return K(X, Z), a float64 Tensor (n, M)."""
+        rows = feature_rows(self.features, images, self.n_whole, None, resources)
+        rows = torch.as_tensor(rows, device=resources.device).flatten(1).double()
+        return self._between(rows)
+
+    def square(self, resources):
+        """Return K(Z, Z), an ndarray (M, M) of float64."""
+        matrix = np.empty((len(self.landmarks),) * 2)
+        for part, rows in centre_parts(self.landmarks, resources.device):
+            matrix[part] = self._between(rows).cpu().numpy()
+        mirror_upper(matrix)
+        return matrix
+
+    def largest(self, images, resources):
+        """Return the largest k(x, x), the scale of the ridges."""
+        return 1.0
+
+    def _between(self, rows):
+        parts = centre_parts(self.landmarks, rows.device)
+        return torch.hstack([self.kernel.value(rows, centres) for _, centres in parts])
+
+
+def inverse_root(matrix, rounding):
+    """Return V, (M, rank), with VVᵀ the inverse of a positive semidefinite matrix.
+
+    ``rounding`` is that of its entries, relative to the largest; rows of V are zero for
+    what others span up to that. The matrix is overwritten.
+    """
+    largest = np.diagonal(matrix).max()
+    factor, pivots, rank, _ = lapack.dpstrf(
+        matrix.T, tol=_ROUNDINGS * rounding * largest, overwrite_a=1
+    )
+    if largest <= 0:
+        return np.zeros((len(matrix), 1))  # blanks only
+    vectors = np.zeros((len(matrix), rank))
+    inverse, _ = lapack.dtrtri(np.asfortranarray(factor[:rank, :rank]), overwrite_c=1)
+    vectors[pivots[:rank] - 1, :rank] = np.triu(inverse)
+    return vectors
