@@ -289,6 +289,7 @@ def random_learner(rng, shape):
         "n_rounds": int(rng.integers(0, 3)),
         "agop_power": pick(rng, (0.5, 0.5, 1.0, 0.25)),
         "agop_samples": pick(rng, ("auto", "auto", None, 5, 0.5)),
+        "landmarks": pick(rng, (None, None, max(2, n // 2))),
         "selection": pick(rng, selections),
         "dtype": pick(rng, ("auto", "auto", "float64", "float64", "float32")),
         "random_state": pick(rng, (None, int(rng.integers(100)))),

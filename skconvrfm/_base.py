@@ -96,14 +96,17 @@ _LEAST_WEIGHT = 1e-24
 _SUM_RANGE = (1e-100, 1e100)
 
 
-def is_linear(estimator):
+def has_sums(estimator):
     """Return True where sums over rows determine the machine, else explain."""
     kernel = estimator.kernel
     if kernel == "linear" or isinstance(kernel, kernels.Linear):
         return True
+    if estimator.landmarks is not None:
+        return True
     raise AttributeError(
-        f"partial_fit needs sums over rows, which kernel={kernel!r} has not; take "
-        "kernel='linear' with features=ConvFeatures(), or fit all rows at once."
+        f"partial_fit needs sums over rows, which kernel={kernel!r} has not without "
+        "landmarks: take landmarks=1000, or kernel='linear' with "
+        "features=ConvFeatures(), or fit all rows at once."
     )
 
 
@@ -232,8 +235,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
 
     def _partial_fit(self, X, y, sample_weight, classes=None):
         """Add rows to the sums, and solve for the machine; attributes last."""
-        # A machine that is not linear has nothing that could be added to.
-        begins = not self._is_fitted_linear
+        begins = not self._goes_on
         X, y, image_shape = self._validate_fit(X, y, reset=begins)
         if not begins and image_shape != self.image_shape_:
             raise ValueError(
@@ -262,9 +264,17 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             )
         rng = self._rng()
         recipe = self._recipe(X, image_shape, rng)
+        if recipe.n_stages > 1:
+            raise ValueError(
+                "partial_fit has sums over the rows of one machine, but Deep ConvRFM "
+                f"with {len(recipe.features)} feature layers has several; take a "
+                "kernel of whole maps, such as Gaussian(), or fit all rows at once."
+            )
         if not begins:  # with the layers that there are
-            features = tuple(self.features_)
-            recipe = replace(recipe, features=features, start=self._start())
+            features, choices = tuple(self.features_), self._choices()
+            recipe = replace(
+                recipe, features=features, start=self._start(), choices=choices
+            )
         rows = X if len(kept) == len(X) else X[kept]
         columns = targets, weights, None
         rows, data = self._training_set(rows, *columns, image_shape, rng)
@@ -320,6 +330,12 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         return [layer for layer in layers if hasattr(layer, "patch_transform_")]
 
     @property
+    def _goes_on(self):
+        """State of having a machine to whose rows `partial_fit` adds some."""
+        kernel = KERNELS.get(self.kernel) if isinstance(self.kernel, str) else None
+        return type(getattr(self, "kernel_", None)) is (kernel or type(self.kernel))
+
+    @property
     def _is_fitted_linear(self):
         """State of being fitted with a linear kernel."""
         return getattr(getattr(self, "kernel_", None), "is_linear", False)
@@ -373,9 +389,12 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             )
         for layer in self.learned_layers_ if not self.features_ else ():
             recipe.kernel.bind(image_shape)._check_transform(layer.patch_transform_)
+        return replace(recipe, start=self._start(), choices=self._choices())
+
+    def _choices(self):
+        """Return the metric or pool of the present fit, see `Recipe`."""
         last = [None, *self.learned_layers_][-1]
-        choice = getattr(last, "pool_", getattr(last, "metric_", None))
-        return replace(recipe, start=self._start(), choices=(choice,))
+        return (getattr(last, "pool_", getattr(last, "metric_", None)),)
 
     def _start(self):
         """Return the metrics and filters of the present fit."""

@@ -5,7 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from .learning.rounds import Schedule, StagePlan, Watcher, best_stage, fit_stages
+from .learning.rounds import (
+    Schedule,
+    StagePlan,
+    Watcher,
+    best_stage,
+    choose_on_landmarks,
+    fit_stages,
+)
 from .learning.stream import Stream
 
 # selection="holdout": part of the rows that chooses.
@@ -52,15 +59,29 @@ class Fitting(Watcher):
         ``total`` is the sum of their weights before those of classes.
         """
         estimator = self._estimator
+        former = getattr(estimator, "stream_", None)
+        if former is not None:
+            told = {"held": former.landmarks, "multiple": former.multiple}
+            self._recipe = replace(self._recipe, **told)
+        self._recipe = self._recipe.with_held(data)
         recipe = replace(self._recipe, rng=copy.deepcopy(self._recipe.rng))
-        model = recipe.model(data)
+        model = recipe.model(data, None, recipe.held)
+        # There are no rounds, and of held-out rows there are no sums.
+        selection = "loo" if estimator.selection == "loo" else "gcv"
+        schedule = Schedule(0, estimator.agop_power, selection)
+        multiple = None
+        if recipe.held is not None:
+            choice, multiple = choose_on_landmarks(model, schedule)
+            model = model.alternatives[choice]
         if model.has_candidates:
             model = model.with_filters()
         model = model.with_metric(None)
+        if multiple is not None:
+            model = model.stretched(multiple)
         moments = model.design().moments()
-        stream = Stream.of(moments, total, rows, data)
-        if hasattr(estimator, "stream_"):
-            stream = estimator.stream_ + stream
+        stream = Stream.of(moments, total, rows, data, recipe.held, model.multiple)
+        if former is not None:
+            stream = former + stream
         units = stream.in_units()
         sample = units.sample
         columns = (sample.rows, sample.targets, sample.weights, None)
@@ -68,9 +89,6 @@ class Fitting(Watcher):
         _, data = estimator._training_set(*columns, shape, rng)
         data = replace(data, scatter=sample.scatter)
         self._recipe = recipe.summed(model, units.moments)
-        # There are no rounds, and of held-out rows there are no sums.
-        selection = "loo" if estimator.selection == "loo" else "gcv"
-        schedule = Schedule(0, estimator.agop_power, selection)
         self._phase, self._data = None, data
         stages = fit_stages(self._recipe, data, schedule, self)
         attributes = self._attributes(data, stages, "last")

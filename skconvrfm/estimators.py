@@ -15,7 +15,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
-from ._base import DEFAULT_ALPHAS, ConvRFM, Features, is_linear
+from ._base import DEFAULT_ALPHAS, ConvRFM, Features, has_sums
 from ._docs import documented
 from ._input import all_or_nothing, as_numbers
 from ._sklearn_compat import StrOptions, fit_method
@@ -148,7 +148,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
         """
         return self._fit(X, y, sample_weight, groups)
 
-    @available_if(is_linear)
+    @available_if(has_sums)
     @all_or_nothing
     @fit_method
     def partial_fit(
@@ -171,7 +171,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
                 "class_weight='balanced' needs all of y, which partial_fit does not "
                 "see; pass the weights as a dict."
             )
-        known = self.classes_ if self._is_fitted_linear else None
+        known = self.classes_ if self._goes_on else None
         if classes is not None:
             classes = np.unique(classes)
             if known is not None and not np.array_equal(classes, known):
@@ -387,7 +387,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
         """
         return self._fit(X, y, sample_weight, groups)
 
-    @available_if(is_linear)
+    @available_if(has_sums)
     @all_or_nothing
     @fit_method
     def partial_fit(

@@ -408,6 +408,7 @@ learning = st.fixed_dictionaries(
         "selection": st.sampled_from(["gcv", "gcv", "loo", "holdout", "last"]),
         "agop_power": st.sampled_from([0.5, 0.25, 1.0]),
         "agop_samples": st.sampled_from(["auto", None, 2, 0.5]),
+        "landmarks": st.sampled_from([None, None, 4, 1000]),
         "alpha": st.sampled_from([(1e-6, 1e-2, 1.0, 100.0), 1e-3, 1.0]),
         "dtype": precisions,
     }

@@ -390,6 +390,8 @@ def test_class_weights_that_are_not_positive_are_refused(images, labels, class_w
         ("agop_samples", 0),
         ("agop_samples", 1.5),
         ("agop_samples", "all"),
+        ("landmarks", 1),
+        ("landmarks", 0.5),
         ("alpha", 0),
         ("alpha", -1.0),
         ("selection", "cv"),

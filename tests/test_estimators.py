@@ -197,10 +197,11 @@ def test_constructor_has_the_documented_parameters():
     signature = inspect.signature(ConvRFMClassifier)
     assert list(signature.parameters) == [
         *("kernel", "features", "alpha", "n_rounds", "agop_power", "agop_samples"),
-        *("selection", "class_weight", "image_shape", "channels", "warm_start"),
-        *("checkpoint", "device", "dtype", "n_jobs", "random_state", "verbose"),
+        *("landmarks", "selection", "class_weight", "image_shape", "channels"),
+        *("warm_start", "checkpoint", "device", "dtype", "n_jobs", "random_state"),
+        "verbose",
     ]
-    assert len(signature.parameters) == 17
+    assert len(signature.parameters) == 18
     regressor = set(inspect.signature(ConvRFMRegressor).parameters)
     assert set(signature.parameters) - regressor == {"class_weight"}
 

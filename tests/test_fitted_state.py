@@ -26,6 +26,7 @@ OTHERS = {
     "n_rounds": 3,
     "agop_power": 1.0,
     "agop_samples": 2,
+    "landmarks": 3,
     "selection": "loo",
     "class_weight": "balanced",
     "image_shape": (7, 6),

@@ -44,7 +44,7 @@ class Passes:
         )
 
     def coefficients(self, coef):
-        """Return what a model has for coefficients of the features, these themselves."""
+        """Return the model's coefficients from those of the features, the same here."""
         return coef
 
     def map_rows(self, function, some=None):

@@ -1,6 +1,9 @@
 """Memory and time of a fit with a matrix of all pairs, before it is computed."""
 
+import copy
+import math
 import warnings
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -11,18 +14,44 @@ from ..kernels.base import PatchKernel
 from .band import BandForm
 from .ridge import inverse_factor
 
-# Bytes per pair of rows at the worst moment of the ridge path beside the kernel matrix:
-# its band form, or weighted copy, and an inverse with its square, or LAPACK's space.
-_PATH_BYTES = 24
-# Predicted seconds from which on a fit is announced.
-LONG_FIT = 600
+# Bytes per pair of centres at the worst moment of the ridge path beside the kernel
+# matrix: its band form, or weighted copy, and an inverse with its square, or LAPACK's
+# space; and those of landmarks, an inverse root and sums over the rows.
+_PATH_BYTES, _LANDMARK_BYTES = 24, 16
+# Predicted seconds from which on a fit is announced, and those that are recommended.
+LONG_FIT, SHORT_FIT = 600, 60
+_FEWEST = 100  # landmarks that are recommended
 # Rows from which on the time is worth a measurement, and rows of that measurement.
 _MEASURED_ROWS, _TILE_ROWS, _SOLVE_ROWS = 3000, 48, 1024
 
 ALTERNATIVE = (
-    "take kernel='linear' with features=ConvFeatures(), whose cost is linear in the "
+    "or kernel='linear' with features=ConvFeatures(), whose cost is linear in the "
     "rows, or fewer rows"
 )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of the parts of a round on this machine."""
+
+    solve: float  # of a ridge path of `_SOLVE_ROWS` rows
+    pair: float  # of a value of the kernel
+    image: float  # of the features of an image
+
+    def of_round(self, n, n_centres):
+        """Return the seconds of a round of n rows and so many centres."""
+        solve = self.solve / _SOLVE_ROWS**3
+        if n_centres >= n - 1:
+            return solve * n**3 + self.pair * n**2 / 2 + self.image * n
+        # Sums over the rows, and a second pass for those that are left out.
+        passes = 2 * n * (self.pair * n_centres + self.image)
+        return solve * (n_centres**3 + 2 * n * n_centres**2) + passes
+
+    def landmarks_within(self, seconds, n, n_fits):
+        """Return the landmarks, a round number, that take so many seconds, or few."""
+        sizes = [d * 10**k for k in range(2, 7) for d in range(1, 10)]
+        fitting = [m for m in sizes if n_fits * self.of_round(n, m) <= seconds]
+        return max([m for m in fitting if m < n] or [_FEWEST])
 
 
 def check_fit(recipe, data, n_rounds):
@@ -30,23 +59,32 @@ def check_fit(recipe, data, n_rounds):
     if recipe.kernel.is_linear:
         return
     n, name = len(data.images), type(recipe.kernel).__name__
-    needed = (_PATH_BYTES + recipe.resources.itemsize) * n**2
+    n_centres, n_bytes = n, _PATH_BYTES + recipe.resources.itemsize
+    if recipe.has_landmarks(data):
+        n_centres, n_bytes = recipe.landmarks, n_bytes + _LANDMARK_BYTES
+        name = f"{name} and {n_centres} landmarks"
+    needed = n_bytes * n_centres**2
     free = free_memory(recipe.resources.device)
     if needed > free:
+        fewer = min(1000, max(2, math.isqrt(int(free / n_bytes / 2))))
         raise MemoryError(
             f"a fit of {n} rows with {name} needs {needed / 2**30:.1f} GiB for its "
-            f"matrices of {n} × {n}, and {free / 2**30:.1f} GiB are free: "
-            f"{ALTERNATIVE}."
+            f"matrices of {n_centres} × {n_centres}, and {free / 2**30:.1f} GiB are "
+            f"free: take landmarks={fewer}, {ALTERNATIVE}."
         )
     if n < _MEASURED_ROWS:
         return
     n_rounds, n_fits = _count_fits(recipe, n_rounds)
-    seconds = n_fits * predicted_seconds(recipe, data)
+    costs = measure_costs(recipe, data)
+    seconds = n_fits * costs.of_round(n, n_centres)
     if seconds >= LONG_FIT:
+        fewer = costs.landmarks_within(SHORT_FIT, n, n_fits)
+        minutes = n_fits * costs.of_round(n, fewer) / 60
         warnings.warn(
             f"a fit of {n} rows with {name} will take about "
             f"{seconds / 60:.0f} minutes ({n_rounds + 1} rounds, by the speed of its "
-            f"first tiles): {ALTERNATIVE}.",
+            f"first tiles): take landmarks={fewer}, with which it takes about "
+            f"{max(1, minutes):.0f} min, {ALTERNATIVE}.",
             stacklevel=2,
         )
 
@@ -67,21 +105,22 @@ def _count_fits(recipe, n_rounds):
     return n_rounds, n_rounds + 1 + both + more
 
 
-def predicted_seconds(recipe, data):
-    """Return the seconds of one round, from those of a few tiles and a small solve."""
-    n = len(data.images)
-    seconds = _solve_seconds(recipe.resources.device) * (n / _SOLVE_ROWS) ** 3
-    if not isinstance(recipe.kernel, PatchKernel):
-        return seconds
+def measure_costs(recipe, data):
+    """Return the `Costs` of a round, from a few images, tiles and a small solve."""
+    solve = _solve_seconds(recipe.resources.device)
     # Only the first stage's images are there.
-    model = recipe.model(data.take(np.linspace(0, n - 1, _TILE_ROWS).astype(int)))
+    rows = np.linspace(0, len(data.images) - 1, _TILE_ROWS).astype(int)
+    recipe = replace(recipe, rng=copy.deepcopy(recipe.rng))  # which is for the fit
+    model = recipe.model(data.take(rows))
     for _ in range(2):  # the first run compiles and loads
         start = perf_counter()
         model.with_metric(None).design()
         total = perf_counter() - start
         if total > 1:
             break
-    return seconds + total * (n / _TILE_ROWS) ** 2
+    if isinstance(recipe.kernel, PatchKernel):
+        return Costs(solve, 2 * total / _TILE_ROWS**2, 0.0)
+    return Costs(solve, 0.0, total / _TILE_ROWS)
 
 
 def _solve_seconds(device):

@@ -119,6 +119,7 @@ class PatchModel(Model):
     optimism = 0.0
 
     has_candidates = False
+    banks, scales = (), ()  # of layers below the kernel, of whose maps it sees patches
 
     @property
     def alternatives(self):

@@ -18,6 +18,7 @@ from ..kernels.base import PatchKernel
 from ..kernels.whole import BANDWIDTH_IMAGES, WholeKernel
 from .models import MapModel, PatchModel, sees_mirrors
 from .primal import Moments
+from .training_set import TrainingSet
 
 # agop_samples="auto": the AGOP is an average over patches, and accuracy stops growing
 # with them before this many; see "How many images" in the guide for the curve. Behind
@@ -42,6 +43,8 @@ class Recipe:
     start: "Start | None" = None  # former fit to go on from
     moments: Moments | None = None  # of rows that are gone, in place of the data's
     choices: tuple = ()  # of each stage, metric or pool that "auto" chose before
+    multiple: float | None = None  # of the median distance, a bandwidth chosen before
+    held: TrainingSet | None = None  # landmarks drawn before
 
     @property
     def n_stages(self):
@@ -56,8 +59,19 @@ class Recipe:
 
     def landmarks_of(self, data):
         """Return the landmarks, a `TrainingSet`, or None."""
+        if self.held is not None:
+            return self.held
         if not self.has_landmarks(data):
             return None
+        return self._draw_landmarks(data)
+
+    def with_held(self, data):
+        """Return the recipe with landmarks of these images, also if that are all."""
+        if self.kernel.is_linear or self.held is not None:
+            return self
+        return replace(self, held=self._draw_landmarks(data))
+
+    def _draw_landmarks(self, data):
         rows, factors = data.lineup.draw_once(self.landmarks)
         return data.take(rows).scaled(factors)
 
@@ -136,6 +150,7 @@ class Recipe:
             banks=tuple(banks),
             sources=tuple(sources),
             pools=pools,
+            multiple=self.multiple,
             start=None if self.start is None else self.start.transforms,
             first_scales=() if self.start is None else self.start.scales,
             agop_draws=self._agop_draws(data, first, _FEATURE_AGOP_PATCHES),
@@ -146,7 +161,8 @@ class Recipe:
     def summed(self, model, moments):
         """Return the recipe for a model of which only sums over the rows are left."""
         start = Start(model.transforms, model.banks, scales=model.scales)
-        return replace(self, start=start, moments=moments, choices=(model.choice,))
+        chosen = {"choices": (model.choice,), "multiple": model.multiple}
+        return replace(self, start=start, moments=moments, **chosen)
 
     def _agop_draws(self, data, layer, auto_patches):
         """Return the number of draws of the images that carry the AGOP."""

@@ -210,20 +210,31 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
 
 
 def _fit_first_round(model, schedule, clock):
-    """Return the number of the alternative that is chosen, and its round 0.
+    """Return the number of the alternative that is chosen, and its round 0."""
+    if model.landmarks is None:
+        models = model.alternatives
+        tried = [_fit_round(m, None, None, schedule, 0, clock) for m in models]
+        choice = int(np.argmin([fitted.criterion for fitted in tried]))
+        return choice, tried[choice]
+    choice, multiple = choose_on_landmarks(model, schedule, clock)
+    chosen = model.alternatives[choice]
+    return choice, _fit_round(chosen, None, multiple, schedule, 0, clock)
 
-    Where there are landmarks, alternative and bandwidth are chosen on them alone.
+
+def choose_on_landmarks(model, schedule, clock=None):
+    """Return the number of an alternative, and the multiple of a bandwidth.
+
+    They are chosen by round 0 of the landmarks alone: a pass over all rows for each
+    would take far longer.
     """
     models = model.alternatives
-    chooses = len(models) > 1 or (model.chooses_bandwidth and schedule.plan is None)
-    compared = [m.on_landmarks() for m in models] if chooses else models
-    tried = [_fit_round(m, None, None, schedule, 0, clock) for m in compared]
+    is_settled = len(models) == 1 and not model.chooses_bandwidth
+    if schedule.plan is not None or is_settled:
+        return 0, model.multiple
+    options = None, None, schedule, 0, clock or _Clock()
+    tried = [_fit_round(one.on_landmarks(), *options) for one in models]
     choice = int(np.argmin([fitted.criterion for fitted in tried]))
-    current = tried[choice]
-    if current.model.landmarks is not model.landmarks:
-        learned = None, current.model.multiple
-        current = _fit_round(models[choice], *learned, schedule, 0, clock)
-    return choice, current
+    return choice, tried[choice].model.multiple
 
 
 def _fit_round(model, transforms, multiple, schedule, index, clock):

@@ -1,4 +1,4 @@
-"""Sums over rows that were seen by a linear machine, and a sample of them.
+"""Sums over rows that were seen by a machine on features, and a sample of them.
 
 Ridge regression needs no more than sums over rows, in whatever order they came:
 `partial_fit` adds to them, and the machine is that of one fit to all rows. Where single
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..compute.sampling import content_positions
 from .primal import Moments
-from .training_set import Observations
+from .training_set import Observations, TrainingSet
 
 # Rows that are kept, fewer where these are more pixels.
 _MOST_ROWS, _LEAST_ROWS, _MOST_PIXELS = 1000, 50, 2**24
@@ -26,21 +26,24 @@ class Stream:
     total: float  # sum of weights before those of classes
     keys: np.ndarray  # of all distinct images, in increasing order
     sample: "RowSample"
+    landmarks: TrainingSet | None = None  # of the features; None is of a linear kernel
+    multiple: float | None = None  # of the median distance, their bandwidth
 
     @classmethod
-    def of(cls, moments, total, rows, data):
+    def of(cls, moments, total, rows, data, landmarks=None, multiple=None):
         """Return the stream of flat rows, the images of a `TrainingSet`."""
         keys = _uniform_keys(content_positions(rows, np.random.RandomState(0)))
         columns = keys, rows, data.targets, data.weights, data.scatter
-        return cls(moments, total, np.unique(keys), RowSample.of(*columns))
+        sample = RowSample.of(*columns)
+        return cls(moments, total, np.unique(keys), sample, landmarks, multiple)
 
     def __add__(self, other):
         """Return the sums and sample of the rows of both."""
         keys = np.union1d(self.keys, other.keys)
         # An image that was in both is one.
         moments = replace(self.moments + other.moments, n_rows=len(keys))
-        sample = self.sample + other.sample
-        return Stream(moments, self.total + other.total, keys, sample)
+        sums = {"moments": moments, "total": self.total + other.total, "keys": keys}
+        return replace(self, **sums, sample=self.sample + other.sample)
 
     def in_units(self):
         """Return the same with weights in the units of a fit."""

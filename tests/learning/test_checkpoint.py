@@ -46,6 +46,11 @@ MODELS = {
         PatchLaplace(metric="auto", mirror=True), n_rounds=1, selection="holdout"
     ),
     "deep": ConvRFMClassifier(**DEEP),
+    "landmarks": ConvRFMClassifier(NTK, n_rounds=2, landmarks=15),
+    "landmarks of features": ConvRFMRegressor(
+        Gaussian(), FEATURES, n_rounds=2, landmarks=15, selection="holdout"
+    ),
+    "deep landmarks": ConvRFMClassifier(**DEEP, landmarks=15),
     "two layers of features": ConvRFMRegressor(**TWO_LAYERS),
     "holdout": ConvRFMRegressor(**DEEP, selection="holdout"),
     "holdout of features": ConvRFMClassifier(

@@ -13,6 +13,7 @@ from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNNGP, ConvNTK, PatchGaussian, PatchLaplace
 from skconvrfm.learning import forecast, models
+from skconvrfm.learning.forecast import Costs
 from skconvrfm.learning.models import PatchModel
 
 KERNELS = [
@@ -159,7 +160,7 @@ def test_one_matrix_of_all_pairs_is_alive_at_a_time(monkeypatch):
 
 def test_forecast_counts_the_second_matrix_of_round_zero(monkeypatch):
     monkeypatch.setattr(forecast, "_MEASURED_ROWS", 48)
-    monkeypatch.setattr(forecast, "predicted_seconds", lambda *_: 300.0)
+    monkeypatch.setattr(Costs, "of_round", lambda *_: 300.0)
     with pytest.warns(UserWarning, match=r"about 10 minutes \(2 rounds"):
         fit(KERNELS[0], DATA["whiten"], "whiten", n_rounds=1)
     with pytest.warns(UserWarning, match=r"about 15 minutes \(2 rounds"):

@@ -5,12 +5,14 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK, Gaussian, Linear, PatchLaplace
 from skconvrfm.learning import forecast, models
 from skconvrfm.learning.composition import auto_features
+from skconvrfm.learning.forecast import Costs
 
 LAYER = ConvFeatures(4, patch_size=3, pool_grid=2)
 # Models with a matrix of all pairs of rows.
@@ -20,7 +22,7 @@ QUADRATIC = {
     "Gaussian": ConvRFMClassifier(Gaussian(1.0), LAYER, n_rounds=1),
 }
 LINEAR = ConvRFMClassifier(Linear(), LAYER, n_rounds=1)
-ALTERNATIVE = r"take kernel='linear' with features=ConvFeatures\(\).*or fewer rows"
+LINEAR_TEXT = r"or kernel='linear' with features=ConvFeatures\(\).*or fewer rows"
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_fit_that_exceeds_free_memory_is_refused_at_once(
     message = str(error.value)
     found = re.match(
         rf"a fit of 60 rows with {name} needs (\d+\.\d) GiB for its matrices of "
-        rf"60 × 60, and (\d+\.\d) GiB are free: {ALTERNATIVE}",
+        rf"60 × 60, and (\d+\.\d) GiB are free: take landmarks=2, {LINEAR_TEXT}",
         message,
     )
     assert found, message
@@ -80,23 +82,55 @@ def test_fit_of_ten_minutes_warns(name, data, monkeypatch):
     monkeypatch.setattr(forecast, "_MEASURED_ROWS", 60)
     asked = []
 
-    def predicted(recipe, data):
-        asked.append(len(data.images))
-        return 300.0
+    def measured(seconds):
+        """Give a round of 60 rows so many seconds, and of 10 landmarks a minute."""
 
-    monkeypatch.setattr(forecast, "predicted_seconds", predicted)
+        def of_round(costs, n, n_centres):
+            asked.append((n, n_centres))
+            return seconds if n == n_centres else 3.0 * n_centres
+
+        monkeypatch.setattr(Costs, "of_round", of_round)
+
+    monkeypatch.setattr(forecast, "measure_costs", lambda *_: Costs(1, 1, 1))
+    monkeypatch.setattr(forecast, "_FEWEST", 10)
+    measured(300.0)
     message = (
         rf"a fit of 60 rows with {name} will take about 10 minutes \(2 rounds.*\): "
-        + ALTERNATIVE
+        rf"take landmarks=10, with which it takes about 1 min, {LINEAR_TEXT}"
     )
     with pytest.warns(UserWarning, match=message):
         QUADRATIC[name].fit(*data)
-    monkeypatch.setattr(forecast, "predicted_seconds", lambda *_: 299.9)
+    assert asked[0] == (60, 60)
+    measured(299.9)
     QUADRATIC[name].fit(*data)  # warnings are errors here
     X, y = data
+    asked.clear()
     QUADRATIC[name].fit(X[:59], y[:59])  # so few that nothing is measured
     LINEAR.fit(*data)
-    assert asked == [60]
+    assert not asked
+
+
+def test_recommended_landmarks_take_the_time_that_is_said():
+    costs = Costs(solve=0.1, pair=1e-6, image=1e-4)
+    found = costs.landmarks_within(60, 50_000, n_fits=1)
+    assert 100 <= found < 50_000
+    assert costs.of_round(50_000, found) <= 60
+    assert costs.of_round(50_000, 2 * found) > 60
+    # More rows leave room for fewer; and there are always some.
+    assert costs.landmarks_within(60, 100_000, 1) < found
+    assert costs.landmarks_within(1, 50_000, 1) == 100
+    assert costs.landmarks_within(1e6, 500, 1) == 400
+
+
+def test_landmarks_need_less_memory_and_time(data, monkeypatch):
+    model = clone(QUADRATIC["ConvNTK"]).set_params(landmarks=10)
+    give_memory((forecast._PATH_BYTES + 24) * 10**2, monkeypatch)
+    model.fit(*data)
+    give_memory((forecast._PATH_BYTES + 24) * 10**2 - 1, monkeypatch)
+    with pytest.raises(MemoryError, match="ConvNTK and 10 landmarks .* 10 × 10"):
+        model.fit(*data)
+    costs = Costs(solve=0.1, pair=1e-6, image=1e-3)
+    assert costs.of_round(20_000, 1000) < costs.of_round(20_000, 20_000) / 10
 
 
 @pytest.mark.parametrize(
@@ -133,13 +167,13 @@ def test_fits_are_counted(kernel, layers, counts, data, monkeypatch):
 @pytest.mark.parametrize("name", QUADRATIC)
 def test_predicted_seconds_are_positive_and_finite(name, data, monkeypatch):
     monkeypatch.setattr(forecast, "_MEASURED_ROWS", 60)
-    predictions, predict = [], forecast.predicted_seconds
+    predictions, predict = [], Costs.of_round
 
     def watching(*arguments):
         predictions.append(predict(*arguments))
         return predictions[-1]
 
-    monkeypatch.setattr(forecast, "predicted_seconds", watching)
+    monkeypatch.setattr(Costs, "of_round", watching)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         first = QUADRATIC[name].fit(*data).decision_function(data[0])

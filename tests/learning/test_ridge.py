@@ -131,7 +131,7 @@ def test_left_out_groups_do_not_depend_on_blocks(problem, block, monkeypatch):
     options = targets, WEIGHTS["real"], ALPHAS, CPU
     groups = GROUPS["scattered"]
     expected = RidgePath(matrix, *options, groups=groups).loo_loss()
-    for name in ("_GROUP_ROWS", "_GROUP_COLUMNS"):
+    for name in ("GROUP_ROWS", "_GROUP_COLUMNS"):
         monkeypatch.setattr(ridge, name, block)
     found = RidgePath(matrix, *options, groups=groups).loo_loss()
     assert_close(found, expected, 1e-10)
