@@ -21,10 +21,10 @@ from ._fitting import Fitting
 from ._input import (
     ImageInput,
     all_or_nothing,
-    as_numbers,
     check_device_parameters,
     check_groups,
     check_relatives,
+    check_ridges,
     check_weights,
     fitted_attributes,
     make_resources,
@@ -359,7 +359,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         return Recipe(
             kernel=kernel,
             features=tuple(clone(layer) for layer in features),
-            alphas=self._alphas(),
+            alphas=check_ridges(self.alpha),
             agop_samples=self.agop_samples,
             landmarks=self.landmarks,
             resources=make_resources(self.device, self.dtype, self.n_jobs, X),
@@ -467,22 +467,6 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
                 f"in checkpoint={str(self.checkpoint)!r}"
             )
         return checkpoint
-
-    def _alphas(self):
-        """Return the ridges as a checked array."""
-        try:
-            numbers = as_numbers(self.alpha, "alpha")
-            alphas = np.atleast_1d(numbers).astype(np.float64, casting="same_kind")
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"alpha={self.alpha!r} is not made of numbers.") from error
-        if alphas.ndim != 1 or not len(alphas) or not (0 < alphas).all():
-            raise ValueError(
-                f"alpha={self.alpha!r} is neither a positive float nor a non-empty "
-                "sequence of positive floats."
-            )
-        if not np.isfinite(alphas).all():
-            raise ValueError(f"alpha={self.alpha!r} is not finite.")
-        return alphas
 
     def _check_fitted(self):
         """Refuse a fit that was changed; return coefficients, centres and intercept."""

@@ -36,6 +36,11 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         raise the accuracy (measured: see "How many images" in the guide). Behind
         feature layers, where they are cheap, it takes 200,000 patches, and under
         "gaussian" and "laplace" 100 images at most.
+    landmarks : int or None, default=None
+        Training images that a kernel compares with, which takes n·M pairs and M²
+        numbers in place of n² (Nyström; see :ref:`landmarks`). They are drawn evenly
+        over classes (or targets), and in proportion to the weights. None, or as many
+        as there are images, is the exact machine. "linear" needs none.
     selection : {"gcv", "loo", "holdout", "last"}, default="gcv"
         Criterion that chooses ridge, round and layer: generalised cross-validation over
         distinct images, the default because it needs no second fit and chose the more
@@ -91,8 +96,8 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         layer of Deep ConvRFM, these are the layers below it.
     X_fit_ : ndarray of shape (n_samples, n_features)
         Rows that a kernel compares new ones with: the distinct training rows of
-        positive weight in their own dtype; behind feature layers under "gaussian" or
-        "laplace", their maps as flat rows. Not there for "linear".
+        positive weight in their own dtype, or the landmarks; behind feature layers
+        under "gaussian" or "laplace", their maps as flat rows. Not there for "linear".
     dual_coef_ : ndarray of shape (n_samples, n_outputs)%(or_1d_dual)s
         Coefficients of the kernel as ``kernel_`` returns it, not scaled: the prediction
         is ``K @ dual_coef_ + intercept_``. Not there for "linear".
@@ -148,7 +153,8 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
     A fit with a kernel costs, per round, ``n² / 2`` pairs of images times locations
     times layers, a decomposition of ``n³``, and the AGOP; see "What costs what"
     in the guide. It is refused where its matrices do not fit in free memory, and warns
-    from ten minutes on. With "linear" and D features, a round costs n times the
+    from ten minutes on. With M `landmarks` it costs n·M pairs twice, and ``M³`` and
+    ``n M²`` operations. With "linear" and D features, a round costs n times the
     convolution and D², and a decomposition of D³ (or of n³ where rows are
     fewer). Sample weights count rows: weight 2 is the row twice, by every `selection`.
     Equal rows are one image with the sum of their weights; weights that sum to less
@@ -168,8 +174,9 @@ IMAGES = """Parameters
 FIT = """X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
                 (n_samples, h, w, c)
             Images, or rows of pixels, of any real dtype. Of a memmap, a dataset of h5py
-            or zarr, or another array that is read by slices, feature layers hold no
-            more than blocks; a kernel of patches reads it whole."""
+            or zarr, or another array that is read by slices, feature layers and
+            landmarks hold no more than blocks; a kernel of patches without landmarks
+            reads it whole."""
 
 WEIGHTS = """sample_weight : array-like of shape (n_samples,), default=None
             Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.\
@@ -198,12 +205,13 @@ RETURNS = """
         OSError
             If the checkpoint cannot be written or read."""
 
-_STREAM = """For ``kernel="linear"``, whose machine sums over the images determine: the
-        result is that of one fit to all images, in whatever order they came. The first
-        call draws the filters from its images, which should be typical, unless `fit`
-        has learned a metric before: that, and its filters, then stay, and the sums
-        begin with the images of this call. The ridge is chosen by GCV, or for
-        ``selection="loo"`` by the leave-one-out error of a sample of the rows.
+_STREAM = """For ``kernel="linear"`` and for `landmarks`, where sums over the images
+        determine the machine: the result is that of one fit to all images, in whatever
+        order they came. The first call draws landmarks and filters from its images,
+        which should be typical, unless `fit` has learned a metric before: that, and its
+        filters, then stay, and landmarks and sums begin with the images of this call.
+        The ridge is chosen by GCV, or for ``selection="loo"`` by the leave-one-out
+        error of a sample of the rows.
         A call costs a decomposition of all features: give many images at a time.
 
         %(rows)s"""

@@ -205,6 +205,23 @@ def as_numbers(values, name):
     return array
 
 
+def check_ridges(alpha):
+    """Return the ridges as an array of positive numbers, or raise ValueError."""
+    try:
+        numbers = as_numbers(alpha, "alpha")
+        alphas = np.atleast_1d(numbers).astype(np.float64, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"alpha={alpha!r} is not made of numbers.") from error
+    if alphas.ndim != 1 or not len(alphas) or not (0 < alphas).all():
+        raise ValueError(
+            f"alpha={alpha!r} is neither a positive float nor a non-empty "
+            "sequence of positive floats."
+        )
+    if not np.isfinite(alphas).all():
+        raise ValueError(f"alpha={alpha!r} is not finite.")
+    return alphas
+
+
 class ImageInput(BaseEstimator):
     """Base of estimators of images, with image_shape and channels as parameters."""
 

@@ -45,6 +45,8 @@ def models():
     yield "two layers", ConvRFMClassifier(Gaussian(), layers, **SMALL)
     yield "linear", linear
     yield "streaming", ConvRFMClassifier(Linear(), POOLED, **SMALL)
+    yield "streaming landmarks", ConvRFMClassifier(Laplace(), landmarks=4, **SMALL)
+    yield "landmarks", ConvRFMClassifier(ConvNTK(), landmarks=4, **SMALL)
     yield "deep", deep
     yield "filters", PatchAGOPTransformer(deep, n_filters=4)
     yield "features", PatchAGOPTransformer(linear, output="features")
@@ -54,7 +56,7 @@ def make_models():
     """Yield name and fitted model."""
     X, labels, targets, _ = make_data()
     for name, model in models():
-        if name == "streaming":
+        if name.startswith("streaming"):
             model.partial_fit(X[:8], labels[:8], classes=["even", "odd"])
             yield name, model.partial_fit(X[8:], labels[8:])
         else:

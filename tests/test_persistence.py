@@ -29,6 +29,7 @@ NAMES = [name for name, _ in persistence_models.models()]
 # All classes that files of fitted models name.
 CLASSES = {
     "skconvrfm.compute.images.Layer",
+    "skconvrfm.compute.sampling.Lineup",
     "skconvrfm.estimators.ConvRFMClassifier",
     "skconvrfm.estimators.ConvRFMRegressor",
     "skconvrfm.features.layer.ConvFeatures",
@@ -40,9 +41,11 @@ CLASSES = {
     "skconvrfm.kernels.whole.Gaussian",
     "skconvrfm.kernels.whole.Laplace",
     "skconvrfm.kernels.whole.Linear",
-    "skconvrfm.learning.ridge.Moments",
+    "skconvrfm.learning.primal.Moments",
     "skconvrfm.learning.stream.RowSample",
     "skconvrfm.learning.stream.Stream",
+    "skconvrfm.learning.training_set.Observations",
+    "skconvrfm.learning.training_set.TrainingSet",
     "skconvrfm.transformer.PatchAGOPTransformer",
 }
 

@@ -199,7 +199,7 @@ class Linear(WholeKernel):
     Behind :class:`~skconvrfm.features.ConvFeatures` this is ridge regression on random
     convolutional features, linear in the number of images: it streams from files, and
     sums over images determine it (``partial_fit``). :class:`Gaussian` is a nonlinear
-    readout of the same maps, more accurate, of n² pairs.
+    readout of the same maps, more accurate, of n² pairs or n times `landmarks`.
 
     Examples
     --------

@@ -73,7 +73,8 @@ class Recipe:
 
     def _draw_landmarks(self, data):
         rows, factors = data.lineup.draw_once(self.landmarks)
-        return data.take(rows).scaled(factors)
+        landmarks = data.take(rows).scaled(factors)
+        return replace(landmarks, images=np.asarray(landmarks.images))
 
     def model(self, data, held_out=None, landmarks=None, stage=0):
         """Return the model of a stage on the images, or maps, that it sees."""

@@ -34,7 +34,7 @@ class Machine(Watcher):
     has_candidates = False
     chosen = ()
     kernel, data = None, SimpleNamespace(groups=None)
-    multiple, chooses_bandwidth = None, False
+    multiple, chooses_bandwidth, landmarks = None, False, None
 
     def __init__(self, rounds, agop=None, optimism=0.0, stop_after=None):
         self.rounds, self.seen, self.agop_rounds = rounds, [], []
