@@ -16,6 +16,7 @@ again: an interrupted run goes on, and several may share the work. Run it with
 
 import argparse
 import json
+import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
@@ -353,11 +354,7 @@ def make_table(records, problem):
 def list_choices(records):
     """Return what the searches chose, as a table."""
     rows = [
-        [
-            problem,
-            name,
-            ", ".join(f"{k}={_line(v)}" for k, v in record["chosen"].items()),
-        ]
+        [problem, name, _describe(record["chosen"]) or "nothing searched"]
         for (problem, name, draw), record in sorted(
             records.items(), key=lambda item: item[0][:2]
         )
@@ -366,9 +363,26 @@ def list_choices(records):
     return format_table(["data", "row", "chosen"], rows)
 
 
-def _line(value):
-    """Return a value as one line of text."""
-    return " ".join(str(value).split())
+def _describe(chosen):
+    """Return parameters, as they are written to the file, as one line of text."""
+    parts = []
+    for name, value in chosen.items():
+        text = " ".join(str(value).split())
+        layers = re.findall(r"ConvFeatures\(.*?\)", text)
+        if layers:  # by filters and patches alone
+            sizes = [
+                [
+                    re.search(rf"{key}=(\d+)", layer)
+                    for key in ("n_filters", "patch_size")
+                ]
+                for layer in layers
+            ]
+            text = " then ".join(
+                f"{filters[1] if filters else 512} of {patch[1]}×{patch[1]}"
+                for filters, patch in sizes
+            )
+        parts.append(f"{name}={text}")
+    return ", ".join(parts)
 
 
 def write_page(path, tables):
