@@ -430,6 +430,10 @@ _PLACES = [
     {"xytext": (-6, 0), "ha": "right", "va": "center"},
     {"xytext": (0, 5), "ha": "center", "va": "bottom"},
     {"xytext": (0, -6), "ha": "center", "va": "top"},
+    {"xytext": (5, 5), "ha": "left", "va": "bottom"},
+    {"xytext": (5, -5), "ha": "left", "va": "top"},
+    {"xytext": (-5, 5), "ha": "right", "va": "bottom"},
+    {"xytext": (-5, -5), "ha": "right", "va": "top"},
 ]
 
 
