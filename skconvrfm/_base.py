@@ -270,11 +270,10 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
                 f"with {len(recipe.features)} feature layers has several; take a "
                 "kernel of whole maps, such as Gaussian(), or fit all rows at once."
             )
-        if not begins:  # with the layers that there are
-            features, choices = tuple(self.features_), self._choices()
-            recipe = replace(
-                recipe, features=features, start=self._start(), choices=choices
-            )
+        if not begins:  # with the kernel and the layers that there are
+            there = {"kernel": clone(self.kernel_), "features": tuple(self.features_)}
+            former = {"start": self._start(), "choices": self._choices()}
+            recipe = replace(recipe, **there, **former)
         rows = X if len(kept) == len(X) else X[kept]
         columns = targets, weights, None
         rows, data = self._training_set(rows, *columns, image_shape, rng)

@@ -328,6 +328,14 @@ def test_sums_go_on_with_a_learned_metric(data):
     assert_array_equal(model.partial_fit(X[:5], y[:5]).patch_transform_, metric)
 
 
+def test_sums_keep_the_kernel_that_they_began_with(data):
+    X, y, _, X_new = data
+    models = [make("ntk", landmarks=20).partial_fit(X[:40], y[:40]) for _ in range(2)]
+    models[0].set_params(kernel__depth=1, landmarks=10)
+    one, other = (model.partial_fit(X[40:], y[40:]) for model in models)
+    assert_array_equal(one.decision_function(X_new), other.decision_function(X_new))
+
+
 def test_partial_fit_asks_for_landmarks(data):
     X, y, _, _ = data
     with pytest.raises(AttributeError) as error:
