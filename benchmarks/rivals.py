@@ -164,7 +164,7 @@ def residual_network(image_shape, *_):
     """
     grid = {"lr": [1e-3, 3e-3], "weight_decay": [0.05, 0.5]}
     model = ConvNet(
-        image_shape, residual=True, epochs=40, batch_size=10, random_state=0
+        image_shape, residual=True, epochs=100, batch_size=10, random_state=0
     )
     return Rival("wide residual network", model, grid, n_parts=1)
 

@@ -47,10 +47,18 @@ class Costs:
         passes = 2 * n * (self.pair * n_centres + self.image)
         return solve * (n_centres**3 + 2 * n * n_centres**2) + passes
 
-    def landmarks_within(self, seconds, n, n_fits):
+    def of_fit(self, n, n_centres, n_rounds, n_fits):
+        """Return the seconds of all fits that `_count_fits` counts.
+
+        Those to choose by, beside the rounds, are of the landmarks alone.
+        """
+        rounds = (n_rounds + 1) * self.of_round(n, n_centres)
+        return rounds + (n_fits - n_rounds - 1) * self.of_round(n_centres, n_centres)
+
+    def landmarks_within(self, seconds, n, *counts):
         """Return the landmarks, a round number, that take so many seconds, or few."""
         sizes = [d * 10**k for k in range(2, 7) for d in range(1, 10)]
-        fitting = [m for m in sizes if n_fits * self.of_round(n, m) <= seconds]
+        fitting = [m for m in sizes if self.of_fit(n, m, *counts) <= seconds]
         return max([m for m in fitting if m < n] or [_FEWEST])
 
 
@@ -74,15 +82,15 @@ def check_fit(recipe, data, n_rounds):
         )
     if n < _MEASURED_ROWS:
         return
-    n_rounds, n_fits = _count_fits(recipe, n_rounds)
+    counts = _count_fits(recipe, n_rounds)
     costs = measure_costs(recipe, data)
-    seconds = n_fits * costs.of_round(n, n_centres)
+    seconds = costs.of_fit(n, n_centres, *counts)
     if seconds >= LONG_FIT:
-        fewer = costs.landmarks_within(SHORT_FIT, n, n_fits)
-        minutes = n_fits * costs.of_round(n, fewer) / 60
+        fewer = costs.landmarks_within(SHORT_FIT, n, *counts)
+        minutes = costs.of_fit(n, fewer, *counts) / 60
         warnings.warn(
             f"a fit of {n} rows with {name} will take about "
-            f"{seconds / 60:.0f} minutes ({n_rounds + 1} rounds, by the speed of its "
+            f"{seconds / 60:.0f} minutes ({counts[0] + 1} rounds, by the speed of its "
             f"first tiles): take landmarks={fewer}, with which it takes about "
             f"{max(1, minutes):.0f} min, {ALTERNATIVE}.",
             stacklevel=2,

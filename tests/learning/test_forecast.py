@@ -112,14 +112,17 @@ def test_fit_of_ten_minutes_warns(name, data, monkeypatch):
 
 def test_recommended_landmarks_take_the_time_that_is_said():
     costs = Costs(solve=0.1, pair=1e-6, image=1e-4)
-    found = costs.landmarks_within(60, 50_000, n_fits=1)
+    found = costs.landmarks_within(60, 50_000, 0, 1)
     assert 100 <= found < 50_000
     assert costs.of_round(50_000, found) <= 60
     assert costs.of_round(50_000, 2 * found) > 60
+    # Fits to choose by are of the landmarks alone.
+    both = costs.of_round(50_000, 1000), costs.of_round(1000, 1000)
+    assert costs.of_fit(50_000, 1000, 1, 5) == pytest.approx(2 * both[0] + 3 * both[1])
     # More rows leave room for fewer; and there are always some.
-    assert costs.landmarks_within(60, 100_000, 1) < found
-    assert costs.landmarks_within(1, 50_000, 1) == 100
-    assert costs.landmarks_within(1e6, 500, 1) == 400
+    assert costs.landmarks_within(60, 100_000, 0, 1) < found
+    assert costs.landmarks_within(1, 50_000, 0, 1) == 100
+    assert costs.landmarks_within(1e6, 500, 0, 1) == 400
 
 
 def test_landmarks_need_less_memory_and_time(data, monkeypatch):
@@ -177,7 +180,7 @@ def test_predicted_seconds_are_positive_and_finite(name, data, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         first = QUADRATIC[name].fit(*data).decision_function(data[0])
-    assert len(predictions) == 1 and 0 < predictions[0] < 3600
+    assert predictions and 0 < predictions[0] < 3600
     # The measurement draws nothing from the source of the fit.
     monkeypatch.setattr(forecast, "_MEASURED_ROWS", 1000)
     again = QUADRATIC[name].fit(*data).decision_function(data[0])
