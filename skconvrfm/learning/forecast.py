@@ -8,7 +8,9 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from sklearn.base import clone
 
+from ..compute.images import take
 from ..compute.memory import free_memory
 from ..kernels.base import PatchKernel
 from .band import BandForm
@@ -118,17 +120,33 @@ def measure_costs(recipe, data):
     solve = _solve_seconds(recipe.resources.device)
     # Only the first stage's images are there.
     rows = np.linspace(0, len(data.images) - 1, _TILE_ROWS).astype(int)
-    recipe = replace(recipe, rng=copy.deepcopy(recipe.rng))  # which is for the fit
-    model = recipe.model(data.take(rows))
+    if isinstance(recipe.kernel, PatchKernel):
+        model = _plain(recipe).model(data.take(rows)).with_metric(None)
+        return Costs(solve, 2 * _seconds(model.design) / _TILE_ROWS**2, 0.0)
+    few = rows[::4]  # whose time is that of what is done once
+    model = _plain(recipe).model(data.take(few)).with_metric(None)
+    images = [take(data.images, some) for some in (rows, few)]
+    all_, once = (_seconds(model.features_of, some) for some in images)
+    return Costs(solve, 0.0, max(0.0, all_ - once) / (len(rows) - len(few)))
+
+
+def _plain(recipe):
+    """Return a recipe whose layers are quickly made, and maps as long as otherwise."""
+    plain = {"candidates": 1, "metric": "identity"}
+    layers = tuple(clone(layer).set_params(**plain) for layer in recipe.features)
+    # The source of draws is for the fit.
+    return replace(recipe, features=layers, rng=copy.deepcopy(recipe.rng))
+
+
+def _seconds(function, *arguments):
+    """Return the seconds of a call, the second one unless that is long."""
     for _ in range(2):  # the first run compiles and loads
         start = perf_counter()
-        model.with_metric(None).design()
-        total = perf_counter() - start
-        if total > 1:
+        function(*arguments)
+        seconds = perf_counter() - start
+        if seconds > 1:
             break
-    if isinstance(recipe.kernel, PatchKernel):
-        return Costs(solve, 2 * total / _TILE_ROWS**2, 0.0)
-    return Costs(solve, 0.0, total / _TILE_ROWS)
+    return seconds
 
 
 def _solve_seconds(device):

@@ -43,6 +43,9 @@ from .primal import Moments, PrimalRidgePath
 from .ridge import RidgePath
 from .training_set import TrainingSet
 
+# By which filters are chosen where there are landmarks, and far more images than that.
+CHOICE_IMAGES = 5000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -85,6 +88,14 @@ class Model:
         if self.landmarks is None:
             return self
         return replace(self, data=self.landmarks, landmarks=None, moments=None)
+
+    def on_sample(self):
+        """Return the model of some of many images, enough to choose filters by."""
+        if self.landmarks is None or len(self.data.images) <= CHOICE_IMAGES:
+            return self
+        if len(self.landmarks.images) >= CHOICE_IMAGES:
+            return self.on_landmarks()
+        return replace(self, data=self.data.draw(CHOICE_IMAGES), moments=None)
 
     def held_out_loss(self, path):
         """Return the weighted mean squared error of all ridges on the held-out rows."""
@@ -289,11 +300,15 @@ class MapModel(Model):
         """
         layer = features.pooled_as(self.layers[-1])
         shape = bank.under(bank.initial, layer).shape
-        base = self.on_landmarks()
-        images = pass_through(base.data.images, passed)
+        base = self.on_sample()
+        data, landmarks = (
+            part and replace(part, images=pass_through(part.images, passed))
+            for part in (base.data, base.landmarks)
+        )
         model = replace(
             base,
-            data=replace(base.data, images=images),
+            data=data,
+            landmarks=landmarks,
             layers=(layer,),
             banks=(bank,),
             first_scales=(),
@@ -304,8 +319,8 @@ class MapModel(Model):
         path = model.ridge_path(model.design())
         is_grouped = self.data.groups is not None
         criterion = path.loo_loss() if is_grouped else path.gcv()
-        solution = path.solve(path.alphas[np.argmin(criterion)])
-        order = np.argsort(-model.importances(solution.coef), kind="stable")
+        coef = path.coefficients_at(path.alphas[np.argmin(criterion)])
+        order = np.argsort(-model.importances(coef), kind="stable")
         return np.sort(order[: features.n_filters])
 
     def with_metric(self, transforms):
@@ -330,10 +345,7 @@ class MapModel(Model):
         )
         if self.kernel.is_linear:
             return model
-        images = model._below(self.centre_images)
-        centres = compute_features(model.top, images, self.resources)
-        centres = centres.reshape(len(centres), -1)
-        kernel = self.kernel
+        centres, kernel = model.features_of(self.centre_images), self.kernel
         if kernel.unmeasured:
             sample = self.bandwidth_sample
             kernel = kernel.measured(centres, sample.weights, sample.rows)
@@ -418,6 +430,11 @@ class MapModel(Model):
     def top(self):
         """The features that the kernel sees, see `kernel_features`."""
         return kernel_features(self.maps, self.scales, self.data.images.shape[1:])[0]
+
+    def features_of(self, images):
+        """Return the features of images as the kernel sees them, (n, D)."""
+        features = compute_features(self.top, self._below(images), self.resources)
+        return features.reshape(len(features), -1)
 
     def _below(self, images):
         """Return images as the features see them."""

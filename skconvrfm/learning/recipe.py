@@ -72,8 +72,7 @@ class Recipe:
         return replace(self, held=self._draw_landmarks(data))
 
     def _draw_landmarks(self, data):
-        rows, factors = data.lineup.draw_once(self.landmarks)
-        landmarks = data.take(rows).scaled(factors)
+        landmarks = data.draw(self.landmarks)
         return replace(landmarks, images=np.asarray(landmarks.images))
 
     def model(self, data, held_out=None, landmarks=None, stage=0):

@@ -76,6 +76,10 @@ class BasePath:
         coefs, intercepts = self._machines(self.alphas)
         return self._given(np.hstack(coefs)), np.concatenate(intercepts)
 
+    def coefficients_at(self, alpha):
+        """Return the coefficients at one ridge."""
+        return self._given(self._machines([alpha])[0][0])
+
     def solve(self, alpha):
         """Return the machine at the ridge ``alpha``, a `RidgeSolution`."""
         [coef], [intercept] = self._machines([alpha])
