@@ -219,6 +219,7 @@ class MapModel(Model):
     layers: tuple[ConvFeatures, ...]  # bound; none for a kernel of images
     banks: tuple[FilterBank, ...]  # their filters before they take a metric
     sources: tuple[np.random.RandomState, ...]  # of their draws; none after a start
+    drawn: tuple[FilterBank, ...]  # with all candidates; none after a start
     pools: tuple[str, ...] = ()  # of the last layer, of which one is chosen; or none
     chosen: tuple = ()  # numbers of the candidates that are kept, of each layer
     maps: tuple[FilterLayer, ...] = ()  # layers under the transforms of a round
@@ -275,8 +276,8 @@ class MapModel(Model):
         """
         kept, banks, passed, moved = [], [], [], False
         for index, features in enumerate(self.layers):
-            bank, numbers = self.banks[index], None
-            if moved or features.candidates > 1:
+            bank, numbers = self.drawn[index], None
+            if moved:
                 rng = copy.deepcopy(self.sources[index])
                 mirrored = sees_mirrors(self.layers, index)
                 images = pass_through(self.data.images, passed)

@@ -116,8 +116,7 @@ class Recipe:
     def _map_model(self, centres, common):
         """Return the model whose kernel compares the maps behind all layers."""
         data, layers, banks, images = common["data"], [], [], common["data"].images
-        sources = []
-        pools = ()
+        sources, drawn, pools = [], [], ()
         for index, features in enumerate(self.features):
             layer = features.bind(images.shape[1:])
             if layer.pool == "auto" and self.choices:
@@ -128,9 +127,9 @@ class Recipe:
                 sources.append(copy.deepcopy(self.rng))
                 mirrored = sees_mirrors(self.features, index)
                 parts = images, data.lineup, self.rng, self.resources
-                bank = draw_bank(layer, *parts, mirrored)
+                drawn.append(draw_bank(layer, *parts, mirrored))
                 # Candidates are in the order of their classes.
-                bank = bank.take(slice(None, None, layer.candidates))
+                bank = drawn[index].take(slice(None, None, layer.candidates))
                 transform = bank.initial
             else:
                 bank, transform = self.start.banks[index], self.start.transforms[index]
@@ -149,6 +148,7 @@ class Recipe:
             layers=tuple(layers),
             banks=tuple(banks),
             sources=tuple(sources),
+            drawn=tuple(drawn),
             pools=pools,
             multiple=self.multiple,
             start=None if self.start is None else self.start.transforms,
