@@ -148,7 +148,8 @@ def _linear_moment(features, coef, images, weights, resources):
     coef = torch.as_tensor(coef, device=resources.device)
     coef = coef.reshape(*features.grid, features.n_maps, -1)
     total = coef.new_zeros((features.n_maps,) * 2)
-    for part in image_blocks(images, _block(features, 0, resources)):
+    largest = _block(features, 0, resources, 4 * features.n_maps**2)
+    for part in image_blocks(images, largest):
         roots = resources.tensor(np.sqrt(weights[part]))[:, None]
         pooled, bands = _pool_by_bands(features, images[part], resources)
         all_slopes, areas = pooled.slopes, pooled.areas
@@ -203,21 +204,26 @@ def _second_moments(top, readout, images, weights, resources):
 def _squares(top, readout, images, weights, resources):
     """Return the diagonal of S of one layer, (1, K), but for the sum of weights."""
     total = np.zeros((1, top.layers[0].n_maps))
-    for [one], [gradients] in _passes(top, readout, images, weights, resources):
+    parts = _passes(top, readout, images, weights, resources, squares=True)
+    for [one], [gradients] in parts:
         total += one.squares(one.at_means(gradients)).cpu().numpy()
     return total
 
 
-def _passes(top, readout, images, weights, resources):
+def _passes(top, readout, images, weights, resources, squares=False):
     """Yield, by blocks of images, `_LayerPass`es and gradients at their features.
 
     These are None where the readout does not see a layer, multiplied by the roots of
-    the weights, and halved where mirrors follow the images.
+    the weights, and halved where mirrors follow the images. ``squares`` says that no
+    product of all pairs of filters will be taken.
     """
     layers, sides = top.layers, 2 if top.mirror else 1
     widest = max(layers, key=lambda layer: layer.n_maps * layer.layer.n_locations)
     outputs = readout.coef.shape[1] if len(layers) > 1 else 0
-    largest = _block(widest, outputs, resources, readout.numbers)
+    numbers = readout.numbers
+    if not squares:
+        numbers += 4 * widest.n_maps**2
+    largest = _block(widest, outputs, resources, numbers)
     for part in image_blocks(images, largest // sides):
         some = images[part] if sides == 1 else read_with_mirrors(images[part])
         passes = _pass_layers(layers, some, resources)
@@ -388,8 +394,7 @@ def _in_units(gradients, like):
 def _block(layer, outputs, resources, numbers=0):
     """Return how many images' maps, and outputs times those, fit in memory."""
     maps = (_MAP_COPIES + 2 * outputs) * layer.layer.n_locations * layer.n_maps
-    numbers = maps + 4 * layer.n_maps**2 + numbers
-    return max(1, resources.memory // 4 // (resources.itemsize * numbers))
+    return max(1, resources.memory // 4 // (resources.itemsize * (maps + numbers)))
 
 
 def _pool_by_bands(features, images, resources):
