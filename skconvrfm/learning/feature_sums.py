@@ -267,13 +267,13 @@ class RadialReadout:
     def __call__(self, rows):
         """Return the outputs of float64 rows, a Tensor (m, n_outputs)."""
         coef = torch.as_tensor(self.coef, device=rows.device)
-        parts = centre_parts(self.centres, rows.device)
+        parts = _centre_parts(self.centres, rows.device)
         values = ((part, self.kernel.value(rows, centres)) for part, centres in parts)
         return sum(value @ coef[part] for part, value in values)
 
     def gradients(self, rows):
         """Return the gradients of the outputs, a Tensor (m, n_outputs, D)."""
-        parts = centre_parts(self.centres, rows.device)
+        parts = _centre_parts(self.centres, rows.device)
         each = [self.kernel.pullback_weights(rows, centres) for _, centres in parts]
         coef = torch.as_tensor(self.coef, device=rows.device)
         weights = torch.hstack(each)[:, None] * coef.T  # (m, n_outputs, n)
@@ -287,7 +287,7 @@ class RadialReadout:
         return gradients
 
 
-def centre_parts(centres, device):
+def _centre_parts(centres, device):
     """Yield (slice, float64 rows of it) of centres (n, D), a few at a time."""
     largest = min(_CENTRE_NUMBERS // centres.shape[1], _PRODUCT_ROWS)
     for part in image_blocks(centres, largest):

@@ -16,6 +16,7 @@ Source: Williams and Seeger (2001); Rudi, Carratino and Rosasco (2017) for the m
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from ..compute.images import take
 from ..compute.tiles import kernel_matrix
 from ..features.maps import feature_rows
 from ..kernels.base import PatchKernel
-from ..kernels.whole import RadialKernel
-from .feature_sums import Passes, centre_parts
+from ..kernels.whole import RadialKernel, inner_products, squared_lengths
+from .feature_sums import Passes
 
 _ROUNDINGS = 16  # of the diagonal, which end the pivots
 _BLOCK_ROWS = 1024  # of features that are made at once
@@ -158,29 +159,32 @@ class MapColumns:
     @property
     def numbers(self):
         """Numbers in float64 that a row takes, beside one for each landmark."""
-        return 3 * self.landmarks.shape[1]
+        return self.landmarks.shape[1]
+
+    @cached_property
+    def lengths(self):
+        """Squared lengths of the landmarks."""
+        return squared_lengths(self.landmarks)
 
     def __call__(self, images, resources):
         """Return K(X, Z), a float64 Tensor (n, M)."""
         rows = feature_rows(self.features, images, self.n_whole, None, resources)
-        rows = torch.as_tensor(rows, device=resources.device).flatten(1).double()
-        return self._between(rows)
+        rows, device = rows.reshape(len(rows), -1), resources.device
+        products = inner_products(rows, self.landmarks, device)
+        lengths = (squared_lengths(rows), self.lengths)
+        lengths = (torch.as_tensor(each, device=device) for each in lengths)
+        return self.kernel.of_products(products, *lengths)
 
     def square(self, resources):
         """Return K(Z, Z), an ndarray (M, M) of float64."""
-        matrix = np.empty((len(self.landmarks),) * 2)
-        for part, rows in centre_parts(self.landmarks, resources.device):
-            matrix[part] = self._between(rows).cpu().numpy()
+        products = inner_products(self.landmarks, self.landmarks, resources.device)
+        matrix = self.kernel.matrix_of(products.cpu().numpy())
         mirror_upper(matrix)
         return matrix
 
     def largest(self, images, resources):
         """Return the largest k(x, x), the scale of the ridges."""
         return 1.0
-
-    def _between(self, rows):
-        parts = centre_parts(self.landmarks, rows.device)
-        return torch.hstack([self.kernel.value(rows, centres) for _, centres in parts])
 
 
 def inverse_root(matrix, rounding):
