@@ -43,9 +43,6 @@ from .primal import Moments, PrimalRidgePath
 from .ridge import RidgePath
 from .training_set import TrainingSet
 
-# By which filters are chosen where there are landmarks, and far more images than that.
-CHOICE_IMAGES = 5000
-
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -88,14 +85,6 @@ class Model:
         if self.landmarks is None:
             return self
         return replace(self, data=self.landmarks, landmarks=None, moments=None)
-
-    def on_sample(self):
-        """Return the model of some of many images, enough to choose filters by."""
-        if self.landmarks is None or len(self.data.images) <= CHOICE_IMAGES:
-            return self
-        if len(self.landmarks.images) >= CHOICE_IMAGES:
-            return self.on_landmarks()
-        return replace(self, data=self.data.draw(CHOICE_IMAGES), moments=None)
 
     def held_out_loss(self, path):
         """Return the weighted mean squared error of all ridges on the held-out rows."""
@@ -301,15 +290,11 @@ class MapModel(Model):
         """
         layer = features.pooled_as(self.layers[-1])
         shape = bank.under(bank.initial, layer).shape
-        base = self.on_sample()
-        data, landmarks = (
-            part and replace(part, images=pass_through(part.images, passed))
-            for part in (base.data, base.landmarks)
-        )
+        base = self.on_landmarks()
+        images = pass_through(base.data.images, passed)
         model = replace(
             base,
-            data=data,
-            landmarks=landmarks,
+            data=replace(base.data, images=images),
             layers=(layer,),
             banks=(bank,),
             first_scales=(),

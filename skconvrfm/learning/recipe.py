@@ -72,7 +72,8 @@ class Recipe:
         return replace(self, held=self._draw_landmarks(data))
 
     def _draw_landmarks(self, data):
-        landmarks = data.draw(self.landmarks)
+        rows, factors = data.lineup.draw_once(self.landmarks)
+        landmarks = data.take(rows).scaled(factors)
         return replace(landmarks, images=np.asarray(landmarks.images))
 
     def model(self, data, held_out=None, landmarks=None, stage=0):
