@@ -20,7 +20,7 @@ import torch
 from sklearn import config_context
 
 from skconvrfm import ConvRFMClassifier
-from skconvrfm.kernels import ConvNTK
+from skconvrfm.kernels import ConvNTK, Linear
 from skconvrfm.kernels.convolutional import ConvolutionalKernel
 from skconvrfm.kernels.whole import RadialKernel
 
@@ -419,7 +419,7 @@ def new_images_mirrored(case):
 
 def streamed(case):
     """The case with sums over batches, for a linear machine of round 0."""
-    if case.fit is not stream:
+    if not _is_linear_stream(case):
         return None
     rows = case.rng.permutation(np.flatnonzero(_positive(case)))
     batches = np.array_split(rows, case.rng.integers(1, 5))
@@ -431,8 +431,15 @@ def fitted_at_once(case):
     """The case of a stream as one fit, where that has one round and the same ridge."""
     if case.groups is not None:  # which a stream does not know
         return None
-    if case.fit is stream and case.model.n_rounds == 0:
+    if _is_linear_stream(case) and case.model.n_rounds == 0:
         return case.but(fit=fit) if case.model.selection != "holdout" else None
+
+
+def _is_linear_stream(case):
+    """Return True for sums that no landmarks of the first batch have a part in."""
+    if case.fit is not stream:
+        return False
+    return case.model.kernel == "linear" or isinstance(case.model.kernel, Linear)
 
 
 def _positive(case):

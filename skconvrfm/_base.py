@@ -101,13 +101,23 @@ def has_sums(estimator):
     kernel = estimator.kernel
     if kernel == "linear" or isinstance(kernel, kernels.Linear):
         return True
-    if estimator.landmarks is not None:
-        return True
-    raise AttributeError(
-        f"partial_fit needs sums over rows, which kernel={kernel!r} has not without "
-        "landmarks: take landmarks=1000, or kernel='linear' with "
-        "features=ConvFeatures(), or fit all rows at once."
-    )
+    if estimator.landmarks is None:
+        raise AttributeError(
+            f"partial_fit needs sums over rows, which kernel={kernel!r} has not "
+            "without landmarks: take landmarks=1000, or kernel='linear' with "
+            "features=ConvFeatures(), or fit all rows at once."
+        )
+    if estimator.features and issubclass(_class_of(kernel), PatchKernel):
+        raise AttributeError(
+            f"partial_fit has sums of one machine, and Deep ConvRFM, {kernel!r}, has "
+            "several: take a kernel of whole maps, such as Gaussian(), or fit at once."
+        )
+    return True
+
+
+def _class_of(kernel):
+    """Return the class of a kernel, or of its name; of an unknown name str."""
+    return KERNELS.get(kernel, str) if isinstance(kernel, str) else type(kernel)
 
 
 class ConvRFM(CallbackSupportMixin, ImageInput):
@@ -264,12 +274,6 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             )
         rng = self._rng()
         recipe = self._recipe(X, image_shape, rng)
-        if recipe.n_stages > 1:
-            raise ValueError(
-                "partial_fit has sums over the rows of one machine, but Deep ConvRFM "
-                f"with {len(recipe.features)} feature layers has several; take a "
-                "kernel of whole maps, such as Gaussian(), or fit all rows at once."
-            )
         if not begins:  # with the kernel and the layers that there are
             there = {"kernel": clone(self.kernel_), "features": tuple(self.features_)}
             former = {"start": self._start(), "choices": self._choices()}
@@ -331,8 +335,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
     @property
     def _goes_on(self):
         """State of having a machine to whose rows `partial_fit` adds some."""
-        kernel = KERNELS.get(self.kernel) if isinstance(self.kernel, str) else None
-        return type(getattr(self, "kernel_", None)) is (kernel or type(self.kernel))
+        return type(getattr(self, "kernel_", None)) is _class_of(self.kernel)
 
     @property
     def _is_fitted_linear(self):
