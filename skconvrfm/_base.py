@@ -246,6 +246,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
     def _partial_fit(self, X, y, sample_weight, classes=None):
         """Add rows to the sums, and solve for the machine; attributes last."""
         begins = not self._goes_on
+        former = None if begins else getattr(self, "stream_", None)
         X, y, image_shape = self._validate_fit(X, y, reset=begins)
         if not begins and image_shape != self.image_shape_:
             raise ValueError(
@@ -261,13 +262,13 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             )
         encoding, targets, weights = self._encode(y[kept], weights[kept], classes)
         is_other = encoding.get("multilabel_") != getattr(self, "multilabel_", None)
-        if hasattr(self, "stream_") and is_other:
+        if former is not None and is_other:
             raise ValueError(
                 "y has label sets and those before had single classes, or the other "
                 "way round; clone the estimator for other targets."
             )
-        n_seen = len(self.stream_.moments.spread) if hasattr(self, "stream_") else None
-        if n_seen not in (None, targets.shape[1]):
+        n_seen = targets.shape[1] if former is None else len(former.moments.spread)
+        if n_seen != targets.shape[1]:
             raise ValueError(
                 f"y has {targets.shape[1]} outputs, but those before had {n_seen}, to "
                 "whose sums it cannot be added; clone the estimator for other targets."
@@ -276,13 +277,14 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         recipe = self._recipe(X, image_shape, rng)
         if not begins:  # with the kernel and the layers that there are
             there = {"kernel": clone(self.kernel_), "features": tuple(self.features_)}
-            former = {"start": self._start(), "choices": self._choices()}
-            recipe = replace(recipe, **there, **former)
+            there |= {"start": self._start(), "choices": self._choices()}
+            recipe = replace(recipe, **there)
         rows = X if len(kept) == len(X) else X[kept]
         columns = targets, weights, None
         rows, data = self._training_set(rows, *columns, image_shape, rng)
         common = {"image_shape_": image_shape, "channels_": self.channels, **encoding}
-        self._keep(Fitting(self, recipe, common, y.shape[1:]).add(data, rows, total))
+        fitting = Fitting(self, recipe, common, y.shape[1:])
+        self._keep(fitting.add(former, data, rows, total))
         return self
 
     @all_or_nothing
@@ -305,7 +307,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             If the kernel is not linear: its rounds are those of `fit`.
         """
         check_is_fitted(self)
-        if not self._is_fitted_linear:
+        if not self.kernel_.is_linear:
             raise ValueError(
                 f"refine goes on with sums over rows, but this estimator was fitted "
                 f"with {type(self.kernel_).__name__}; let n_rounds say how often its "
@@ -336,11 +338,6 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
     def _goes_on(self):
         """State of having a machine to whose rows `partial_fit` adds some."""
         return type(getattr(self, "kernel_", None)) is _class_of(self.kernel)
-
-    @property
-    def _is_fitted_linear(self):
-        """State of being fitted with a linear kernel."""
-        return getattr(getattr(self, "kernel_", None), "is_linear", False)
 
     def _keep(self, fitted):
         """Set the fitted attributes, and drop those of a former fit."""
@@ -476,7 +473,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         width = math.prod(check_layers(kernel, self.features_, image_shape))
         intercept, outputs = np.reshape(self.intercept_, -1), np.shape(self.intercept_)
         check_numbers("intercept_", intercept, (None,))
-        if self._is_fitted_linear:
+        if kernel.is_linear:
             coef = as_matrix("coef_", self.coef_, width, outputs)
             return coef, None, intercept
         if isinstance(kernel, PatchKernel):

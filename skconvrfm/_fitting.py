@@ -53,31 +53,22 @@ class Fitting(Watcher):
         refitted = [replace(stage, history=former.history) for stage, former in pairs]
         return self._attributes(data, refitted, "last")
 
-    def add(self, data, rows, total):
-        """Return the fitted attributes after images, also as flat rows, were added.
+    def add(self, former, data, rows, total):
+        """Return the fitted attributes after images were added to a former `Stream`.
 
+        That is None where they are the first. The images come as flat rows as well;
         ``total`` is the sum of their weights before those of classes.
         """
         estimator = self._estimator
-        former = getattr(estimator, "stream_", None)
         if former is not None:
             told = {"held": former.landmarks, "multiple": former.multiple}
             self._recipe = replace(self._recipe, **told)
         self._recipe = self._recipe.with_held(data)
         recipe = replace(self._recipe, rng=copy.deepcopy(self._recipe.rng))
-        model = recipe.model(data, None, recipe.held)
         # There are no rounds, and of held-out rows there are no sums.
         selection = "loo" if estimator.selection == "loo" else "gcv"
         schedule = Schedule(0, estimator.agop_power, selection)
-        multiple = None
-        if recipe.held is not None:
-            choice, multiple = choose_on_landmarks(model, schedule)
-            model = model.alternatives[choice]
-        if model.has_candidates:
-            model = model.with_filters()
-        model = model.with_metric(None)
-        if multiple is not None:
-            model = model.stretched(multiple)
+        model = _settled(recipe.model(data, None, recipe.held), schedule)
         moments = model.design().moments()
         stream = Stream.of(moments, total, rows, data, recipe.held, model.multiple)
         if former is not None:
@@ -204,6 +195,18 @@ class Fitting(Watcher):
     def _shape(self, coef):
         """Return one column per output for y of shape (n, k), none for (n,)."""
         return self._estimator._shape_coef(coef, self._output_shape)
+
+
+def _settled(model, schedule):
+    """Return a model with all choices made, of which sums over the rows are taken."""
+    multiple = None
+    if model.landmarks is not None:
+        choice, multiple = choose_on_landmarks(model, schedule)
+        model = model.alternatives[choice]
+    if model.has_candidates:
+        model = model.with_filters()
+    model = model.with_metric(None)
+    return model if multiple is None else model.stretched(multiple)
 
 
 def _learned(best, history, stage):

@@ -338,6 +338,17 @@ def test_sums_keep_the_kernel_that_they_began_with(data):
     assert_array_equal(one.decision_function(X_new), other.decision_function(X_new))
 
 
+def test_sums_of_another_kernel_are_left_behind(data):
+    X, y, _, X_new = data
+    model = ConvRFMClassifier("linear", LAYER, landmarks=20, n_rounds=0)
+    model.partial_fit(X, y).set_params(kernel="gaussian").partial_fit(X, y)
+    fresh = ConvRFMClassifier("gaussian", LAYER, landmarks=20, n_rounds=0)
+    expected = fresh.partial_fit(X, y).decision_function(X_new)
+    assert_array_equal(model.decision_function(X_new), expected)
+    model.set_params(kernel="linear").partial_fit(X, y)
+    assert model.coef_.shape == (32, 1)
+
+
 @pytest.mark.parametrize(
     ("machine", "landmarks", "message"),
     [("ntk", None, "take landmarks=1000"), ("deep", 20, "Deep ConvRFM.*several")],
