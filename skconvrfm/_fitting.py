@@ -159,8 +159,7 @@ class Fitting(Watcher):
         for name in {"coef_", "dual_coef_"} & kept.keys():
             kept[name] = self._shape(kept[name])
         if "dual_coef_" in kept and "X_fit_" not in kept:
-            centres = self._recipe.landmarks_of(data) or data
-            kept["X_fit_"] = self._flat_rows(centres)
+            kept["X_fit_"] = self._flat_rows(rounds[0][0].model.centre_images)
         if learned:
             sees_images = features[0] if features else kernel
             kept["patch_shape_"] = sees_images.layer_.patch
@@ -185,9 +184,9 @@ class Fitting(Watcher):
             **estimator._calibrate(*calibrated, **self._common),
         }
 
-    def _flat_rows(self, data):
-        """Return the images of the first stage as flat rows, laid out as they came."""
-        images = np.asarray(data.images)
+    def _flat_rows(self, images):
+        """Return images of the first stage as flat rows, laid out as they came."""
+        images = np.asarray(images)
         if self._estimator.channels == "first":
             images = images.transpose(0, 3, 1, 2)
         return np.array(images.reshape(len(images), -1))

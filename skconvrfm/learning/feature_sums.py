@@ -18,7 +18,7 @@ from ..kernels.whole import RadialKernel
 from .primal import Moments
 
 # Most rows, or columns, of a product; of all rows with all half are left out.
-_PRODUCT_ROWS = 1024
+PRODUCT_ROWS = 1024
 _STRIP_BYTES = 2**22  # of a matrix that are corrected at once
 _CENTRE_NUMBERS = 2**20  # of the training rows that a readout works on at once
 
@@ -110,23 +110,14 @@ class Design(Passes):
         return [self.rows.only(group, band) for group in filters for band in bands]
 
 
-@dataclass(frozen=True)
-class FeatureRows:
-    """Rows of features: values, or images and the layer that makes features of them."""
+class ImageRows:
+    """Base of rows of features: their ``images``, and ``values`` where they are held.
 
-    features: FilterLayer | Pixels  # the top layer
-    images: object  # (n, h, w, c)
-    n_whole: int  # images of which these are a part, computed alike
-    values: np.ndarray | None = None  # (n, D), where they are held
-    band: slice | None = None  # rows of the features that are taken; None is all
+    Subclasses are dataclasses.
+    """
 
     def __len__(self):
         return len(self.images)
-
-    @property
-    def width(self):
-        """Number of features."""
-        return math.prod(self.features.shape)
 
     def __getitem__(self, part):
         """Return the rows of a slice, or of an array of integers."""
@@ -135,6 +126,22 @@ class FeatureRows:
             self.images[part] if isinstance(part, slice) else take(self.images, part)
         )
         return replace(self, images=images, values=values)
+
+
+@dataclass(frozen=True)
+class FeatureRows(ImageRows):
+    """Rows of features: values, or images and the layer that makes features of them."""
+
+    features: FilterLayer | Pixels  # the top layer
+    images: object  # (n, h, w, c)
+    n_whole: int  # images of which these are a part, computed alike
+    values: np.ndarray | None = None  # (n, D), where they are held
+    band: slice | None = None  # rows of the features that are taken; None is all
+
+    @property
+    def width(self):
+        """Number of features."""
+        return math.prod(self.features.shape)
 
     def only(self, group, band=None):
         """Return the columns of a slice of the filters, at a slice of their rows."""
@@ -154,7 +161,7 @@ class FeatureRows:
         ``numbers`` in float64 are needed for each row, beside three copies of it.
         """
         numbers = 8 * (3 * self.width + numbers)
-        largest = min(resources.memory // 4 // numbers, _PRODUCT_ROWS)
+        largest = min(resources.memory // 4 // numbers, PRODUCT_ROWS)
         for part in image_blocks(self.images, largest):
             values = self[part].compute(resources)
             yield part, torch.as_tensor(values, device=resources.device)
@@ -180,7 +187,7 @@ def _moments(rows, targets, weights, resources):
         centre = block.mean(0) if centre is None else centre
         block -= centre
         weighted = block * torch.as_tensor(weights[part], **options)[:, None]
-        for columns in balanced_blocks(slice(0, width), _PRODUCT_ROWS):
+        for columns in balanced_blocks(slice(0, width), PRODUCT_ROWS):
             left, right = block[:, : columns.stop], weighted[:, columns]
             gram[: columns.stop, columns].addmm_(left.T, right)
         cross += weighted.T @ torch.as_tensor(centred_targets[part], **options)
@@ -207,7 +214,7 @@ def _outer_product(rows, resources):
     """Return ΦΦᵀ of some columns, its upper triangle, an ndarray (n, n)."""
     values = torch.as_tensor(rows.compute(resources), device=resources.device)
     matrix = np.zeros((len(rows), len(rows)))
-    largest = min(resources.memory // 16 // (8 * len(rows)), _PRODUCT_ROWS)
+    largest = min(resources.memory // 16 // (8 * len(rows)), PRODUCT_ROWS)
     for columns in balanced_blocks(slice(0, values.shape[1]), largest):
         block = values[:, columns].double()
         for part in image_blocks(rows, largest):
@@ -256,7 +263,7 @@ class RadialReadout:
     centres: np.ndarray  # (n, D), features of training
     coef: np.ndarray  # α, (n, n_outputs)
 
-    output_numbers = 6 * _PRODUCT_ROWS  # that the outputs of one row take
+    output_numbers = 6 * PRODUCT_ROWS  # that the outputs of one row take
 
     @property
     def numbers(self):
@@ -266,15 +273,13 @@ class RadialReadout:
 
     def __call__(self, rows):
         """Return the outputs of float64 rows, a Tensor (m, n_outputs)."""
-        coef = torch.as_tensor(self.coef, device=rows.device)
-        parts = _centre_parts(self.centres, rows.device)
-        values = ((part, self.kernel.value(rows, centres)) for part, centres in parts)
-        return sum(value @ coef[part] for part, value in values)
+        parts = self._parts(rows.device)
+        return sum(self.kernel.value(rows, centres) @ coef for centres, coef in parts)
 
     def gradients(self, rows):
         """Return the gradients of the outputs, a Tensor (m, n_outputs, D)."""
-        parts = _centre_parts(self.centres, rows.device)
-        each = [self.kernel.pullback_weights(rows, centres) for _, centres in parts]
+        parts = self._parts(rows.device)
+        each = [self.kernel.pullback_weights(rows, centres) for centres, _ in parts]
         coef = torch.as_tensor(self.coef, device=rows.device)
         weights = torch.hstack(each)[:, None] * coef.T  # (m, n_outputs, n)
         gradients = weights.sum(2, keepdim=True) * -rows[:, None]
@@ -286,12 +291,11 @@ class RadialReadout:
             gradients[..., part] += product.reshape(*weights.shape[:2], -1)
         return gradients
 
-
-def _centre_parts(centres, device):
-    """Yield (slice, float64 rows of it) of centres (n, D), a few at a time."""
-    largest = min(_CENTRE_NUMBERS // centres.shape[1], _PRODUCT_ROWS)
-    for part in image_blocks(centres, largest):
-        yield part, torch.as_tensor(centres[part], device=device).double()
+    def _parts(self, device):
+        largest = min(_CENTRE_NUMBERS // self.centres.shape[1], PRODUCT_ROWS)
+        for part in image_blocks(self.centres, largest):
+            centres = torch.as_tensor(self.centres[part], device=device).double()
+            yield centres, torch.as_tensor(self.coef[part], device=device)
 
 
 def readout_outputs(features, images, readout, resources):

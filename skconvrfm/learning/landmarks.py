@@ -25,13 +25,11 @@ from scipy.linalg import lapack
 from ..compute.blocks import image_blocks, mirror_upper
 from ..compute.images import take
 from ..compute.tiles import kernel_matrix
-from ..features.maps import feature_rows
 from ..kernels.base import PatchKernel
 from ..kernels.whole import RadialKernel, inner_products, squared_lengths
-from .feature_sums import Passes
+from .feature_sums import PRODUCT_ROWS, FeatureRows, ImageRows, Passes
 
 _ROUNDINGS = 16  # of the diagonal, which end the pivots
-_BLOCK_ROWS = 1024  # of features that are made at once
 _DIAGONAL_ROWS = 16  # whose pairs are computed for the sake of the diagonal
 
 
@@ -67,7 +65,7 @@ class LandmarkDesign(Passes):
 
 
 @dataclass(frozen=True)
-class LandmarkRows:
+class LandmarkRows(ImageRows):
     """Rows of Φ, held, or images and what makes features of them."""
 
     columns: "PatchColumns | MapColumns"
@@ -75,21 +73,10 @@ class LandmarkRows:
     images: object  # (n, h, w, c)
     values: np.ndarray | None = None  # (n, rank), where they are held
 
-    def __len__(self):
-        return len(self.images)
-
     @property
     def width(self):
         """Number of features."""
         return self.basis.shape[1]
-
-    def __getitem__(self, part):
-        """Return the rows of a slice, or of an array of integers."""
-        values = None if self.values is None else self.values[part]
-        images = (
-            self.images[part] if isinstance(part, slice) else take(self.images, part)
-        )
-        return replace(self, images=images, values=values)
 
     def compute(self, resources):
         """Return the values, an ndarray of shape (n, rank)."""
@@ -104,7 +91,7 @@ class LandmarkRows:
         ``numbers`` in float64 are needed for each row, beside those of its features.
         """
         numbers = 8 * (4 * len(self.basis) + self.columns.numbers + numbers)
-        largest = min(resources.memory // 4 // numbers, _BLOCK_ROWS)
+        largest = min(resources.memory // 4 // numbers, PRODUCT_ROWS)
         basis = torch.as_tensor(self.basis, device=resources.device)
         for part in image_blocks(self.images, largest):
             if self.values is None:
@@ -168,8 +155,8 @@ class MapColumns:
 
     def __call__(self, images, resources):
         """Return K(X, Z), a float64 Tensor (n, M)."""
-        rows = feature_rows(self.features, images, self.n_whole, None, resources)
-        rows, device = rows.reshape(len(rows), -1), resources.device
+        rows = FeatureRows(self.features, images, self.n_whole).compute(resources)
+        device = resources.device
         products = inner_products(rows, self.landmarks, device)
         lengths = (squared_lengths(rows), self.lengths)
         lengths = (torch.as_tensor(each, device=device) for each in lengths)

@@ -367,12 +367,13 @@ class MapModel(Model):
 
     def ridge_path(self, design):
         """Return the ridge regressions on what `design` returns."""
+        if self.landmarks is not None:
+            return self._primal_path(design)
         options = self._ridge_options
-        if self.landmarks is None and not self.kernel.is_linear:
+        if not self.kernel.is_linear:
             matrix = self.kernel.matrix_of(design.kernel_matrix())
             return RidgePath(matrix, *options)
-        if self.landmarks is None and self.moments is None and design.wide:
-            # On the smaller side.
+        if self.moments is None and design.wide:  # rows are the smaller side
             return RidgePath(design.kernel_matrix(), *options, design.combine)
         return self._primal_path(design)
 
