@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +31,12 @@ from .harness import (
     OwnMemory,
     add_data_option,
     check_data_option,
-    describe_machine,
     format_table,
     growth_exponent,
     in_subprocess,
     peak_resident,
+    report,
+    timed,
 )
 from .models import FEATURES
 from .recommended import photographs
@@ -81,7 +81,7 @@ def svm_on_features(name):
 
 
 def network(name):
-    """Return the small network, as many epochs as ours take minutes, about."""
+    """Return the small network."""
     shape = (28, 28, 1) if name == "MNIST" else (32, 32, 3)
     return ConvNet(shape, cells=2, epochs=15)
 
@@ -124,17 +124,15 @@ def measure(task):
     if task["row"] not in IMAGE_ROWS:
         X, X_test = (images.reshape(len(images), -1) for images in (X, X_test))
     model = ROWS[task["row"]](task["set"])
-    cpu, start = time.process_time(), time.perf_counter()
     with OwnMemory() as memory:
-        model.fit(X, y)
-    fit, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak, start = peak_resident(), time.perf_counter()
-    accuracy = 100 * model.score(X_test, y_test)
+        fitting, _ = timed(model.fit, X, y)
+    peak = peak_resident()
+    predicting, accuracy = timed(model.score, X_test, y_test)
     return {
-        "accuracy": accuracy,
-        "fit": fit,
-        "cpu": cpu,
-        "predict": time.perf_counter() - start,
+        "accuracy": 100 * accuracy,
+        "fit": fitting["seconds"],
+        "cpu": fitting["cpu_seconds"],
+        "predict": predicting["seconds"],
         "peak": (peak - imported) / MEBIBYTE,
         "own": memory.peak / MEBIBYTE,
     }
@@ -229,8 +227,7 @@ def make_growth_table(found):
     rows = []
     for name in FILES:
         for row in ROWS:
-            records = [r for key, r in sorted(found.items()) if key[:2] == (name, row)]
-            records = [record for record in records if record["n"] >= 5000]
+            records = [r for r in _by_size(found, name, row) if r["n"] >= 5000]
             if len(records) < 2:
                 continue
             sizes = [record["n"] for record in records]
@@ -238,6 +235,11 @@ def make_growth_table(found):
             more = records[-1]["own"] - records[0]["own"]
             rows.append([name, row, f"{power:.2f}", f"{more:.0f}"])
     return format_table(["data", "row", "power of CPU s", "more memory, MiB"], rows)
+
+
+def _by_size(found, name, row):
+    """Return the results of a row of a set, by the number of images."""
+    return [r for key, r in sorted(found.items()) if key[:2] == (name, row)]
 
 
 def _order(item):
@@ -254,7 +256,7 @@ def draw_figure(path, found):
     panels = figure.subplots(len(names), 2, squeeze=False)
     for pair, name in zip(panels, names, strict=True):
         for row in ROWS:
-            records = [r for key, r in sorted(found.items()) if key[:2] == (name, row)]
+            records = _by_size(found, name, row)
             if not records:
                 continue
             accuracies = [record["accuracy"] for record in records]
@@ -289,11 +291,8 @@ def main(argv=None):
         return 0
     check_data_option(parser, options)
     found = measure_all(options)
-    machine = describe_machine()
-    print(json.dumps(machine))
-    for name in options.sets:
-        print(make_table(found, name), end="\n\n")
-    print(make_growth_table(found))
+    tables = [make_table(found, name) for name in options.sets]
+    report([*tables, make_growth_table(found)], {})
     if options.figure:
         draw_figure(options.figure, found)
     return 0
