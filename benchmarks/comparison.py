@@ -15,7 +15,6 @@ again: an interrupted run goes on, and several may share the work. Run it with
 """
 
 import argparse
-import json
 import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -35,6 +34,7 @@ from skconvrfm.kernels import ConvNTK, Gaussian
 from . import rivals
 from .harness import (
     ROOT,
+    Results,
     add_data_option,
     check_data_option,
     describe_machine,
@@ -55,6 +55,8 @@ BUDGET = 4
 ROUNDS = 2
 # The parameters of the command that a result depends on.
 SETTINGS = ("n_train", "n_test")
+# What names a result; the draw of a search is None.
+KEY = "problem", "row", "draw"
 
 
 # -------------------------------------------------------------------- candidates
@@ -227,44 +229,6 @@ def peers(names):
         yield extract, compute
 
 
-class Results:
-    """Measurements in a file of JSON lines that several processes may share.
-
-    Parameters
-    ----------
-    path : path-like
-        The file; it need not exist.
-    settings : dict
-        The values of `SETTINGS`; records of others are left alone.
-    """
-
-    def __init__(self, path, settings):
-        self.path, self.settings = Path(path), settings
-
-    def read(self):
-        """Return the records, by problem, row and draw, which is None for a search."""
-        if not self.path.exists():
-            return {}
-        records = map(json.loads, self.path.read_text().splitlines())
-        return {
-            (record["problem"], record["row"], record["draw"]): record
-            for record in records
-            if all(record[key] == value for key, value in self.settings.items())
-        }
-
-    def once(self, problem, row, draw, measure):
-        """Return the record of this name, measured and written unless it is there."""
-        name = (problem, row, draw)
-        if name not in self.read():
-            record = dict(zip(("problem", "row", "draw"), name, strict=True))
-            record |= self.settings | measure()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(*name, record, flush=True)
-        return self.read()[name]
-
-
 def measure(options, results):
     """Measure what the command line asks for: all rows of a draw, then the next."""
     load = cache(
@@ -284,12 +248,12 @@ def measure(options, results):
 def measure_row(results, problem, name, row, draw, parts, first_parts):
     """Search on the first draw, once; fit and predict another."""
     searched = results.once(
-        *(problem, name, None, lambda: search_grid(row, first_parts, 0)[1])
+        (problem, name, None), lambda: search_grid(row, first_parts, 0)[1]
     )
     scores = [score for _, score in searched["tried"]]
     chosen = ParameterGrid(row.grid)[int(np.argmax(scores))]
     model = row.seeded(draw, **chosen)
-    results.once(problem, name, draw, lambda: fit_and_score(model, parts, draw))
+    results.once((problem, name, draw), lambda: fit_and_score(model, parts, draw))
 
 
 def _parts(data):
@@ -505,7 +469,7 @@ def main(argv=None):
     """Measure what is missing; print and write the tables."""
     options = parse_options(argv)
     settings = {key: getattr(options, key) for key in SETTINGS}
-    results = Results(options.results, settings)
+    results = Results(options.results, KEY, settings)
     if not options.tables:
         measure(options, results)
     records = results.read()

@@ -12,6 +12,8 @@ import argparse
 import io
 import json
 import tempfile
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from .harness import (
     MEBIBYTE,
     ROOT,
     OwnMemory,
+    Results,
     add_data_option,
     check_data_option,
     format_table,
@@ -52,6 +55,7 @@ SIZES = (1000, 5000, 20_000, 60_000)  # the last is all
 MOST_EXACT = 5000
 PARTS = "train", "test"
 KEY = "set", "row", "n"
+CHILD = "benchmarks.full_sets", "--task"
 
 
 # ------------------------------------------------------------------------- machines
@@ -174,36 +178,18 @@ def decode(jpeg, ends):
 # ------------------------------------------------------------------------- all fits
 
 
-def measure_all(options):
-    """Measure what is not in the file of results; return all of them by name."""
-    found = read(options.results)
+def measure_all(options, results):
+    """Measure what is not there yet."""
     for name in options.sets:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             unpack(name, options.data, Path(folder))
             n_images = len(np.load(Path(folder) / "y_train.npy"))
             sizes = sorted({min(n, n_images) for n in options.sizes})
-            for n in sizes:
-                for row in options.only:
-                    key = name, row, n
-                    if key in found or (row == "exact" and n > MOST_EXACT):
-                        continue
-                    task = dict(zip(KEY, key, strict=True))
-                    line = json.dumps(task | {"folder": folder})
-                    measured = in_subprocess("benchmarks.full_sets", "--task", line)
-                    found[key] = task | measured
-                    options.results.parent.mkdir(parents=True, exist_ok=True)
-                    with options.results.open("a") as file:
-                        file.write(json.dumps(found[key]) + "\n")
-                    print(found[key], flush=True)
-    return found
-
-
-def read(path):
-    """Return the results in a file by set, row and number of images."""
-    if not path.exists():
-        return {}
-    records = map(json.loads, path.read_text().splitlines())
-    return {tuple(record[key] for key in KEY): record for record in records}
+            for n, row in product(sizes, options.only):
+                if row != "exact" or n <= MOST_EXACT:
+                    task = {"set": name, "row": row, "n": n, "folder": folder}
+                    line = json.dumps(task)
+                    results.once((name, row, n), partial(in_subprocess, *CHILD, line))
 
 
 def make_table(found, name):
@@ -290,7 +276,9 @@ def main(argv=None):
         print(json.dumps(measure(json.loads(options.task))))
         return 0
     check_data_option(parser, options)
-    found = measure_all(options)
+    results = Results(options.results, KEY)
+    measure_all(options, results)
+    found = results.read()
     tables = [make_table(found, name) for name in options.sets]
     report([*tables, make_growth_table(found)], {})
     if options.figure:

@@ -273,6 +273,44 @@ def in_subprocess(module, *arguments, env=None):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+class Results:
+    """Measurements in a file of JSON lines that several processes may share.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; it need not exist.
+    key : sequence of str
+        Entries of a record that name it.
+    settings : dict, default={}
+        Other entries that a record must have; those with others are left alone.
+    """
+
+    def __init__(self, path, key, settings=None):
+        self.path, self.key, self.settings = Path(path), key, settings or {}
+
+    def read(self):
+        """Return the records by their names, tuples."""
+        if not self.path.exists():
+            return {}
+        records = map(json.loads, self.path.read_text().splitlines())
+        return {
+            tuple(record[entry] for entry in self.key): record
+            for record in records
+            if all(record[key] == value for key, value in self.settings.items())
+        }
+
+    def once(self, name, measure):
+        """Return the record of this name, measured and written unless it is there."""
+        if name not in self.read():
+            record = dict(zip(self.key, name, strict=True)) | self.settings | measure()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(*name, record, flush=True)
+        return self.read()[name]
+
+
 # ---------------------------------------------------------------------- reports
 
 

@@ -8,7 +8,7 @@ import pytest
 from bench_fixtures import *  # noqa: F403
 from sklearn.dummy import DummyClassifier
 
-from benchmarks import full_sets, landmarks
+from benchmarks import full_sets, harness, landmarks
 from skconvrfm import ConvRFMClassifier
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import Gaussian
@@ -105,7 +105,7 @@ def test_full_sets_measure_once_and_tell(folder, monkeypatch, capsys):
     assert len(asked) == 2 * (2 * 3 - 1)  # all but the exact one of all
     assert {task["n"] for task in asked} == {20, 30}
     assert (folder / "figure.png").stat().st_size > 0
-    records = full_sets.read(folder / "found.jsonl")
+    records = harness.Results(folder / "found.jsonl", full_sets.KEY).read()
     assert records["CIFAR-10", "exact", 20]["accuracy"] == 100
     assert records["MNIST", "1000 landmarks", 30]["accuracy"] == 100
     full_sets.main(options)
