@@ -46,6 +46,9 @@ class Fit:
         Classes or targets.
     tasks_per_worker : int, default=1
         D × D sums that a worker sends in a pass.
+    n_landmarks : int, default=None
+        Landmarks of a kernel of the features; None is a linear kernel. Rows of the
+        ridge regression then have D = `n_landmarks` columns.
     """
 
     case: Case
@@ -54,6 +57,7 @@ class Fit:
     n_rounds: int = 1
     n_outputs: int = 10
     tasks_per_worker: int = 1
+    n_landmarks: int | None = None
 
     @property
     def rounds_fitted(self):
@@ -61,9 +65,25 @@ class Fit:
         return self.n_rounds + 1
 
     @property
-    def width(self):
-        """Number D of features of an image."""
+    def n_features(self):
+        """Number of features of an image."""
         return self.case.n_filters * self.case.grid**2
+
+    @property
+    def width(self):
+        """Number D of columns of the ridge regression."""
+        return self.n_landmarks or self.n_features
+
+    @property
+    def row_operations(self):
+        """Additions and multiplications of K(x, Z) V of a row, with landmarks."""
+        return 2 * (self.n_landmarks or 0) * (self.n_features + self.width)
+
+    @property
+    def machine_bytes(self):
+        """Bytes of what makes the columns: landmarks' features and V, if any."""
+        centres = 4 * (self.n_landmarks or 0) * self.n_features
+        return centres + (self.matrix_bytes if self.n_landmarks else 0)
 
     @property
     def matrix_bytes(self):
@@ -102,7 +122,7 @@ def traffic(fit):
     return {
         "read": fit.n_images * math.prod(fit.case.image_shape) / fit.n_workers,
         "sums up": fit.n_workers * fit.tasks_per_worker * fit.matrix_bytes,
-        "factors down": fit.n_workers * fit.matrix_bytes,
+        "factors down": fit.n_workers * (fit.matrix_bytes + PASSES * fit.machine_bytes),
         "predictions up": 2 * DOUBLE * fit.n_images * fit.n_outputs,
     }
 
@@ -123,8 +143,10 @@ def worker_seconds(fit, costs):
         By part.
     """
     share = fit.n_images / fit.n_workers
+    columns = PASSES * share * fit.row_operations / costs["leave_one_out"]
     return {
         "features": PASSES * share * fit.case.operations / costs["features"],
+        "landmarks": columns,
         "sums": share * fit.width**2 / costs["sums"],
         "leave-one-out": share * 2 * fit.width**2 / costs["leave_one_out"],
         "reading images": PASSES * traffic(fit)["read"] / costs["read"],
@@ -147,14 +169,17 @@ def parent_seconds(fit, costs):
         By part.
     """
     moved = traffic(fit)
-    agop = fit.agop_images * agop_operations(fit.case)
+    agop = fit.agop_images * agop_operations(fit.case) / costs["agop"]
+    # Gradients of every output, over all landmarks.
+    gradients = 2 * (fit.n_landmarks or 0) * fit.n_features * fit.n_outputs
+    agop += fit.agop_images * gradients / costs["leave_one_out"]
     return {
         "receiving sums": moved["sums up"] / costs["send"],
         "adding sums": moved["sums up"] / costs["add"],
         "decomposition": costs["decomposition"] * fit.width**3,
         "sending factors": moved["factors down"] / costs["send"],
         "receiving predictions": moved["predictions up"] / costs["send"],
-        "AGOP": agop / costs["agop"],
+        "AGOP": agop,
     }
 
 
@@ -215,8 +240,9 @@ def summarize(fit, costs):
     -------
     dict
         ``seconds`` of the fit and ``memory`` of the parent by part, ``traffic``, the
-        ``parent share`` of the time, the quickest number of ``workers``, and what
-        ``breaks first`` of time and memory.
+        ``parent share`` of the time, the quickest number of ``workers``,
+        ``machine hours`` of them and the parent, and what ``breaks first`` of time and
+        memory.
     """
     spent, memory = seconds(fit, costs), parent_memory(fit)
     by_workers = fit.rounds_fitted * sum(worker_seconds(fit, costs).values())
@@ -226,12 +252,22 @@ def summarize(fit, costs):
         "traffic": traffic(fit),
         "parent share": 1 - by_workers / sum(spent.values()),
         "workers": quickest_workers(fit, costs),
+        "machine hours": (fit.n_workers + 1) * sum(spent.values()) / 3600,
         "breaks first": {"time": largest(spent), "memory": largest(memory)},
     }
 
 
-def tabulate(fit, costs):
+def tabulate(fit, costs, price=None):
     """Return the model's numbers as tables.
+
+    Parameters
+    ----------
+    fit : Fit
+        The fit.
+    costs : dict
+        Unit costs.
+    price : float, default=None
+        Of an hour of a machine.
 
     Returns
     -------
@@ -240,7 +276,9 @@ def tabulate(fit, costs):
     found = summarize(fit, costs)
     title = (
         f"{fit.n_images:,} images of {'×'.join(map(str, fit.case.image_shape))}, "
-        f"{fit.case.n_filters} filters, D = {fit.width}, {fit.n_workers} workers, "
+        f"{fit.case.n_filters} filters, "
+        + (f"{fit.n_landmarks} landmarks, " if fit.n_landmarks else "")
+        + f"D = {fit.width}, {fit.n_workers} workers, "
         f"{fit.rounds_fitted} rounds with round 0"
     )
     of_workers = worker_seconds(fit, costs)
@@ -251,6 +289,8 @@ def tabulate(fit, costs):
     moved = [[part, count / 1e9] for part, count in found["traffic"].items()]
     memory = {part: count / 1e9 for part, count in found["memory"].items()}
     first = {key: f"{n} ({s:.0%})" for key, (n, s) in found["breaks first"].items()}
+    hours = found["machine hours"]
+    paid = "" if price is None else f", {price * hours:.2f} at {price} an hour"
     return [
         title,
         _table_of_shares("time of the fit", "s", spent),
@@ -258,7 +298,8 @@ def tabulate(fit, costs):
         _table_of_shares("memory of the parent", "GB", memory),
         f"What breaks first. Time: {first['time']}; memory: {first['memory']}.\n"
         f"The parent alone: {found['parent share']:.0%} of the time. From "
-        f"{found['workers']:.0f} workers on, more of them make the fit slower.",
+        f"{found['workers']:.0f} workers on, more of them make the fit slower.\n"
+        f"Hours of machines, with the parent's: {hours:.1f}{paid}.",
     ]
 
 

@@ -300,6 +300,8 @@ def parse_options(argv=None):
     add("--costs", type=Path, metavar="FILE", help="of --unit-costs; or measured now")
     add("--n", type=int, default=10_000_000, help="images of the fit")
     add("--workers", type=int, default=100)
+    add("--landmarks", type=int, help="of a Gaussian kernel; a linear one otherwise")
+    add("--price", type=float, help="of an hour of a machine, in any currency")
     add("--tasks-per-worker", type=int, default=1, help="sums a worker sends a pass")
     add("--bandwidth", type=float, help="MB/s between machines, if not that of a pipe")
     add("--task", help=argparse.SUPPRESS)
@@ -327,8 +329,9 @@ def on_paper(options):
             options.workers,
             options.rounds,
             tasks_per_worker=options.tasks_per_worker,
+            n_landmarks=options.landmarks,
         )
-        tables += tabulate(fit, costs)
+        tables += tabulate(fit, costs, options.price)
         results["extrapolation"] = summarize(fit, costs)
     return tables, results
 

@@ -46,6 +46,7 @@ from ._typing import (
     Selection,
 )
 from .compute.images import as_images
+from .compute.progress import with_progress
 from .compute.sampling import (
     Lineup,
     binary_exponent,
@@ -198,6 +199,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
                 )
         return super().set_params(**params)
 
+    @with_progress
     def _fit(self, X, y, sample_weight, groups):
         """Fit stages and rounds; set attributes only when all is done."""
         X, y, image_shape = self._validate_fit(X, y)
@@ -208,7 +210,6 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
                 "X has 1 sample with a positive weight; a fit needs at least 2."
             )
         encoding, targets, weights = self._encode(y[kept], _scaled(row_weights[kept]))
-
         rng = self._rng()
         recipe = self._recipe(X, image_shape, rng)
         if self.warm_start and hasattr(self, "kernel_"):
@@ -243,6 +244,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         fitting.callbacks.end_fit()
         return self
 
+    @with_progress
     def _partial_fit(self, X, y, sample_weight, classes=None):
         """Add rows to the sums, and solve for the machine; attributes last."""
         begins = not self._goes_on
@@ -485,6 +487,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         coef = as_matrix("dual_coef_", self.dual_coef_, len(centres), outputs)
         return coef, centres, intercept
 
+    @with_progress
     @plain_torch()
     def _predict_raw(self, X):
         """Return f(x) of every output, ndarray of shape (n, n_outputs)."""

@@ -85,7 +85,8 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         Seed of the draws: filters, `agop_samples`, held-out rows. None is a seed as
         well: fits are repeatable by default.
     verbose : int, default=0
-        With 1, one line per round.
+        With 1, one line per round, and of loops of some seconds, also in predictions,
+        how far they are: a bar on a terminal with rich, or else a line.
 
     Attributes
     ----------

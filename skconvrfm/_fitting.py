@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .compute.progress import LONG_CALL, in_words
 from .learning.rounds import (
     Schedule,
     StagePlan,
@@ -135,11 +136,14 @@ class Fitting(Watcher):
         seconds = sum(last[key] for key in last if key.startswith("seconds"))
         estimator, n_stages = self._estimator, self._recipe.n_stages
         layer = f"layer {index + 1}/{n_stages}  " if n_stages > 1 else ""
+        rounds = (n_stages - index) * (estimator.n_rounds + 1) - last["round"] - 1
+        left = rounds * seconds
+        rest = f", about {in_words(left)} left" if left >= LONG_CALL else ""
         return (
             f"[{type(estimator).__name__}] {layer}round {last['round']}/"
             f"{estimator.n_rounds}  alpha={last['alpha']:.0e}  gcv={last['gcv']:.4g}  "
             f"loo_loss={last['loo_loss']:.4g}  loo_score={last['loo_score']:.4f}  "
-            f"{seconds:.1f}s"
+            f"{seconds:.1f}s{rest}"
         )
 
     def _attributes(self, data, stages, selection=None, unfinished=None):

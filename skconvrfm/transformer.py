@@ -22,6 +22,7 @@ from ._sklearn_compat import (
     output_container,
 )
 from ._typing import Activation, Array, Pair, Weights
+from .compute.progress import show_progress
 from .compute.torch_state import plain_torch
 from .estimators import ConvRFMClassifier, ConvRFMRegressor
 from .features.filters import draw_filters
@@ -218,7 +219,8 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
         options = fitted.device, fitted.dtype, fitted.n_jobs
         resources = make_resources(*options, images, learned=learned)
         *below, top = self.maps_
-        features = compute_features(top, pass_through(images, below), resources)
+        with show_progress(type(self).__name__, fitted.verbose):
+            features = compute_features(top, pass_through(images, below), resources)
         if isinstance(top, SeenImage):
             return self._like_input(features, X)
         return features.reshape(len(features), -1)

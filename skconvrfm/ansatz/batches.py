@@ -7,9 +7,7 @@ go in turn, and tasks if these are shared out; None if their number is not known
 
 import itertools
 import math
-import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +17,7 @@ from sklearn.utils.multiclass import type_of_target
 from .._input import as_numpy
 from ..compute.blocks import balanced_blocks
 from ..compute.parallel import SUM_TASKS, run_in_turn, spans, sum_tasks
+from ..compute.progress import follow
 from ..compute.sampling import systematic_sample
 from .gradients import MAX_FOLDS, measure_batches
 from .inputs import (
@@ -34,8 +33,7 @@ from .network import default_device, n_rows, take_rows
 
 # Images of a batch where single images come one by one, and nobody knows how many.
 STREAMED_IMAGES = 8
-# Seconds after which a bar shows the progress.
-LONG_RUN = 5.0
+_STEPS = "patch AGOPs"  # what a bar shows the progress of
 
 
 class _Blocks:
@@ -235,37 +233,16 @@ def draw_images(n, y, n_draws, rng):
     return systematic_sample(strata, positions, weights, n_draws, rng.uniform())[0]
 
 
-def add_up(measured, images, size, resources, show_progress):
+def add_up(measured, images, size, resources):
     """Return the sums over all batches, one per network, from all workers."""
-    progress = _show_progress if show_progress else lambda steps, total: steps
     in_turn = resources.run is run_in_turn
     parts, n_steps = images.parts(size, resources)
     if in_turn:
-        parts = ((first, progress(batches, n_steps)) for first, batches in parts)
+        parts = ((first, follow(batches, _STEPS, n_steps)) for first, batches in parts)
 
     def run(function, tasks):
         results = resources.run(function, tasks)
-        return results if in_turn else progress(results, n_steps)
+        return results if in_turn else follow(results, _STEPS, n_steps)
 
     tasks = ((measured, batches, first, in_turn) for first, batches in parts)
     return sum_tasks(measure_batches, tasks, replace(resources, run=run))
-
-
-def _show_progress(steps, total):
-    """Pass steps on; if that is long, show a bar on a terminal (with rich)."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        yield from steps
-        return
-    console = Console(stderr=True)
-    begin, bar = time.monotonic() + LONG_RUN, None
-    with ExitStack() as stack:
-        for done, step in enumerate(steps):
-            if bar is None and console.is_terminal and time.monotonic() > begin:
-                bar = stack.enter_context(Progress(console=console, transient=True))
-                task = bar.add_task("Patch AGOPs", total=total)
-            if bar is not None:
-                bar.update(task, completed=done)
-            yield step

@@ -21,6 +21,7 @@ from .._sklearn_compat import Interval, StrOptions
 from .._typing import Channels, Device, Floats, ImageShape, RandomState
 from ..compute.devices import resolve_device
 from ..compute.parallel import Resources, parallel_resources, working_memory
+from ..compute.progress import show_progress
 from ..display._learned import learned_layers
 from . import batches
 from .gradients import AnsatzMeasurement
@@ -197,10 +198,11 @@ class AnsatzScorer(BaseEstimator):
             A network with layers of the same names, mostly the untrained one. It sees
             the same batches and directions.
         """
-        return self._measure(network, X, None, baseline, show_progress=True)
+        with show_progress(type(self).__name__, only_bars=True):
+            return self._measure(network, X, None, baseline)
 
     @left_alone()
-    def _measure(self, estimator, X, y, baseline=None, show_progress=False):
+    def _measure(self, estimator, X, y, baseline=None):
         self._validate_params()
         model, X, is_bare = _open(estimator, X)
         is_network = isinstance(model, torch.nn.Module)
@@ -220,7 +222,7 @@ class AnsatzScorer(BaseEstimator):
                     "but the estimator that it is compared with is one."
                 )
         if is_network:
-            measured = self._sum_up(model, X, y, is_bare, baseline, show_progress)
+            measured = self._sum_up(model, X, y, is_bare, baseline)
             layers, n_images = measured[0].in_forward_order(), measured[0].sums.n_images
             others = [layer for other in measured[1:] for layer in other.layers]
         else:
@@ -231,7 +233,7 @@ class AnsatzScorer(BaseEstimator):
         rows = report_rows(layers, by_name, n_images, kind, power)
         return AnsatzReport(rows, correlation=kind, agop_power=power)
 
-    def _sum_up(self, network, X, y, is_bare, baseline, show_progress):
+    def _sum_up(self, network, X, y, is_bare, baseline):
         """Measure a network, and its baseline if there is one."""
         rng = check_random_state(0 if self.random_state is None else self.random_state)
         options = {"outputs": self.outputs, "seed": int(rng.randint(2**31 - 1))}
@@ -258,7 +260,7 @@ class AnsatzScorer(BaseEstimator):
                 same = dict.fromkeys(by_name[one] for one in names if one in by_name)
                 options["max_folds"] = 1
                 measured.append(AnsatzMeasurement(baseline, list(same), **options))
-            total = batches.add_up(measured, images, size, resources, show_progress)
+            total = batches.add_up(measured, images, size, resources)
         for measurement, sums in zip(measured, total, strict=True):
             measurement.set_sums(sums)
         return measured

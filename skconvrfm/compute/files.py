@@ -1,9 +1,15 @@
-"""Files that are written completely or not at all, and locks of files."""
+"""Files that are written completely or not at all, locks of files, rows in a file."""
 
 import contextlib
 import errno
 import os
+import shutil
+import tempfile
 import uuid
+from dataclasses import dataclass, replace
+from typing import IO
+
+import numpy as np
 
 try:
     import fcntl
@@ -11,6 +17,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp"
+_HELD_BYTES = 2**26  # of rows that need no file
 
 
 def write_whole(path, write):
@@ -74,3 +81,55 @@ def _is_at(file, path):
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     return False
+
+
+class _TemporaryFile(tempfile.SpooledTemporaryFile):
+    """A temporary file that ends with its last reference, without a warning."""
+
+    def __del__(self):
+        self.close()
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of float64 numbers in a temporary file, which ends with the last of them.
+
+    They are read when an ndarray of them is asked for; slices and arrays of increasing
+    row numbers take some of them.
+    """
+
+    file: IO
+    width: int
+    numbers: np.ndarray  # (n,), of the rows in the file
+
+    @classmethod
+    def write(cls, blocks, n_rows, width):
+        """Return rows that come in blocks; few bytes stay in memory.
+
+        Raises OSError where the file would take more than half of the disk's room.
+        """
+        size = 8 * n_rows * width
+        folder = tempfile.gettempdir()
+        if size > _HELD_BYTES and 2 * size > shutil.disk_usage(folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
+        file = _TemporaryFile(_HELD_BYTES)
+        for block in blocks:
+            file.write(block.tobytes())
+        return cls(file, width, np.arange(n_rows))
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, part):
+        return replace(self, numbers=self.numbers[part])
+
+    def __array__(self, dtype=None, copy=None):
+        ends = np.flatnonzero(np.diff(self.numbers) != 1) + 1
+        runs = [self._read(run) for run in np.split(self.numbers, ends)]
+        return np.concatenate(runs).astype(dtype or float, copy=False)
+
+    def _read(self, run):
+        """Return rows of consecutive numbers."""
+        row_bytes = 8 * self.width
+        self.file.seek(int(run[0]) * row_bytes)
+        return np.frombuffer(self.file.read(len(run) * row_bytes)).reshape(len(run), -1)

@@ -18,6 +18,7 @@ from .blocks import balanced_blocks, image_blocks, largest_value
 from .images import mirror
 from .native import build, calls
 from .parallel import halving_memory, spans
+from .progress import track
 from .threads import own_thread_count, own_threads, share_out, thread_count
 
 # Arrays of one value per pair and location that are alive at once in a tile, at the
@@ -155,8 +156,11 @@ def kernel_matrix(kernel, X, Y, transform, resources):
         for rows in strips
     )
     matrix = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
-    for rows, strip in zip(strips, resources.run(_strip, tasks), strict=True):
-        first = rows.start if symmetric else 0
+    firsts = [rows.start if symmetric else 0 for rows in strips]
+    costs = [len(Y) - first for first in firsts]
+    tracked = track(strips, "kernel", costs=costs)
+    results = resources.run(_strip, tasks)
+    for rows, first, strip in zip(tracked, firsts, results, strict=True):
         matrix[rows, first:] = strip
         if symmetric:
             matrix[rows.stop :, rows] = strip[:, rows.stop - rows.start :].T
@@ -168,7 +172,7 @@ def kernel_product(kernel, X, centres, transform, coef, resources):
     pairs, worker = len(X) * len(centres), resources.one_worker()
     tasks = (
         (kernel, X[rows], centres, transform, coef, pairs, worker)
-        for rows in _strips(kernel, X, len(centres), resources)
+        for rows in track(_strips(kernel, X, len(centres), resources), "kernel")
     )
     return np.concatenate(list(resources.run(_strip_product, tasks)))
 

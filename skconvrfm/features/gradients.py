@@ -49,6 +49,7 @@ from torch.nn.functional import conv_transpose2d
 from ..compute.blocks import balanced_blocks, image_blocks, largest_value
 from ..compute.images import to_tensor
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
+from ..compute.progress import track
 from .gradient_moments import band_moment, band_squares, mirror_moment, places, spread
 from .maps import (
     Band,
@@ -115,7 +116,7 @@ def _mean(moments, features, readout, images, weights, resources):
     worker = resources.one_worker()
     tasks = (
         (features, readout, images[part], weights[part], worker)
-        for part in spans(len(images), resources, SUM_TASKS)
+        for part in track(spans(len(images), resources, SUM_TASKS), "AGOP")
     )
     return sum_tasks(moments, tasks, resources) / weights.sum()
 
@@ -149,7 +150,7 @@ def _linear_moment(features, coef, images, weights, resources):
     coef = coef.reshape(*features.grid, features.n_maps, -1)
     total = coef.new_zeros((features.n_maps,) * 2)
     largest = _block(features, 0, resources, 4 * features.n_maps**2)
-    for part in image_blocks(images, largest):
+    for part in track(image_blocks(images, largest), "AGOP"):
         roots = resources.tensor(np.sqrt(weights[part]))[:, None]
         pooled, bands = _pool_by_bands(features, images[part], resources)
         all_slopes, areas = pooled.slopes, pooled.areas
@@ -224,7 +225,7 @@ def _passes(top, readout, images, weights, resources, squares=False):
     if not squares:
         numbers += 4 * widest.n_maps**2
     largest = _block(widest, outputs, resources, numbers)
-    for part in image_blocks(images, largest // sides):
+    for part in track(image_blocks(images, largest // sides), "AGOP"):
         some = images[part] if sides == 1 else read_with_mirrors(images[part])
         passes = _pass_layers(layers, some, resources)
         features = top.join([one.features for one in passes])

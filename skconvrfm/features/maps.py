@@ -3,8 +3,7 @@
 The factors are those of the convolutional kernel: on average over many filters drawn
 from N(0, M), its covariances at depth L without bias are those at depth L - 1 on maps.
 
-Source: Beaglehole et al., arXiv:2309.00570, Deep ConvRFM; the activation and the scale
-are ours.
+Source: Beaglehole et al., arXiv:2309.00570 (Deep ConvRFM); activation and scale: ours.
 """
 
 import math
@@ -19,6 +18,7 @@ from ..compute.blocks import balanced_blocks, image_blocks, largest_value
 from ..compute.images import Layer, extract_patches, mirror, take, to_tensor
 from ..compute.native import build, calls
 from ..compute.parallel import halving_memory, spans
+from ..compute.progress import track
 from ..compute.threads import own_threads, share_out, thread_count
 from .pools import PowerPool, cell_slices, pool_grid
 
@@ -405,7 +405,8 @@ def compute_features(features, images, resources):
     parts = spans(len(images), resources, largest=largest)
     tasks = ((features, images[part], len(images), None, worker) for part in parts)
     out = np.empty((len(images), *features.shape), dtype=resources.numpy_dtype)
-    for part, block in zip(parts, resources.run(feature_rows, tasks), strict=True):
+    blocks = resources.run(feature_rows, tasks)
+    for part, block in zip(track(parts, "features"), blocks, strict=True):
         out[part] = block
     return out
 
@@ -421,8 +422,7 @@ def feature_rows(features, images, n_images, rows, resources):
     fitting = resources.memory / 2 / (resources.itemsize * numbers)  # images
     largest = min(fitting, _quick_block(images, features.shape, resources))
     n_rows = features.shape[0] if rows is None else rows.stop - rows.start
-    shape = len(images), n_rows, *features.shape[1:]
-    out = np.empty(shape, dtype=resources.numpy_dtype)
+    out = np.empty((len(images), n_rows, *features.shape[1:]), resources.numpy_dtype)
 
     def fill(some, block):
         if rows is None and fitting >= 1:
@@ -431,7 +431,7 @@ def feature_rows(features, images, n_images, rows, resources):
         else:
             _fill_bands(features, some, rows, library, block, resources)
 
-    for part in image_blocks(images, int(largest)):
+    for part in track(image_blocks(images, int(largest)), "features"):
         some = read(images[part]) if features.mirror else images[part]
         fill(some, out[part])
         if features.mirror:  # the sum of both is the same for an image and its mirror

@@ -43,6 +43,7 @@ from ..compute.blocks import balanced_blocks, image_blocks, largest_value
 from ..compute.images import WithMirrors, extract_patches
 from ..compute.native import calls
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
+from ..compute.progress import track
 from ..compute.sampling import binary_exponent
 from ..compute.threads import own_threads, share_out
 from ..compute.torch_state import plain_torch
@@ -152,7 +153,7 @@ def kernel_agop(kernel, centres, dual_coef, images, transform, weights, resource
     pairs = len(centres) * len(images)
     tasks = (
         (route, machine, images[part], weights[part], pairs, worker)
-        for part in spans(len(images), resources, SUM_TASKS, largest)
+        for part in track(spans(len(images), resources, SUM_TASKS, largest), "AGOP")
     )
     total = sum_tasks(_sum_of_products, tasks, resources)
     agop = total * (kernel.patch_scale**2 / weights.sum())

@@ -13,6 +13,7 @@ import torch
 from ..compute.blocks import balanced_blocks, byte_blocks, image_blocks, mirror_upper
 from ..compute.images import take
 from ..compute.parallel import SUM_TASKS, halving_memory, spans, sum_tasks
+from ..compute.progress import track
 from ..features.maps import FilterLayer, Pixels, feature_rows
 from ..kernels.whole import RadialKernel
 from .primal import Moments
@@ -37,7 +38,10 @@ class Passes:
         """Return the sums over all or some rows, `Moments`, in float64."""
         columns = self.rows, self.data.targets, self.data.weights
         parts = self._parts(some)
-        tasks = ((*(c[part] for c in columns), self._worker) for part in parts)
+        tasks = (
+            (*(c[part] for c in columns), self._worker)
+            for part in track(parts, "sums over rows")
+        )
         moments = sum_tasks(_moments, tasks, self.resources)
         return moments.with_scatter(
             self.data.scatter[slice(None) if some is None else some]
@@ -54,7 +58,10 @@ class Passes:
     def map_parts(self, pairs):
         """Yield the same of pairs (rows, function of them)."""
         pairs = list(pairs)
-        tasks = ((self.rows[part], function, self._worker) for part, function in pairs)
+        tasks = (
+            (self.rows[part], function, self._worker)
+            for part, function in track(pairs, "rows left out")
+        )
         results = self.resources.run(_map_blocks, tasks)
         yield from zip((part for part, _ in pairs), results, strict=True)
 
@@ -162,7 +169,7 @@ class FeatureRows(ImageRows):
         """
         numbers = 8 * (3 * self.width + numbers)
         largest = min(resources.memory // 4 // numbers, PRODUCT_ROWS)
-        for part in image_blocks(self.images, largest):
+        for part in track(image_blocks(self.images, largest), "rows"):
             values = self[part].compute(resources)
             yield part, torch.as_tensor(values, device=resources.device)
 
@@ -302,7 +309,8 @@ def readout_outputs(features, images, readout, resources):
     """Return the outputs of a readout for images, float64 (n, n_outputs), by blocks."""
     worker = resources.one_worker()
     rows = FeatureRows(features, images, len(images))
-    tasks = ((rows[part], readout, worker) for part in spans(len(images), resources))
+    parts = track(spans(len(images), resources), "outputs")
+    tasks = ((rows[part], readout, worker) for part in parts)
     return np.concatenate(list(resources.run(_outputs, tasks)))
 
 

@@ -45,9 +45,9 @@ class Costs:
         solve = self.solve / _SOLVE_ROWS**3
         if n_centres >= n - 1:
             return solve * n**3 + self.pair * n**2 / 2 + self.image * n
-        # Sums over the rows, and a second pass for those that are left out.
-        passes = 2 * n * (self.pair * n_centres + self.image)
-        return solve * (n_centres**3 + 2 * n * n_centres**2) + passes
+        # Sums over the rows, whose features a file keeps, and those that are left out.
+        rows = n * (self.pair * n_centres + self.image)
+        return solve * (n_centres**3 + 2 * n * n_centres**2) + rows
 
     def of_fit(self, n, n_centres, n_rounds, n_fits):
         """Return the seconds of all fits that `_count_fits` counts.

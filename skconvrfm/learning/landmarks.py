@@ -15,6 +15,7 @@ and nothing is added to the diagonal.
 Source: Williams and Seeger (2001); Rudi, Carratino and Rosasco (2017) for the machine.
 """
 
+import contextlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,7 +24,9 @@ import torch
 from scipy.linalg import lapack
 
 from ..compute.blocks import image_blocks, mirror_upper
+from ..compute.files import FileRows
 from ..compute.images import take
+from ..compute.progress import track
 from ..compute.tiles import kernel_matrix
 from ..kernels.base import PatchKernel
 from ..kernels.whole import RadialKernel, inner_products, squared_lengths
@@ -34,7 +37,7 @@ _DIAGONAL_ROWS = 16  # whose pairs are computed for the sake of the diagonal
 
 
 class LandmarkDesign(Passes):
-    """Features Φ of training images, held where an eighth of the memory is enough.
+    """Features Φ of training images, which a temporary file keeps for later passes.
 
     Parameters
     ----------
@@ -48,9 +51,9 @@ class LandmarkDesign(Passes):
     def __init__(self, columns, data, resources):
         self._basis = inverse_root(columns.square(resources), columns.rounding)
         rows = LandmarkRows(columns, self._basis, data.images)
-        size = len(rows) * rows.width * rows.basis.itemsize
-        if resources.n_workers == 1 and size <= resources.memory // 8:
-            rows = replace(rows, values=rows.compute(resources))
+        if resources.n_workers == 1:
+            with contextlib.suppress(OSError):  # computed at every pass, without room
+                rows = replace(rows, values=rows.write(resources))
         super().__init__(rows, data, resources)
 
     def moments(self, some=None):
@@ -66,24 +69,22 @@ class LandmarkDesign(Passes):
 
 @dataclass(frozen=True)
 class LandmarkRows(ImageRows):
-    """Rows of Φ, held, or images and what makes features of them."""
+    """Rows of Φ: images and what makes features of them, or a file of these."""
 
     columns: "PatchColumns | MapColumns"
     basis: np.ndarray  # V, (M, rank)
     images: object  # (n, h, w, c)
-    values: np.ndarray | None = None  # (n, rank), where they are held
+    values: FileRows | None = None
 
     @property
     def width(self):
         """Number of features."""
         return self.basis.shape[1]
 
-    def compute(self, resources):
-        """Return the values, an ndarray of shape (n, rank)."""
-        values = np.empty((len(self), self.width))
-        for part, block in self.blocks(resources):
-            values[part] = block.cpu().numpy()
-        return values
+    def write(self, resources):
+        """Return the rows in a temporary file."""
+        blocks = (block.cpu().numpy() for _, block in self.blocks(resources))
+        return FileRows.write(blocks, len(self), self.width)
 
     def blocks(self, resources, numbers=0):
         """Yield (slice of rows, their values as a tensor), as much as fits.
@@ -93,11 +94,12 @@ class LandmarkRows(ImageRows):
         numbers = 8 * (4 * len(self.basis) + self.columns.numbers + numbers)
         largest = min(resources.memory // 4 // numbers, PRODUCT_ROWS)
         basis = torch.as_tensor(self.basis, device=resources.device)
-        for part in image_blocks(self.images, largest):
+        for part in track(image_blocks(self.images, largest), "rows"):
             if self.values is None:
                 yield part, self.columns(self.images[part], resources) @ basis
             else:
-                yield part, torch.as_tensor(self.values[part], device=resources.device)
+                values = np.asarray(self.values[part])
+                yield part, torch.as_tensor(values, device=resources.device)
 
 
 @dataclass(frozen=True)

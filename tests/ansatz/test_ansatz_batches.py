@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from skconvrfm.ansatz import AnsatzScorer
 from skconvrfm.ansatz import batches as batches_module
+from skconvrfm.compute import progress
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_batches_read_lazily_by_workers(network, images):
 def test_short_report_prints_nothing(network, images, capsys, monkeypatch):
     AnsatzScorer().report(network, images)
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(batches_module, "LONG_RUN", -1.0)
+    monkeypatch.setattr(progress, "LONG_CALL", -1.0)
     AnsatzScorer().report(network, images)
     assert capsys.readouterr() == ("", "")  # no terminal
 
@@ -169,7 +170,7 @@ def test_long_report_shows_progress_bar_on_terminal(
     n_jobs, network, images, monkeypatch, capsys
 ):
     console = pytest.importorskip("rich.console")
-    monkeypatch.setattr(batches_module, "LONG_RUN", -1.0)
+    monkeypatch.setattr(progress, "LONG_CALL", -1.0)
     plain = console.Console
     monkeypatch.setattr(
         console, "Console", lambda **options: plain(force_terminal=True, **options)
@@ -177,10 +178,10 @@ def test_long_report_shows_progress_bar_on_terminal(
     with parallel_config("threading"):
         report = AnsatzScorer(n_jobs=n_jobs).report(network, images)
     assert len(report) == 2
-    assert "Patch AGOPs" in capsys.readouterr().err
+    assert "patch AGOPs" in capsys.readouterr().err
 
 
 def test_no_progress_bar_without_rich(network, images, monkeypatch):
-    monkeypatch.setattr(batches_module, "LONG_RUN", -1.0)
+    monkeypatch.setattr(progress, "LONG_CALL", -1.0)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert len(AnsatzScorer().report(network, images)) == 2

@@ -124,6 +124,7 @@ def test_extrapolated_seconds(fit):
     assert of_workers == pytest.approx(
         {
             "features": 2 * 100 * (2 * 25 * 4) / 1e9,
+            "landmarks": 0,
             "sums": 100 * 16 / 1e6,
             "leave-one-out": 100 * 2 * 16 / 2e6,
             "reading images": 2 * 3600 / 1e6,
@@ -145,6 +146,29 @@ def test_extrapolated_seconds(fit):
     in_a_round = sum(of_workers.values()) + sum(of_parent.values())
     assert whole["ordering images"] == pytest.approx(0.072)
     assert sum(whole.values()) == pytest.approx(2 * in_a_round + 0.072)
+
+
+def test_extrapolated_fit_with_landmarks(fit):
+    landmarks = dataclasses.replace(fit, n_landmarks=20)
+    assert landmarks.width == 20 and landmarks.n_features == 4
+    of_workers = extrapolation.worker_seconds(landmarks, COSTS)
+    assert of_workers["landmarks"] == pytest.approx(2 * 100 * 2 * 20 * (4 + 20) / 2e6)
+    assert of_workers["sums"] == pytest.approx(100 * 20**2 / 1e6)
+    plain = extrapolation.parent_seconds(fit, COSTS)
+    of_parent = extrapolation.parent_seconds(landmarks, COSTS)
+    gradients = 1000 * 2 * 20 * 4 * 3 / 2e6
+    assert of_parent["AGOP"] - plain["AGOP"] == pytest.approx(gradients)
+    # Factors of 20 × 20 doubles, V as large, and 20 rows of 4 float32 in both passes.
+    down = 10 * (3200 + 2 * (3200 + 4 * 20 * 4))
+    assert extrapolation.traffic(landmarks)["factors down"] == down
+
+
+def test_extrapolated_price(fit):
+    found = extrapolation.summarize(fit, COSTS)
+    hours = 11 * sum(found["seconds"].values()) / 3600
+    assert found["machine hours"] == pytest.approx(hours)
+    last = extrapolation.tabulate(fit, COSTS, price=0.5)[-1].splitlines()[-1]
+    assert last.endswith(f"{hours:.1f}, {hours / 2:.2f} at 0.5 an hour.")
 
 
 def test_extrapolated_memory_and_bottleneck(fit):
@@ -193,4 +217,6 @@ def test_unit_costs_measured_and_extrapolated_from_file(tmp_path, monkeypatch, c
     assert scale.main([*small, *paper, "--bandwidth", "1"]) == 0
     printed = capsys.readouterr().out
     assert "5,000 images of 28×28×1, 4 filters, D = 36, 3 workers" in printed
+    assert scale.main([*small, *paper, "--landmarks", "9", "--price", "1"]) == 0
+    assert "9 landmarks, D = 9, 3 workers" in capsys.readouterr().out
     assert "What breaks first" in printed

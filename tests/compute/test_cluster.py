@@ -37,6 +37,10 @@ LAYER = ConvFeatures(12, patch_size=3)
 LOCATIONS = ConvFeatures(6, patch_size=2, pool_grid=None)
 FEATURES = {"kernel": "linear", "features": LAYER, **SMALL}
 EXACT = {"kernel": ConvNTK(depth=2), **SMALL}
+LANDMARKS = {
+    "images": ConvRFMClassifier(ConvNTK(depth=2), landmarks=25, **SMALL),
+    "maps": ConvRFMClassifier(Gaussian(), [LOCATIONS, LAYER], landmarks=25, **SMALL),
+}
 MODELS = [
     ConvRFMClassifier(**FEATURES),
     ConvRFMRegressor(**FEATURES),
@@ -45,6 +49,7 @@ MODELS = [
     ConvRFMClassifier(Gaussian(), [LOCATIONS, LAYER], **SMALL),
     ConvRFMClassifier(ConvNTK(depth=1), LOCATIONS, **SMALL),
     ConvRFMClassifier(selection="holdout", **FEATURES),
+    *LANDMARKS.values(),
 ]
 # Learning and machine, as both methods leave them.
 FITTED = ("patch_agop_", "patch_transform_", "coef_", "dual_coef_", "intercept_")
@@ -351,12 +356,14 @@ class Stream:
     [
         (ConvRFMClassifier(**{**FEATURES, "n_rounds": 2}), 6),
         (ConvRFMClassifier(**{**EXACT, "n_rounds": 2}), 1),
+        (clone(LANDMARKS["images"]).set_params(n_rounds=2), 6),
+        (clone(LANDMARKS["maps"]).set_params(n_rounds=2), 6),
     ],
-    ids=["features", "exact"],
+    ids=["features", "exact", "landmarks of images", "landmarks of maps"],
 )
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills a process")
 def test_fit_survives_the_loss_of_a_worker(model, n_before, tmp_path):
-    X, y = make_problem(200 if model.features else 50)
+    X, y = make_problem(200 if model.features or model.landmarks else 50)
     alone = clone(model).fit(X, y)
     with cluster_of_two(tmp_path) as client:
         address, pid = sorted(client.run(os.getpid).items())[0]

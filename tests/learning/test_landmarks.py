@@ -1,6 +1,7 @@
 """Landmarks: the Nyström machine, its limits, its draws, and its sums over rows."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
+from skconvrfm.compute import files
 from skconvrfm.compute.sampling import Lineup, inclusion_chances
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import (
@@ -21,7 +23,7 @@ from skconvrfm.kernels import (
     PatchGaussian,
     PatchLaplace,
 )
-from skconvrfm.learning.landmarks import inverse_root
+from skconvrfm.learning.landmarks import MapColumns, inverse_root
 from skconvrfm.learning.recipe import Recipe
 
 N = 90
@@ -174,9 +176,25 @@ def test_workers_and_small_memory_change_nothing_but_rounding(machine, data):
     expected = clone(model).fit(X, y).decision_function(X_new)
     shared = clone(model).set_params(n_jobs=2).fit(X, y)
     assert_allclose(shared.decision_function(X_new), expected, atol=1e-7)
-    with config_context(working_memory=0.02):  # so that no features are held
+    with config_context(working_memory=0.02):
         small = clone(model).fit(X, y)
     assert_allclose(small.decision_function(X_new), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_file_of_features_or_none_is_the_same(has_room, data, monkeypatch):
+    X, y, _, X_new = data
+    model = make("images", landmarks=20, selection="loo")
+    expected = clone(model).fit(X, y).decision_function(X_new)
+    passes, columns = [], MapColumns.__call__
+    monkeypatch.setattr(
+        MapColumns, "__call__", lambda *of: passes.append(len(of[1])) or columns(*of)
+    )
+    monkeypatch.setattr(files, "_HELD_BYTES", 1)
+    usage = shutil.disk_usage("/")._replace(free=2 * 8 * 20 * N - (not has_room))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+    assert_array_equal(clone(model).fit(X, y).decision_function(X_new), expected)
+    assert sum(passes) == (N if has_room else 3 * N)
 
 
 def test_stored_images_are_read_in_blocks(data, tmp_path):
