@@ -99,15 +99,17 @@ def test_full_sets_measure_once_and_tell(folder, monkeypatch, capsys):
     monkeypatch.setattr(full_sets, "ROWS", rows)
     monkeypatch.setattr(full_sets, "in_subprocess", call)
     monkeypatch.setattr(full_sets, "MOST_EXACT", 20)
+    monkeypatch.setattr(full_sets, "LANDMARKS", {"1000 landmarks": 20})
     options = ["--data", str(folder), "--results", str(folder / "found.jsonl")]
     options += ["--only", *rows, "--sizes", "20", "1000"]
     full_sets.main([*options, "--figure", str(folder / "figure.png")])
-    assert len(asked) == 2 * (2 * 3 - 1)  # all but the exact one of all
+    # All but the exact one of all images, and landmarks of as many.
+    assert len(asked) == 2 * (2 * 3 - 2)
     assert {task["n"] for task in asked} == {20, 30}
     assert (folder / "figure.png").stat().st_size > 0
     records = harness.Results(folder / "found.jsonl", full_sets.KEY).read()
     assert records["CIFAR-10", "exact", 20]["accuracy"] == 100
     assert records["MNIST", "1000 landmarks", 30]["accuracy"] == 100
     full_sets.main(options)
-    assert len(asked) == 10
+    assert len(asked) == 8
     assert "1000 landmarks" in capsys.readouterr().out

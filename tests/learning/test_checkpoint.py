@@ -850,9 +850,10 @@ def kill_at_random(name, folder, n_kills, draw):
 
 @pytest.mark.thorough
 @KILLS
-def test_twenty_random_kills_do_not_change_the_result(folder):
-    kills, _ = kill_at_random("holdout", folder, 20, random.Random(0))
-    assert kills >= 20
+@pytest.mark.parametrize("name", ["holdout", "landmarks"])
+def test_ten_random_kills_do_not_change_the_result(name, folder):
+    kills, _ = kill_at_random(name, folder, 10, random.Random(0))
+    assert kills >= 10
 
 
 @KILLS
