@@ -23,6 +23,7 @@ _PATH_BYTES, _LANDMARK_BYTES = 24, 16
 # Predicted seconds from which on a fit is announced, and those that are recommended.
 LONG_FIT, SHORT_FIT = 600, 60
 _FEWEST = 100  # landmarks that are recommended
+_LITTLE_MORE = 1.25  # times the least time, to recommend landmarks
 # Rows from which on the time is worth a measurement, and rows of that measurement.
 _MEASURED_ROWS, _TILE_ROWS, _SOLVE_ROWS = 3000, 48, 1024
 
@@ -58,9 +59,13 @@ class Costs:
         return rounds + (n_fits - n_rounds - 1) * self.of_round(n_centres, n_centres)
 
     def landmarks_within(self, seconds, n, *counts):
-        """Return the landmarks, a round number, that take so many seconds, or few."""
+        """Return the landmarks, a round number, that take so many seconds.
+
+        Where passes over the rows alone take longer, those that take little more.
+        """
         sizes = [d * 10**k for k in range(2, 7) for d in range(1, 10)]
-        fitting = [m for m in sizes if self.of_fit(n, m, *counts) <= seconds]
+        longest = max(seconds, _LITTLE_MORE * self.of_fit(n, _FEWEST, *counts))
+        fitting = [m for m in sizes if self.of_fit(n, m, *counts) <= longest]
         return max([m for m in fitting if m < n] or [_FEWEST])
 
 

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,11 @@ def test_recommended_landmarks_take_the_time_that_is_said():
     # More rows leave room for fewer; and there are always some.
     assert costs.landmarks_within(60, 100_000, 0, 1) < found
     assert costs.landmarks_within(1, 50_000, 0, 1) == 100
+    # Where features of all rows take longer than that, a few more cost nothing.
+    slow = replace(costs, image=0.1)
+    more = slow.landmarks_within(60, 50_000, 0, 1)
+    assert more >= 1000
+    assert 60 < slow.of_round(50_000, more) <= 1.25 * slow.of_round(50_000, 100)
     assert costs.landmarks_within(1e6, 500, 0, 1) == 400
 
 
