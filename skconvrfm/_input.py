@@ -196,8 +196,9 @@ def as_numpy(values, name):
 def as_numbers(values, name):
     """Return real numbers as an array; refuse what numpy would make into numbers."""
     array = np.asarray(as_numpy(values, name))
-    texts = (isinstance(one, str | bytes) for one in array.flat if array.dtype == "O")
-    if array.dtype.kind in "MmSUV" or any(texts):
+    objects = array.flat if array.dtype == "O" else ()
+    texts = any(isinstance(one, str | bytes) for one in objects)
+    if array.dtype.kind in "MmSUV" or texts:
         raise ValueError(
             f"{name} has dtype {array.dtype}, which is not of real numbers: convert "
             f"{name}, dates and spans of time in a unit of your choice."
