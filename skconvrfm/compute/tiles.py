@@ -242,8 +242,9 @@ def _compute_strip(kernel, X, Y, sides, transform, symmetric, library, resources
 def _right_blocks(kernel, left, images, transform, same, largest, resources):
     """Yield blocks of columns; those that are rows too are not made again."""
     start = len(left) if same else 0
-    for part in balanced_blocks(slice(0, start), largest) if same else ():
-        yield part, left[part]
+    parts = balanced_blocks(slice(0, start), largest) if same else []
+    for part in parts:
+        yield part, left if len(parts) == 1 else left[part]
     if start < len(images):
         rest = balanced_blocks(slice(start, len(images)), largest)
         yield from load_blocks(kernel, images, rest, transform, resources)

@@ -51,6 +51,7 @@ _FAILURES = OSError, RuntimeError, ValueError, subprocess.SubprocessError
 _TYPES = {"-": None, "i": ctypes.c_int, "l": ctypes.c_long, "p": ctypes.c_void_p}
 _FUNCTIONS = {  # the result and the arguments of each
     "kernel_lanes": "l",
+    "pack": "-" + "p" + "lllll" + "p",
     "kernel_value": "i" + "ppp" + "llll" + "pl",
     "kernel_pullback": "i" + "ppp" + "llll" + "ppll",
     "gram_product": "-" + "llll" + "pppp",

@@ -19,6 +19,7 @@ from .checks import REALS, check_array
 
 _VECTOR_BYTES = 64  # the largest of vectors.h, a multiple of the others
 _LEFT_TOGETHER = 8
+_PACKED_ROWS = 4096  # of numbers that one thread takes at once
 LOCATIONS_TOGETHER = 16  # that one thread takes at once
 _MAP_LOCATIONS_TOGETHER = 16384  # for which filters pass through the cache once
 
@@ -64,7 +65,9 @@ class CompiledTiles:
         integers = len(stack), kernel.tangent, kernel.patch_dim
         reals = kernel.channels, kernel.bias**2, kernel.parallel_gap(self._dtype)
         self._kernel = _Kernel(*integers, *reals, (_Layer * len(stack))(*stack))
-        self._left, self._right = _pack_block(left, 1), _pack_block(right, self._lanes)
+        self._left = _pack_block(library, left, _LEFT_TOGETHER)
+        same = right is left and self._lanes == _LEFT_TOGETHER
+        self._right = self._left if same else _pack_block(library, right, self._lanes)
 
     def value(self, rows, columns, diagonal=None):
         """Return `tiles.Tiles.value`; columns begin at a multiple of 16."""
@@ -212,10 +215,10 @@ def _address(tensor):
     return tensor.data_ptr()
 
 
-def _pack_block(block, lanes):
-    """Return a block as the C++ code reads it, by vectors of ``lanes`` images."""
+def _pack_block(library, block, group):
+    """Return a block as the C++ code reads it, by groups of so many images."""
     arrays = block.patches, *block.roots, *block.inverse_roots
-    tensors = [_pack(array, lanes) for array in arrays]
+    tensors = [_pack(library, array.contiguous(), group) for array in arrays]
     patches, *roots = map(_address, tensors)
     depth, pointers = len(block.roots), c_void_p * len(block.roots)
     roots = pointers(*roots[:depth]), pointers(*roots[depth:])
@@ -224,21 +227,21 @@ def _pack_block(block, lanes):
     return structure
 
 
-def _pack(array, lanes):
-    """Return (rows, columns, ..., n) as (locations, ..., n), or by vectors of images.
+def _pack(library, array, group):
+    """Return (rows, columns, ..., n) as (n / group, locations, ..., group).
 
-    These are (n / lanes, locations, ..., lanes), the last padded with blank images.
+    The last group is padded with blank images.
     """
-    array = array.flatten(0, 1)
-    if lanes == 1:
-        return array.contiguous()
-    whole, rest = divmod(array.shape[-1], lanes)
-    packed = array.new_zeros((whole + (rest > 0), *array.shape[:-1], lanes))
-    if whole:
-        vectors = array[..., : whole * lanes].unflatten(-1, (whole, lanes))
-        packed[:whole] = vectors.movedim(-2, 0)
-    if rest:
-        packed[whole, ..., :rest] = array[..., whole * lanes :]
+    n = array.shape[-1]
+    rows = array.numel() // n
+    packed = array.new_empty((-(-n // group), rows, group))
+    pack = getattr(library, f"pack_{REALS[array.dtype]}")
+
+    def call(part):
+        sizes = part.start, part.stop, rows, n, group
+        pack(_address(array), *sizes, _address(packed))
+
+    share_out(call, slice(0, rows), _PACKED_ROWS)
     return packed
 
 

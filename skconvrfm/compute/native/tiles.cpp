@@ -2,38 +2,40 @@
 // and names are those of kernels/convolutional.py.
 // A vector of right images is carried side by side, one image to a lane; a left image then costs
 // that many pairs at once, and all its maps stay in the cache of one core.
-// Maps are (rows, columns) of vectors. Left images are stored as patches (locations, d, n) and
-// roots (locations, n), one array a layer; right images by vectors, as patches (n / lanes,
-// locations, d, lanes) and roots (n / lanes, locations, lanes).
+// Maps are (rows, columns) of vectors. Images are stored in groups, left ones of `together`, right
+// ones of a vector: patches (n / group, locations, d, group) and, one array a layer, roots (n /
+// group, locations, group).
 #include <cstdlib>
 
 #include "vectors.h"
 
 namespace {
 
-constexpr long together = 8;  // left images whose first covariances share a load
+constexpr long together = 8;  // left images of a group, whose first covariances share a load
 constexpr double pi = 3.14159265358979323846;
 
-// arccos(x) / (π sqrt(1 - x)) on [0, 1] as a polynomial in 1 - x, by Remez exchange in 50
-// digits; relative error 1.5e-8 (float) and 2.5e-18 (double).
+// arccos(x) / sqrt(1 - x²) on [0, 1] as a polynomial in 1 - x, by Remez exchange in 60 digits;
+// relative error 1.2e-8 (float) and 8.6e-19 (double).
 template <class Real> struct ArcCosine;
 template <> struct ArcCosine<float> {
-    static constexpr int degree = 7;
+    static constexpr int degree = 9;
     static constexpr float coefficients[] = {
-        0.45015815152440351381f,  0.037513975889371790987f,   0.0084246799101868681217f,
-        0.0026301423292364728427f, 0.00042828795217216419444f, 0.0011255480143380693656f,
-        -0.00067978243361751848978f, 0.00039898953407886895756f};
+        0.9999999885036901373403f, 0.3333355884469398000454f, 0.1332608828248616835669f,
+        0.05803771208502446614035f, 0.01984865938509513858894f, 0.03098574009944841754362f,
+        -0.0351509633387301525983f, 0.05257873433362659448031f, -0.03345739851986902759052f,
+        0.01135736491644825775261f};
 };
 template <> struct ArcCosine<double> {
-    static constexpr int degree = 19;
+    static constexpr int degree = 22;
     static constexpr double coefficients[] = {
-        0.45015815807855303367,      0.037513179839880288374,    0.0084404654638599859191,
-        0.0025120432986657556785,    0.00085479235102181880444,  0.00031472169062361659029,
-        0.00012202546975615803289,   0.000049337549845467556595, 0.000019040320636756229827,
-        0.000013964276685883178121,  -0.000013628262712075721932, 0.000044450145278061059356,
-        -0.000081153887617665377596, 0.00012093827973478794951,  -0.00013578763924090980839,
-        0.00011521738368080832267,   -0.000071097094503276098457, 0.000030348227573508243069,
-        -8.0251643678362449281e-6,   1.0096726458324123112e-6};
+        1.000000000000000000861, 0.3333333333333324298215, 0.1333333333334907931721,
+        0.05714285713195735811248, 0.02539682579649502603974, 0.01154400256233219225835,
+        0.005328140283042313043873, 0.00248496689042209400059, 0.001181320306540204019231,
+        0.0004874607916871882222199, 0.0005705567592664865884892, -0.0009784466466352112334617,
+        0.003213959157174769355493, -0.007144148440642045326941, 0.01304212116477632945704,
+        -0.01884407623304520087345, 0.02158948622710280345521, -0.01931737310130608054567,
+        0.01323684913827770707126, -0.006711420261223142535334, 0.002378420727655908709533,
+        -0.0005273814262547766775844, 0.00005553930044847188242116};
 };
 
 struct Layer {
@@ -51,23 +53,30 @@ struct Kernel {
 };
 
 template <class Real> struct Block {
-    long n;               // images, padded to whole vectors on the right
+    long n;               // images, padded to whole groups
     const Real *patches;  // transformed patches T v
     const Real *const *roots, *const *inverse_roots;
 };
 
+// Σ c_k x^(k / 2) over every second k, from `first` on.
+template <class Real, int first> INLINE Vec<Real> every_second(Vec<Real> x) {
+    using Poly = ArcCosine<Real>;
+    constexpr int last = Poly::degree - (Poly::degree - first) % 2;
+    Vec<Real> sum = Poly::coefficients[last] - Vec<Real>{};
+#pragma GCC unroll 32
+    for (int power = last - 2; power >= first; power -= 2)
+        sum = fused(sum, x, Poly::coefficients[power] - Vec<Real>{});
+    return sum;
+}
+
 // s / π and k0 of κ.
 template <class Real>
 INLINE void arc_cosine(Vec<Real> cosine, Vec<Real> &sine, Vec<Real> &k0) {
-    using Poly = ArcCosine<Real>;
-    Vec<Real> size = cosine < 0 ? -cosine : cosine;
-    Vec<Real> gap = 1 - size, root = square_root<Real>(gap);
-    Vec<Real> angle = gap * Poly::coefficients[Poly::degree];
-#pragma GCC unroll 32
-    for (int power = Poly::degree - 1; power > 0; power--)
-        angle = (angle + Poly::coefficients[power]) * gap;
-    angle = (angle + Poly::coefficients[0]) * root;
-    sine = root * square_root<Real>(1 + size) * Real(1 / pi);
+    Vec<Real> size = cosine < 0 ? -cosine : cosine, gap = 1 - size;
+    sine = square_root<Real>(gap * (1 + size)) * Real(1 / pi);
+    // Even and odd powers apart: two chains of operations, of half the length.
+    Vec<Real> square = gap * gap, even = every_second<Real, 0>(square);
+    Vec<Real> angle = sine * fused(every_second<Real, 1>(square), gap, even);
     k0 = cosine < 0 ? angle : 1 - angle;
 }
 
@@ -89,30 +98,74 @@ template <class Real> class WindowSum {
           left(transpose ? patch_columns - 1 - layer.left : layer.left), ring(ring) {}
 
     INLINE void push(long row, const Vec<Real> *source, Vec<Real> *target) {
-        Vec<Real> *slot = ring + (row % patch_rows) * out.columns;
-        for (long c = 0; c < out.columns; c++) {
-            long first = c > left ? c - left : 0, last = c - left + patch_columns;
-            last = std::min(last, in.columns);
-            Vec<Real> sum = source[first];
-            for (long k = first + 1; k < last; k++)
-                sum += source[k];
-            slot[c] = sum;
-        }
+        add_columns(source, slot(row));
         for (; next < out.rows; next++) {
-            long first = next > top ? next - top : 0, last = next - top + patch_rows;
+            long first = std::max(next - top, 0L), last = next - top + patch_rows;
             last = std::min(last, in.rows);
             if (last > row + 1)
                 break;
-            for (long c = 0; c < out.columns; c++) {
-                Vec<Real> sum = ring[(first % patch_rows) * out.columns + c];
-                for (long r = first + 1; r < last; r++)
-                    sum += ring[(r % patch_rows) * out.columns + c];
-                target[next * out.columns + c] = sum;
-            }
+            add_rows(first, last, target + next * out.columns);
         }
     }
 
   private:
+    static constexpr int unrolled = 5;  // rows or columns of a window, at most
+
+    Vec<Real> *slot(long row) const { return ring + (row % patch_rows) * out.columns; }
+
+    // Windows [begin, end) of a row, of which all have as many columns.
+    static void add_windows(const Vec<Real> *source, long columns, long begin, long end,
+                            Vec<Real> *sums) {
+        with_constant<unrolled + 1>(columns, [&](auto known) {
+            const long count = known > unrolled ? columns : long(known);
+            for (long c = begin; c < end; c++) {
+                Vec<Real> sum = source[c];
+                for (long k = 1; k < count; k++)
+                    sum += source[c + k];
+                sums[c] = sum;
+            }
+        });
+    }
+
+    // Sums along the columns of a row of the map below.
+    void add_columns(const Vec<Real> *source, Vec<Real> *sums) const {
+        // The windows between the margins are whole.
+        long begin = std::min(left, out.columns);
+        long end = std::clamp(in.columns - patch_columns + left + 1, begin, out.columns);
+        add_windows(source - left, patch_columns, begin, end, sums);
+        auto add_cut = [&](long c) {
+            long first = std::max(c - left, 0L);
+            long last = std::min(c - left + patch_columns, in.columns);
+            add_windows(source + first - c, last - first, c, c + 1, sums);
+        };
+        for (long c = 0; c < begin; c++)
+            add_cut(c);
+        for (long c = end; c < out.columns; c++)
+            add_cut(c);
+    }
+
+    // The sum of rows [first, last) of the map below, which are summed along columns.
+    void add_rows(long first, long last, Vec<Real> *sums) const {
+        with_constant<unrolled + 1>(last - first, [&](auto known) {
+            if constexpr (constexpr int count = decltype(known)::value; count <= unrolled) {
+                const Vec<Real> *rows[count];
+                for (long r = 0; r < count; r++)
+                    rows[r] = slot(first + r);
+                for (long c = 0; c < out.columns; c++) {
+                    Vec<Real> sum = rows[0][c];
+                    for (long r = 1; r < count; r++)
+                        sum += rows[r][c];
+                    sums[c] = sum;
+                }
+            } else {
+                std::copy_n(slot(first), out.columns, sums);
+                for (long r = first + 1; r < last; r++)
+                    for (long c = 0; c < out.columns; c++)
+                        sums[c] += slot(r)[c];
+            }
+        });
+    }
+
     const Layer &in, &out;
     long patch_rows, patch_columns, top, left, next = 0;
     Vec<Real> *ring;  // the last patch_rows rows, summed along columns
@@ -199,8 +252,8 @@ template <class Real, bool tangent> class Tile {
     template <class Call>
     INLINE void for_pairs(long i0, long i1, long j0, long j1, Scratch &scratch, Call call) const {
         for (long j = j0; j < j1; j += lanes)
-            for (long i = i0; i < i1; i += together) {
-                long count = std::min(i1 - i, together);
+            for (long i = i0, count; i < i1; i += count) {
+                count = std::min(i1 - i, together - i % together);
                 first_covariance(i, count, j, scratch);
                 for (long t = 0; t < count; t++)
                     call(i + t, j, std::min(j1 - j, lanes), scratch.map(t));
@@ -212,23 +265,35 @@ template <class Real, bool tangent> class Tile {
         long d = kernel.patch_dim;
         Real scale = Real(1 / kernel.channels);
         for (long u = 0; u < map_size; u++) {
-            const Real *x = left.patches + u * d * left.n + i;
+            const Real *x = at_left(left.patches, u * d, map_size * d, i);
             const Real *z = right.patches + (j * map_size + u * lanes) * d;
-            Vec<Real> sum[together] = {};
             if (count == together)
-                for (long e = 0; e < d; e++) {
-                    Vec<Real> lane = load(z + e * lanes);
-#pragma GCC unroll 8
-                    for (long t = 0; t < together; t++)
-                        add_product<Real>(sum[t], x[e * left.n + t], lane);
-                }
+                multiply<together>(x, z, scale, scratch, u);
             else
                 for (long t = 0; t < count; t++)
-                    for (long e = 0; e < d; e++)
-                        add_product<Real>(sum[t], x[e * left.n + t], load(z + e * lanes));
-            for (long t = 0; t < count; t++)
-                scratch.map(t)[u] = sum[t] * scale;
+                    multiply<1>(x + t, z, scale, scratch, u + t * map_size);
         }
+    }
+
+    // At u of some maps in a row ← products of the patches of left images and of a vector.
+    template <int count>
+    INLINE void multiply(const Real *x, const Real *z, Real scale, const Scratch &scratch,
+                         long u) const {
+        Vec<Real> sums[count] = {};
+        for (long e = 0; e < kernel.patch_dim; e++) {
+            Vec<Real> lane = load(z + e * lanes);
+#pragma GCC unroll 8
+            for (int t = 0; t < count; t++)
+                add_product<Real>(sums[t], x[e * together + t], lane);
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < count; t++)
+            scratch.map(t)[u] = sums[t] * scale;
+    }
+
+    // The number of left image i in a row of an array of so many rows a group.
+    static const Real *at_left(const Real *array, long row, long rows, long i) {
+        return array + (i / together * rows + row) * together + i % together;
     }
 
     // A vector of right images' roots; j is a multiple of lanes.
@@ -239,10 +304,11 @@ template <class Real, bool tangent> class Tile {
     // A row of S' and Θ' of a layer, from the window sums S (without its bias) and of Θ'.
     INLINE void relu_row(long layer, long row, long i, long j, const Vec<Real> *s,
                          const Vec<Real> *theta, Vec<Real> *s_out, Vec<Real> *theta_out) const {
-        long columns = layers[layer].columns, u = row * columns;
+        long columns = layers[layer].columns, u = row * columns, n = layers[layer].locations();
+        const Real *left_roots = at_left(left.roots[layer], u, n, i);
+        const Real *left_inverses = at_left(left.inverse_roots[layer], u, n, i);
         for (long c = 0; c < columns; c++, u++) {
-            Real root = left.roots[layer][u * left.n + i];
-            Real inverse = left.inverse_roots[layer][u * left.n + i];
+            Real root = left_roots[c * together], inverse = left_inverses[c * together];
             Vec<Real> roots = at(right.roots, layer, u, j);
             Vec<Real> inverses = at(right.inverse_roots, layer, u, j);
             Vec<Real> covariance = s[u] + bias, sine, k0;
@@ -293,8 +359,10 @@ template <class Real, bool tangent> class Tile {
         const Vec<Real> mean = Vec<Real>{} + Real(1.0 / kernel.last().locations());
         const Real floor = std::sqrt(2 * gap) / 2 * Real(1 / pi);
         long columns = layers[layer].columns, u = row * columns;
+        const Real *left_inverses =
+            at_left(left.inverse_roots[layer], u, layers[layer].locations(), i);
         for (long c = 0; c < columns; c++, u++) {
-            Real inverse_a = left.inverse_roots[layer][u * left.n + i];
+            Real inverse_a = left_inverses[c * together];
             Vec<Real> root_b = at(right.roots, layer, u, j);
             Vec<Real> inverse = at(right.inverse_roots, layer, u, j) * inverse_a;
             Vec<Real> covariance = s[u] + bias, sine, k0;
@@ -324,7 +392,7 @@ template <class Real, bool tangent> class Tile {
         for (long c = 0; c < width; c++) {
             long u = row * width + c, at = u * rows * columns + offset;
             Vec<Real> weight = scratch.row(0)[c];
-            if (left.roots[0][u * left.n + i] == 0)
+            if (*at_left(left.roots[0], u, map_size, i) == 0)
                 weight = Vec<Real>{};
             std::memcpy(weights + at, &weight, used * sizeof(Real));
             std::memcpy(self_weights + at, scratch.row(2) + c, used * sizeof(Real));
@@ -337,6 +405,19 @@ template <class Real, bool tangent> class Tile {
     long width, map_size, ring_size = 0;
     Real bias, gap;
 };
+
+// Rows [first, last) of n images ← from (rows, n) into (n / group, rows, group), padded with zeros.
+template <class Real>
+void pack(const Real *from, long first, long last, long rows, long n, long group, Real *to) {
+    constexpr long together = 64;  // whose numbers stay in the cache for all groups
+    for (long begin = first; begin < last; begin += together)
+        for (long i = 0; i < n; i += group) {
+            long count = std::min(n - i, group), end = std::min(begin + together, last);
+            Real *target = to + i * rows + begin * group;
+            for (long row = begin; row < end; row++, target += group)
+                std::fill_n(std::copy_n(from + row * n + i, count, target), group - count, 0);
+        }
+}
 
 template <class Real, class Call>
 int with_tile(const Kernel *k, const Block<Real> *left, const Block<Real> *right, Call call) {
@@ -354,6 +435,10 @@ int with_tile(const Kernel *k, const Block<Real> *left, const Block<Real> *right
 // are `stride` apart; `weights` and `self_weights` lie in arrays (locations, rows, columns).
 #define EXPORT_TILES(Real)                                                                   \
     EXPORT long kernel_lanes_##Real() { return Lanes<Real>::count; }                         \
+    EXPORT void pack_##Real(const Real *from, long first, long last, long rows, long n,      \
+                            long group, Real *to) {                                          \
+        pack(from, first, last, rows, n, group, to);                                         \
+    }                                                                                        \
     EXPORT int kernel_value_##Real(const Kernel *k, const Block<Real> *left,                 \
                                    const Block<Real> *right, long i0, long i1, long j0,      \
                                    long j1, Real *out, long stride) {                        \

@@ -5,6 +5,9 @@
 #include <cstring>
 #include <new>
 #include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define INLINE inline __attribute__((always_inline))
 #define EXPORT extern "C" __attribute__((visibility("default")))  // Python calls it
@@ -39,15 +42,31 @@ template <class Real> INLINE Vec<Real> load(const Real *from) {
     return v;
 }
 
-// sum += x v, rounded once wherever it stands: left to itself, GCC fuses some and not others.
-template <class Real> INLINE void add_product(Vec<Real> &sum, Real x, Vec<Real> v) {
-#if defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)
+// x y + z, rounded once wherever it stands: left to itself, GCC fuses some and not others.
+#if defined(__AVX512F__)
+INLINE Vec<float> fused(Vec<float> x, Vec<float> y, Vec<float> z) { return _mm512_fmadd_ps(x, y, z); }
+INLINE Vec<double> fused(Vec<double> x, Vec<double> y, Vec<double> z) {
+    return _mm512_fmadd_pd(x, y, z);
+}
+#elif defined(__FMA__)
+INLINE Vec<float> fused(Vec<float> x, Vec<float> y, Vec<float> z) { return _mm256_fmadd_ps(x, y, z); }
+INLINE Vec<double> fused(Vec<double> x, Vec<double> y, Vec<double> z) {
+    return _mm256_fmadd_pd(x, y, z);
+}
+#elif defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)
+template <class V> INLINE V fused(V x, V y, V z) {
 #pragma GCC unroll 16
-    for (long l = 0; l < Lanes<Real>::count; l++)
-        sum[l] = std::fma(x, v[l], sum[l]);
+    for (long l = 0; l < long(sizeof(V) / sizeof z[0]); l++)
+        z[l] = std::fma(x[l], y[l], z[l]);
+    return z;
+}
 #else
-    sum += x * v;
+template <class V> INLINE V fused(V x, V y, V z) { return x * y + z; }
 #endif
+
+// sum += x v.
+template <class Real> INLINE void add_product(Vec<Real> &sum, Real x, Vec<Real> v) {
+    sum = fused(x - Vec<Real>{}, v, sum);
 }
 
 template <class Real> INLINE Vec<Real> square_root(Vec<Real> v) {
