@@ -406,7 +406,7 @@ template <class Real, bool tangent> class Tile {
     Real bias, gap;
 };
 
-// Rows [first, last) of n images ← from (rows, n) into (n / group, rows, group), padded with zeros.
+// Rows [first, last) of to (n / group, rows, group) ← those of from (rows, n), and zeros.
 template <class Real>
 void pack(const Real *from, long first, long last, long rows, long n, long group, Real *to) {
     constexpr long together = 64;  // whose numbers stay in the cache for all groups

@@ -43,16 +43,14 @@ template <class Real> INLINE Vec<Real> load(const Real *from) {
 }
 
 // x y + z, rounded once wherever it stands: left to itself, GCC fuses some and not others.
+using Floats = Vec<float>;
+using Doubles = Vec<double>;
 #if defined(__AVX512F__)
-INLINE Vec<float> fused(Vec<float> x, Vec<float> y, Vec<float> z) { return _mm512_fmadd_ps(x, y, z); }
-INLINE Vec<double> fused(Vec<double> x, Vec<double> y, Vec<double> z) {
-    return _mm512_fmadd_pd(x, y, z);
-}
+INLINE Floats fused(Floats x, Floats y, Floats z) { return _mm512_fmadd_ps(x, y, z); }
+INLINE Doubles fused(Doubles x, Doubles y, Doubles z) { return _mm512_fmadd_pd(x, y, z); }
 #elif defined(__FMA__)
-INLINE Vec<float> fused(Vec<float> x, Vec<float> y, Vec<float> z) { return _mm256_fmadd_ps(x, y, z); }
-INLINE Vec<double> fused(Vec<double> x, Vec<double> y, Vec<double> z) {
-    return _mm256_fmadd_pd(x, y, z);
-}
+INLINE Floats fused(Floats x, Floats y, Floats z) { return _mm256_fmadd_ps(x, y, z); }
+INLINE Doubles fused(Doubles x, Doubles y, Doubles z) { return _mm256_fmadd_pd(x, y, z); }
 #elif defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)
 template <class V> INLINE V fused(V x, V y, V z) {
 #pragma GCC unroll 16
