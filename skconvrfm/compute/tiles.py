@@ -26,6 +26,8 @@ from .threads import own_thread_count, own_threads, share_out, thread_count
 _LIVE_ARRAYS, _KEPT_ARRAYS = 9, 2
 # A tile's array beyond this spills from the cache of a CPU core and gains nothing.
 _CPU_TILE_BYTES = 2**20
+# Larger blocks come from memory that the system has to clear first.
+_CPU_BLOCK_BYTES = 2**25
 _PATCH_COPIES = 3  # alive while a block is prepared and packed
 _WHOLE_VECTOR = 16  # images on the right fill the vectors of a CPU
 
@@ -50,7 +52,10 @@ def tile_pairs(kernel, resources, pullback=False):
 def block_side(kernel, image_shape, resources):
     """Return the number of images that are prepared together on the right."""
     size = image_bytes(kernel, image_shape, resources.itemsize)
-    side = max(1, resources.memory // 3 // (1 + own_thread_count()) // size)
+    fitting = resources.memory // 3 // (1 + own_thread_count())
+    if resources.device.type == "cpu":
+        fitting = min(fitting, _CPU_BLOCK_BYTES)
+    side = max(1, fitting // size)
     return side // _WHOLE_VECTOR * _WHOLE_VECTOR or side
 
 
@@ -242,9 +247,8 @@ def _compute_strip(kernel, X, Y, sides, transform, symmetric, library, resources
 def _right_blocks(kernel, left, images, transform, same, largest, resources):
     """Yield blocks of columns; those that are rows too are not made again."""
     start = len(left) if same else 0
-    parts = balanced_blocks(slice(0, start), largest) if same else []
-    for part in parts:
-        yield part, left if len(parts) == 1 else left[part]
+    if same:
+        yield slice(0, start), left
     if start < len(images):
         rest = balanced_blocks(slice(start, len(images)), largest)
         yield from load_blocks(kernel, images, rest, transform, resources)

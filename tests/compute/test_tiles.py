@@ -23,6 +23,7 @@ from skconvrfm.compute import tiles as tiles_module
 from skconvrfm.compute.native import build
 from skconvrfm.compute.tiles import kernel_matrix, kernel_product
 from skconvrfm.kernels import ConvNTK, patch_agop
+from skconvrfm.kernels.base import PatchKernel
 from skconvrfm.kernels.convolutional import ConvolutionalKernel
 
 KERNEL = ConvNTK(depth=2, bias=0.1)
@@ -101,14 +102,13 @@ def counting_resources(**changes):
 
 def test_training_kernel_computes_one_triangle(monkeypatch, rng):
     pairs = []
-    value = tiles_module.Tiles.value
+    value = PatchKernel.value
 
-    def counting_value(self, rows, columns, diagonal=None):
-        tile = value(self, rows, columns, diagonal)
-        pairs.append(tile.numel())
-        return tile
+    def counting_value(self, left, right):
+        pairs.append(len(left) * len(right))
+        return value(self, left, right)
 
-    monkeypatch.setattr(tiles_module.Tiles, "value", counting_value)
+    monkeypatch.setattr(PatchKernel, "value", counting_value)
     monkeypatch.setenv(build.SWITCH, "0")
     with config_context(working_memory=0.1):
         ConvNTK(depth=1)(rng.normal(size=(60, 6, 6)))

@@ -66,8 +66,7 @@ class CompiledTiles:
         reals = kernel.channels, kernel.bias**2, kernel.parallel_gap(self._dtype)
         self._kernel = _Kernel(*integers, *reals, (_Layer * len(stack))(*stack))
         self._left = _pack_block(library, left, _LEFT_TOGETHER)
-        same = right is left and self._lanes == _LEFT_TOGETHER
-        self._right = self._left if same else _pack_block(library, right, self._lanes)
+        self._right = _pack_block(library, right, self._lanes)
 
     def value(self, rows, columns, diagonal=None):
         """Return `tiles.Tiles.value`; columns begin at a multiple of 16."""
@@ -216,15 +215,21 @@ def _address(tensor):
 
 
 def _pack_block(library, block, group):
-    """Return a block as the C++ code reads it, by groups of so many images."""
-    arrays = block.patches, *block.roots, *block.inverse_roots
-    tensors = [_pack(library, array.contiguous(), group) for array in arrays]
-    patches, *roots = map(_address, tensors)
-    depth, pointers = len(block.roots), c_void_p * len(block.roots)
-    roots = pointers(*roots[:depth]), pointers(*roots[depth:])
-    structure = _Block(block.patches.shape[-1], patches, *roots)
-    structure.tensors = tensors  # kept: the structure has no more than addresses
-    return structure
+    """Return a block as the C++ code reads it, by groups of so many images.
+
+    The block keeps it, for the other blocks that it meets.
+    """
+    kept = vars(block).setdefault("packed", {})
+    if group not in kept:
+        arrays = block.patches, *block.roots, *block.inverse_roots
+        tensors = [_pack(library, array.contiguous(), group) for array in arrays]
+        patches, *roots = map(_address, tensors)
+        depth, pointers = len(block.roots), c_void_p * len(block.roots)
+        roots = pointers(*roots[:depth]), pointers(*roots[depth:])
+        structure = _Block(block.patches.shape[-1], patches, *roots)
+        structure.tensors = tensors  # kept: the structure has no more than addresses
+        kept[group] = structure
+    return kept[group]
 
 
 def _pack(library, array, group):
