@@ -83,6 +83,7 @@ CASES = {
     "kernel-depth3": Case("kernel", depth=3),
     "kernel-depth1": Case("kernel", depth=1),
     "agop-depth3-10classes": Case("agop", depth=3, n_classes=10, n_points=20),
+    "agop-depth1-10classes": Case("agop", depth=1, n_classes=10, n_points=20),
     "agop-depth3-100classes": Case(
         "agop", depth=3, n_classes=100, n_points=20, with_peer=False
     ),

@@ -12,12 +12,19 @@ SCANNED_BYTES = 2**24
 _MIRRORED_ROWS = 512  # of a matrix at once
 
 
-def balanced_blocks(images, largest):
-    """Cut a slice of images into slices of at most ``largest``, equal but for one."""
-    n = images.stop - images.start
-    count = max(1, -(-n // max(1, largest)))
-    bounds = [images.start + n * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+def balanced_blocks(images, largest, multiple=1):
+    """Cut a slice of images into slices of at most ``largest``, equal but for one.
+
+    All but the last have a multiple of images, unless that is more than the largest.
+    """
+    n, unit = images.stop - images.start, multiple if multiple <= largest else 1
+    n_units = -(-n // unit)
+    count = max(1, -(-n_units // max(1, largest // unit)))
+    ends = [min(n, unit * (n_units * i // count)) for i in range(count + 1)]
+    return [
+        slice(images.start + a, images.start + b)
+        for a, b in zip(ends, ends[1:], strict=False)
+    ]
 
 
 def image_blocks(images, largest):

@@ -29,7 +29,7 @@ _CPU_TILE_BYTES = 2**20
 # Larger blocks come from memory that the system has to clear first.
 _CPU_BLOCK_BYTES = 2**25
 _PATCH_COPIES = 3  # alive while a block is prepared and packed
-_WHOLE_VECTOR = 16  # images on the right fill the vectors of a CPU
+WHOLE_VECTOR = 16  # images on the right fill the vectors of a CPU
 
 
 def image_bytes(kernel, image_shape, itemsize):
@@ -56,7 +56,7 @@ def block_side(kernel, image_shape, resources):
     if resources.device.type == "cpu":
         fitting = min(fitting, _CPU_BLOCK_BYTES)
     side = max(1, fitting // size)
-    return side // _WHOLE_VECTOR * _WHOLE_VECTOR or side
+    return side // WHOLE_VECTOR * WHOLE_VECTOR or side
 
 
 def left_side(kernel, image_shape, resources):
@@ -140,7 +140,7 @@ def find_library(kernel, pairs, resources, pullback=False):
     if scratch * thread_count() > resources.memory // 4:
         return None
     # Fewer images on the right are packed into a whole vector as well.
-    numbers = _WHOLE_VECTOR * kernel.layers[0].n_locations * kernel.patch_dim
+    numbers = WHOLE_VECTOR * kernel.layers[0].n_locations * kernel.patch_dim
     if numbers * resources.itemsize > resources.memory // 2:
         return None
     return build.load(work(kernel, pairs))
@@ -250,7 +250,7 @@ def _right_blocks(kernel, left, images, transform, same, largest, resources):
     if same:
         yield slice(0, start), left
     if start < len(images):
-        rest = balanced_blocks(slice(start, len(images)), largest)
+        rest = balanced_blocks(slice(start, len(images)), largest, WHOLE_VECTOR)
         yield from load_blocks(kernel, images, rest, transform, resources)
 
 

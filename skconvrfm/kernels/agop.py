@@ -207,7 +207,7 @@ def _walk(machine, left, library, resources):
     largest = min(side, max(1, resources.memory // 8 // result), _MOST_CENTRES)
     if library is None:
         largest = min(largest, tiles.tile_pairs(kernel, resources, pullback=True))
-    parts = image_blocks(centres, largest)
+    parts = balanced_blocks(slice(0, len(centres)), largest, tiles.WHOLE_VECTOR)
     for part, right in tiles.load_blocks(kernel, centres, parts, transform, resources):
         every = slice(0, len(left)), slice(0, len(right))
         for term in kernel.terms:

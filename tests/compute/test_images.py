@@ -91,6 +91,19 @@ def test_blocks_cover_all_images_and_are_equal_but_for_one(n, largest):
 
 def test_blocks_hold_one_image_at_least():
     assert len(balanced_blocks(slice(0, 3), 0)) == 3
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 400, 401])
+@pytest.mark.parametrize("largest", [3, 16, 40, 112, 1000])
+def test_blocks_of_a_multiple(n, largest):
+    blocks = balanced_blocks(slice(5, 5 + n), largest, 16)
+    assert [block.stop for block in blocks[:-1]] == [b.start for b in blocks[1:]]
+    assert (blocks[0].start, blocks[-1].stop) == (5, 5 + n)
+    sizes = [block.stop - block.start for block in blocks]
+    assert max(sizes) <= largest
+    if largest >= 16:
+        assert not any(size % 16 for size in sizes[:-1])
+        assert len(blocks) == max(1, -(-n // (largest // 16 * 16)))
     assert image_blocks(np.empty((0, 3)), 5) == [slice(0, 0)]
 
 

@@ -58,7 +58,7 @@ template <class Real> struct Block {
     const Real *const *roots, *const *inverse_roots;
 };
 
-// Σ c_k x^(k / 2) over every second k, from `first` on.
+// Σ c_k x^⌊k/2⌋ over every second k, from `first` on.
 template <class Real, int first> INLINE Vec<Real> every_second(Vec<Real> x) {
     using Poly = ArcCosine<Real>;
     constexpr int last = Poly::degree - (Poly::degree - first) % 2;
@@ -113,15 +113,15 @@ template <class Real> class WindowSum {
 
     Vec<Real> *slot(long row) const { return ring + (row % patch_rows) * out.columns; }
 
-    // Windows [begin, end) of a row, of which all have as many columns.
-    static void add_windows(const Vec<Real> *source, long columns, long begin, long end,
-                            Vec<Real> *sums) {
+    // Windows [begin, end) of a row, of which all have as many columns, from c - shift on.
+    static void add_windows(const Vec<Real> *source, long shift, long columns, long begin,
+                            long end, Vec<Real> *sums) {
         with_constant<unrolled + 1>(columns, [&](auto known) {
             const long count = known > unrolled ? columns : long(known);
             for (long c = begin; c < end; c++) {
-                Vec<Real> sum = source[c];
+                Vec<Real> sum = source[c - shift];
                 for (long k = 1; k < count; k++)
-                    sum += source[c + k];
+                    sum += source[c - shift + k];
                 sums[c] = sum;
             }
         });
@@ -132,11 +132,11 @@ template <class Real> class WindowSum {
         // The windows between the margins are whole.
         long begin = std::min(left, out.columns);
         long end = std::clamp(in.columns - patch_columns + left + 1, begin, out.columns);
-        add_windows(source - left, patch_columns, begin, end, sums);
+        add_windows(source, left, patch_columns, begin, end, sums);
         auto add_cut = [&](long c) {
             long first = std::max(c - left, 0L);
             long last = std::min(c - left + patch_columns, in.columns);
-            add_windows(source + first - c, last - first, c, c + 1, sums);
+            add_windows(source, c - first, last - first, c, c + 1, sums);
         };
         for (long c = 0; c < begin; c++)
             add_cut(c);
