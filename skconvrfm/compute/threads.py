@@ -78,10 +78,11 @@ def own_threads(wanted=True):
     try:
         _own.count = count
         torch.set_num_threads(1)
-        yield
+        with ThreadPoolExecutor(count, initializer=note_thread) as _own.pool:
+            yield
     finally:
         torch.set_num_threads(count)
-        vars(_own).pop("count", None)
+        vars(_own).clear()
 
 
 def share_out(call, whole, largest):
@@ -90,5 +91,7 @@ def share_out(call, whole, largest):
     parts = balanced_blocks(whole, min(largest, math.ceil(count / threads)))
     if threads == 1 or len(parts) == 1:
         return [call(part) for part in parts]
+    if hasattr(_own, "pool"):
+        return list(_own.pool.map(call, parts))
     with ThreadPoolExecutor(threads, initializer=note_thread) as pool:
         return list(pool.map(call, parts))

@@ -190,7 +190,7 @@ template <class Real, bool tangent> class Tile {
             for (long l = 0; l + 1 < kernel.depth; l++)
                 up(l, i, j, s, theta, s, theta, scratch);
             Vec<Real> mean = readout(i, j, s, theta, scratch);
-            std::memcpy(out + (i - i0) * stride + (j - j0), &mean, used * sizeof(Real));
+            store(mean, used, out + (i - i0) * stride + (j - j0));
         });
     }
 
@@ -394,8 +394,8 @@ template <class Real, bool tangent> class Tile {
             Vec<Real> weight = scratch.row(0)[c];
             if (*at_left(left.roots[0], u, map_size, i) == 0)
                 weight = Vec<Real>{};
-            std::memcpy(weights + at, &weight, used * sizeof(Real));
-            std::memcpy(self_weights + at, scratch.row(2) + c, used * sizeof(Real));
+            store(weight, used, weights + at);
+            store(scratch.row(2)[c], used, self_weights + at);
         }
     }
 

@@ -42,6 +42,14 @@ template <class Real> INLINE Vec<Real> load(const Real *from) {
     return v;
 }
 
+// The first `used` numbers of a vector, mostly all: a size that is known needs no call.
+template <class Real> INLINE void store(Vec<Real> v, long used, Real *to) {
+    if (used == Lanes<Real>::count)
+        std::memcpy(to, &v, sizeof v);
+    else
+        std::memcpy(to, &v, used * sizeof(Real));
+}
+
 // x y + z, rounded once wherever it stands: left to itself, GCC fuses some and not others.
 using Floats = Vec<float>;
 using Doubles = Vec<double>;
