@@ -1,6 +1,7 @@
 """Unusable images, targets, weights and parameters: errors that say what to do."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm._input import as_numbers
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNNGP, ConvNTK, Gaussian, PatchLaplace, patch_agop
 
@@ -691,3 +693,10 @@ def test_constant_targets_are_predicted(images):
     model = ConvRFMRegressor(**SMALL).fit(images, np.full(12, 7.0))
     np.testing.assert_allclose(model.predict(images), 7.0)
     assert all(np.isfinite(values).all() for values in model.history_.values())
+
+
+def test_numbers_are_not_looked_at_one_by_one():
+    numbers = np.zeros(2 * 10**7)
+    start = time.process_time()
+    as_numbers(numbers, "X")
+    assert time.process_time() - start < 1  # a loop of Python takes some seconds
