@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from numbers import Integral
 from typing import cast
 
@@ -23,6 +22,7 @@ from .compute.images import as_images
 from .compute.parallel import is_out_of_memory, parallel_resources, working_memory
 from .compute.stored import StoredRows, in_memory, stored_rows
 from .compute.torch_state import plain_torch
+from .compute.warn import warn_caller
 
 # Fitted attributes that scikit-learn sets.
 _OF_SKLEARN = {"n_features_in_", "feature_names_in_"}
@@ -94,10 +94,9 @@ def check_image_array(images, name):
         raise ValueError(f"{name} has shape {images.shape}, which has no pixels.")
     if images.ndim == 4 and _is_other_layout(images.shape[1:]):
         shape = ", ".join(map(str, images.shape[1:]))
-        warnings.warn(
+        warn_caller(
             f"{name} of shape (n, {shape}) is read as (n, h, w, c), but looks like "
             f"(n, c, h, w): pass {name}.transpose(0, 2, 3, 1) if it is.",
-            stacklevel=6,
         )
     return images[..., None] if images.ndim == 3 else images
 
@@ -155,13 +154,12 @@ def check_relatives(images, groups):
     if groups is None:
         share = near_duplicate_share(images)
         if share >= _NEAR_DUPLICATES:
-            warnings.warn(
+            warn_caller(
                 f"{share:.0%} of the rows of X have a near-duplicate among the others, "
                 "so that errors of left-out rows look too small, and ridge, bandwidth "
                 "and round are chosen badly: pass groups to fit, one label per row "
                 "that near-duplicates share, or groups=range(len(X)) if there are no "
                 "related rows.",
-                stacklevel=6,
             )
     elif len(np.unique(groups)) < 2:
         raise ValueError(
@@ -274,11 +272,10 @@ class ImageInput(BaseEstimator):
         resolved = _resolve_image_shape(image_shape, X.shape[1], shape)
         if reset and image_shape is None and shape is None and resolved[0] > 1:
             height, width = resolved[:2]
-            warnings.warn(
+            warn_caller(
                 f"X has flat rows of {height * width} columns, which are read as "
                 f"square images: pass image_shape=({height}, {width}) if they are, or "
                 f"image_shape=(1, {height * width}) for rows that are not images.",
-                stacklevel=7,
             )
         return X, self._check_y(y), resolved
 

@@ -231,9 +231,15 @@ def _sum_of_products(route, machine, images, weights, pairs, resources):
 def _sum_by_outputs(machine, images, roots, library, resources):
     """Return the sum from the gradients h themselves."""
     gradients = _gradients(machine, resources.tensor(images), library, resources)
-    gradients *= roots[:, None, None]
-    d = machine[0].patch_dim
-    return _outer_sum(gradients, gradients)[:d, :d].cpu().numpy()
+
+    def products(at):
+        weighted = gradients[at] * roots[:, None, None]
+        return _outer_sum(weighted, weighted)
+
+    locations, d = len(gradients), machine[0].patch_dim
+    numbers = gradients[0].numel()
+    total = _sum_locations(products, locations, numbers, library, resources)
+    return total[:d, :d].cpu().numpy()
 
 
 def _sum_over_mirror(machine, images, roots, library, resources):
@@ -377,10 +383,15 @@ def _band_product(weights, centre_patches, image_patches, coefs, library, resour
         total = _outer_sum(v.transpose(1, 2), product.transpose(1, 2))
         return total + _outer_sum(cross, z) + _outer_sum(z, cross + own)
 
-    every = slice(0, locations)
-    if library is not None:
-        return sum(share_out(products, every, calls.LOCATIONS_TOGETHER))
     numbers = n * max(m, centre_patches.shape[1])
+    return _sum_locations(products, locations, numbers, library, resources)
+
+
+def _sum_locations(products, locations, numbers, library, resources):
+    """Return the sum of products(slice), of so many numbers a location."""
+    if library is not None:
+        every = slice(0, locations)
+        return sum(share_out(products, every, calls.LOCATIONS_TOGETHER))
     return sum(products(at) for at in _location_blocks(locations, numbers, resources))
 
 

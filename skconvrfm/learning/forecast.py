@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -12,6 +11,7 @@ from sklearn.base import clone
 
 from ..compute.images import take
 from ..compute.memory import free_memory
+from ..compute.warn import warn_caller
 from ..kernels.base import PatchKernel
 from .band import BandForm
 from .ridge import inverse_factor
@@ -95,12 +95,11 @@ def check_fit(recipe, data, n_rounds):
     if seconds >= LONG_FIT:
         fewer = costs.landmarks_within(SHORT_FIT, n, *counts)
         minutes = costs.of_fit(n, fewer, *counts) / 60
-        warnings.warn(
+        warn_caller(
             f"a fit of {n} rows with {name} will take about "
             f"{seconds / 60:.0f} minutes ({counts[0] + 1} rounds, by the speed of its "
             f"first tiles): take landmarks={fewer}, with which it takes about "
             f"{max(1, minutes):.0f} min, {ALTERNATIVE}.",
-            stacklevel=2,
         )
 
 

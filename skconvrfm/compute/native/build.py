@@ -19,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..files import TEMPORARY, try_lock, write_whole
+from ..warn import warn_caller
 
 try:
     import pwd
@@ -96,10 +96,9 @@ def _load():
         reason = error
         if isinstance(error, subprocess.TimeoutExpired):
             reason = f"the C++ compiler took more than {error.timeout} seconds"
-        warnings.warn(
+        warn_caller(
             "skconvrfm computes without its compiled functions, which takes longer: "
             f"{reason}. Set {SWITCH}=0 to do without them and this warning.",
-            stacklevel=3,
         )
         return None
 

@@ -91,14 +91,16 @@ class CompiledTiles:
         both = torch.empty(sizes, dtype=self._dtype, device="cpu")
         weights, self_weights = both
         checks.check_count(weights.numel())
+        sums = weights.new_empty((*sizes[1:-1], dual_coef.shape[1]))
 
         def call(part):
-            first = part.start - rows.start
+            first, last = part.start - rows.start, part.stop - rows.start
             targets = weights[:, :, first:], self_weights[:, :, first:]
             self._call(self._pullback, part, columns, *targets, *shape)
+            sums[:, :, first:last] = self_weights[:, :, first:last] @ dual_coef
 
         share_out(call, rows, self.ROWS_TOGETHER)
-        return weights, self_weights @ dual_coef
+        return weights, sums
 
     def _check_spans(self, rows, columns):
         """Return rows and columns of a tile, which lie in the blocks, and its shape."""

@@ -80,11 +80,11 @@ INLINE void arc_cosine(Vec<Real> cosine, Vec<Real> &sine, Vec<Real> &k0) {
     k0 = cosine < 0 ? angle : 1 - angle;
 }
 
-// κ in [-1, 1], and 1 where it is 1 but for rounding.
-template <class Real> INLINE Vec<Real> clip_cosine(Vec<Real> cosine, Real parallel_gap) {
+// κ in [-1, 1], and 1 where it is 1 but for rounding, above a limit.
+template <class Real> INLINE Vec<Real> clip_cosine(Vec<Real> cosine, Vec<Real> limit) {
     const Vec<Real> one = Vec<Real>{} + 1;
     cosine = cosine < -1 ? -one : cosine;
-    return cosine > 1 - parallel_gap ? one : cosine;
+    return cosine > limit ? one : cosine;
 }
 
 // A window sum that takes a map row by row and puts out each row once it is whole: from the map
@@ -176,7 +176,9 @@ template <class Real, bool tangent> class Tile {
     Tile(const Kernel &kernel, const Block<Real> &left, const Block<Real> &right)
         : kernel(kernel), left(left), right(right), layers(kernel.layers),
           width(layers[0].columns), map_size(layers[0].locations()),
-          bias(Real(kernel.bias_square)), gap(Real(kernel.parallel_gap)) {
+          bias(Real(kernel.bias_square) - Vec<Real>{}),
+          limit(1 - Real(kernel.parallel_gap) - Vec<Real>{}),
+          floor(std::sqrt(2 * Real(kernel.parallel_gap)) / 2 * Real(1 / pi)) {
         for (long l = 1; l < kernel.depth; l++)
             for (long side = l - 1; side <= l; side++)
                 ring_size = std::max(ring_size, layers[l].patch_rows * layers[side].columns);
@@ -307,12 +309,14 @@ template <class Real, bool tangent> class Tile {
         long columns = layers[layer].columns, u = row * columns, n = layers[layer].locations();
         const Real *left_roots = at_left(left.roots[layer], u, n, i);
         const Real *left_inverses = at_left(left.inverse_roots[layer], u, n, i);
+        // Copies, which the maps that are written cannot overlap.
+        const Vec<Real> bias = this->bias, limit = this->limit;
         for (long c = 0; c < columns; c++, u++) {
             Real root = left_roots[c * together], inverse = left_inverses[c * together];
             Vec<Real> roots = at(right.roots, layer, u, j);
             Vec<Real> inverses = at(right.inverse_roots, layer, u, j);
             Vec<Real> covariance = s[u] + bias, sine, k0;
-            Vec<Real> cosine = clip_cosine<Real>(covariance * (inverses * inverse), gap);
+            Vec<Real> cosine = clip_cosine<Real>(covariance * (inverses * inverse), limit);
             arc_cosine<Real>(cosine, sine, k0);
             s_out[c] = (roots * root) * (sine + k0 * cosine);
             if (tangent)
@@ -357,7 +361,7 @@ template <class Real, bool tangent> class Tile {
                      const Vec<Real> *theta, const Vec<Real> *above, const Scratch &scratch) const {
         const bool top = layer == kernel.depth - 1;
         const Vec<Real> mean = Vec<Real>{} + Real(1.0 / kernel.last().locations());
-        const Real floor = std::sqrt(2 * gap) / 2 * Real(1 / pi);
+        const Vec<Real> bias = this->bias, limit = this->limit;
         long columns = layers[layer].columns, u = row * columns;
         const Real *left_inverses =
             at_left(left.inverse_roots[layer], u, layers[layer].locations(), i);
@@ -366,7 +370,7 @@ template <class Real, bool tangent> class Tile {
             Vec<Real> root_b = at(right.roots, layer, u, j);
             Vec<Real> inverse = at(right.inverse_roots, layer, u, j) * inverse_a;
             Vec<Real> covariance = s[u] + bias, sine, k0;
-            Vec<Real> cosine = clip_cosine<Real>(covariance * inverse, gap);
+            Vec<Real> cosine = clip_cosine<Real>(covariance * inverse, limit);
             arc_cosine<Real>(cosine, sine, k0);
             Vec<Real> out = top ? mean : above[u];
             Vec<Real> d_covariance = out * k0, d_scale = out * sine;
@@ -403,7 +407,8 @@ template <class Real, bool tangent> class Tile {
     const Block<Real> &left, &right;
     const Layer *layers;
     long width, map_size, ring_size = 0;
-    Real bias, gap;
+    Vec<Real> bias, limit;  // of the variances, and of a κ that is not 1
+    Real floor;  // of s / π where it divides
 };
 
 // Rows [first, last) of to (n / group, rows, group) ← those of from (rows, n), and zeros.
