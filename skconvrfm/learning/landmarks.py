@@ -26,6 +26,7 @@ from scipy.linalg import lapack
 from ..compute.blocks import image_blocks, mirror_upper
 from ..compute.files import FileRows
 from ..compute.images import take
+from ..compute.parallel import run_in_turn
 from ..compute.progress import track
 from ..compute.tiles import kernel_matrix
 from ..kernels.base import PatchKernel
@@ -51,7 +52,7 @@ class LandmarkDesign(Passes):
     def __init__(self, columns, data, resources):
         self._basis = inverse_root(columns.square(resources), columns.rounding)
         rows = LandmarkRows(columns, self._basis, data.images)
-        if resources.n_workers == 1:
+        if resources.run is run_in_turn:  # in this process, which has the file
             with contextlib.suppress(OSError):  # computed at every pass, without room
                 rows = replace(rows, values=rows.write(resources))
         super().__init__(rows, data, resources)

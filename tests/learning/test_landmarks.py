@@ -1,5 +1,6 @@
 """Landmarks: the Nyström machine, its limits, its draws, and its sums over rows."""
 
+import pickle
 import re
 import shutil
 
@@ -12,7 +13,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
-from skconvrfm.compute import files
+from skconvrfm.compute import files, parallel
 from skconvrfm.compute.sampling import Lineup, inclusion_chances
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import (
@@ -195,6 +196,22 @@ def test_file_of_features_or_none_is_the_same(has_room, data, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
     assert_array_equal(clone(model).fit(X, y).decision_function(X_new), expected)
     assert sum(passes) == (N if has_room else 3 * N)
+
+
+def test_single_worker_elsewhere_gets_no_file(data, monkeypatch):
+    class Elsewhere:
+        """A backend that is not joblib's own."""
+
+    def run(n_jobs, n_workers, function, tasks):
+        return (function(*pickle.loads(pickle.dumps(task))) for task in tasks)
+
+    X, y, _, X_new = data
+    model = make("images", landmarks=20, selection="loo")
+    expected = clone(model).fit(X, y).decision_function(X_new)
+    monkeypatch.setattr(parallel, "get_active_backend", lambda: (Elsewhere(), 1))
+    monkeypatch.setattr(parallel, "_run_in_parallel", run)
+    monkeypatch.setattr(files, "_HELD_BYTES", 1)
+    assert_allclose(model.fit(X, y).decision_function(X_new), expected, atol=1e-7)
 
 
 def test_stored_images_are_read_in_blocks(data, tmp_path):
