@@ -143,10 +143,9 @@ def worker_seconds(fit, costs):
         By part.
     """
     share = fit.n_images / fit.n_workers
-    columns = PASSES * share * fit.row_operations / costs["leave_one_out"]
     return {
         "features": PASSES * share * fit.case.operations / costs["features"],
-        "landmarks": columns,
+        "landmarks": PASSES * share * fit.row_operations / costs["leave_one_out"],
         "sums": share * fit.width**2 / costs["sums"],
         "leave-one-out": share * 2 * fit.width**2 / costs["leave_one_out"],
         "reading images": PASSES * traffic(fit)["read"] / costs["read"],
@@ -258,20 +257,9 @@ def summarize(fit, costs):
 
 
 def tabulate(fit, costs, price=None):
-    """Return the model's numbers as tables.
+    """Return the numbers of `summarize` as tables, a list of str.
 
-    Parameters
-    ----------
-    fit : Fit
-        The fit.
-    costs : dict
-        Unit costs.
-    price : float, default=None
-        Of an hour of a machine.
-
-    Returns
-    -------
-    list of str
+    ``price`` is that of an hour of a machine.
     """
     found = summarize(fit, costs)
     title = (
