@@ -90,6 +90,14 @@ def switch_tiles(kind, monkeypatch):
 
 
 @pytest.fixture
+def set_threads():
+    """Set the number of threads of torch, until the end of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)
 

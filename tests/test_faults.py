@@ -90,14 +90,11 @@ def model(request, data, fitted):
 
 
 @pytest.fixture
-def two_threads():
+def two_threads(set_threads):
     """Torch has two threads, and has them after whatever goes wrong."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    set_threads(2)
     yield
-    after = torch.get_num_threads()
-    torch.set_num_threads(before)
-    assert after == 2
+    assert torch.get_num_threads() == 2
 
 
 @contextlib.contextmanager

@@ -239,15 +239,11 @@ def test_compiled_code_does_not_depend_on_settings_of_torch(name, compiled_tiles
 
 
 @pytest.mark.parametrize("name", ["ntk", "linear"])
-def test_threads_do_not_depend_on_settings_of_torch(name, array_tiles):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
+def test_threads_do_not_depend_on_settings_of_torch(name, array_tiles, set_threads):
+    set_threads(2)
+    check_call(CALLS[f"fit {name}"], training_script)
+    with joblib.parallel_config("threading", n_jobs=2):
         check_call(CALLS[f"fit {name}"], training_script)
-        with joblib.parallel_config("threading", n_jobs=2):
-            check_call(CALLS[f"fit {name}"], training_script)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_settings_are_kept_by_a_fit_that_fails():

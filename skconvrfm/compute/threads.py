@@ -67,6 +67,12 @@ def own_thread_count():
     return getattr(_own, "count", 1)
 
 
+def _start_own_thread():
+    """Leave this thread one of torch's: a new one has them all until torch counts."""
+    note_thread()
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def own_threads(wanted=True):
     """Let torch use one thread, and `share_out` all of them; restored at the end."""
@@ -78,7 +84,7 @@ def own_threads(wanted=True):
     try:
         _own.count = count
         torch.set_num_threads(1)
-        with ThreadPoolExecutor(count, initializer=note_thread) as _own.pool:
+        with ThreadPoolExecutor(count, initializer=_start_own_thread) as _own.pool:
             yield
     finally:
         torch.set_num_threads(count)

@@ -21,19 +21,6 @@ pytestmark = [
 SECONDS = 60  # after which a child counts as hanging
 
 
-@pytest.fixture
-def set_threads():
-    """Set the number of threads of torch until the end of the test, and start them."""
-    before = torch.get_num_threads()
-
-    def begin(count):
-        torch.set_num_threads(count)
-        multiply()
-
-    yield begin
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data():
     X = np.random.default_rng(0).normal(size=(60, 8, 8))
@@ -81,7 +68,8 @@ def predict_and_fit(models, data):
 
 
 def check_child(models, data):
-    """Check a child that was forked from this thread."""
+    """Check a child that was forked from this thread, whose threads of torch run."""
+    multiply()
     expected = [model.decision_function(data[0]) for model in models]
     *found, threads = in_a_child(predict_and_fit, models, data)
     for scores in found:

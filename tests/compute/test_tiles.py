@@ -309,32 +309,28 @@ def test_workers_share_the_memory():
 
 @pytest.mark.parametrize("n_jobs", [None, 2])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_no_thread_setting_is_left_behind(n_jobs, threads, images, tiles):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with parallel_config("threading"):
-            everything(*images, n_jobs=n_jobs)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+def test_no_thread_setting_is_left_behind(n_jobs, threads, images, tiles, set_threads):
+    set_threads(threads)
+    with parallel_config("threading"):
+        everything(*images, n_jobs=n_jobs)
+    assert torch.get_num_threads() == threads
 
 
-def test_no_thread_setting_is_left_behind_by_a_failure(images, fail_once, monkeypatch):
+def test_no_thread_setting_is_left_behind_by_a_failure(
+    images, fail_once, monkeypatch, set_threads
+):
     # The other worker may still run when the next test does: it must not set threads.
     monkeypatch.setenv(build.SWITCH, "0")
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        fail_once(RuntimeError("a worker fell over"))
-        with parallel_config("threading"), pytest.raises(RuntimeError, match="fell"):
-            KERNEL(images[0], n_jobs=2)
-        assert torch.get_num_threads() == 4
-    finally:
-        torch.set_num_threads(before)
+    set_threads(4)
+    fail_once(RuntimeError("a worker fell over"))
+    with parallel_config("threading"), pytest.raises(RuntimeError, match="fell"):
+        KERNEL(images[0], n_jobs=2)
+    assert torch.get_num_threads() == 4
 
 
-def test_threads_of_torch_are_shared_out_to_the_workers(images, monkeypatch):
+def test_threads_of_torch_are_shared_out_to_the_workers(
+    images, monkeypatch, set_threads
+):
     seen, prepare_block = [], ConvolutionalKernel.prepare_block
 
     def watching(*arguments):
@@ -343,23 +339,16 @@ def test_threads_of_torch_are_shared_out_to_the_workers(images, monkeypatch):
 
     monkeypatch.setattr(ConvolutionalKernel, "prepare_block", watching)
     monkeypatch.setenv(build.SWITCH, "0")  # compiled tiles bring their threads
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        with parallel_config("threading"):
-            KERNEL(images[0], n_jobs=2)
-    finally:
-        torch.set_num_threads(before)
+    set_threads(4)
+    with parallel_config("threading"):
+        KERNEL(images[0], n_jobs=2)
     assert set(seen) == {2}
 
 
-def test_results_independent_of_threads_of_torch(images, tiles):
-    expected, before = everything(*images), torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        assert_same(everything(*images), expected)
-    finally:
-        torch.set_num_threads(before)
+def test_results_independent_of_threads_of_torch(images, tiles, set_threads):
+    expected = everything(*images)
+    set_threads(3)
+    assert_same(everything(*images), expected)
 
 
 # --------------------------------------------------------------------- work

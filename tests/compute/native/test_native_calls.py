@@ -49,16 +49,12 @@ def rng():
 
 
 @pytest.fixture
-def threads():
+def threads(set_threads):
     """Return a function that calls another with a number of torch's threads."""
-    before = torch.get_num_threads()
 
     def run(count, function):
-        torch.set_num_threads(count)
-        try:
-            return function()
-        finally:
-            torch.set_num_threads(before)
+        set_threads(count)
+        return function()
 
     return run
 
