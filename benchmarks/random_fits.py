@@ -365,7 +365,7 @@ def random_layer(rng, lower=False):
         int(pick(rng, (1, 4, 8))),
         filters=pick(rng, ("patches", "gaussian")),
         metric=pick(rng, ("identity", "whiten")),
-        normalize=bool(rng.random() < 0.3),
+        normalize=pick(rng, (None, None, 1.0, 0.1)),
         shrinkage=pick(rng, (0.1, 1.0)),
         agop_power=pick(rng, (None, None, 0.25)),
         bias=pick(rng, (0.3, 0.0)),

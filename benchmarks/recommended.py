@@ -32,7 +32,7 @@ def photographs(mirror):
     1024 filters of four times as many are no more accurate on held-out images.
     """
     first = ConvFeatures(
-        96, patch_size=5, normalize=True, pool_size=2, pool_overlap=1.0, learn=False
+        96, patch_size=5, normalize=1.0, pool_size=2, pool_overlap=1.0, learn=False
     )
     top = ConvFeatures(
         640,
@@ -49,7 +49,7 @@ def photographs(mirror):
 def objects_in_noise():
     """Return two layers for objects that stand anywhere in noise, and their kernel."""
     first = ConvFeatures(
-        96, patch_size=7, normalize=True, pool_size=2, pool_overlap=0.5, **CHOSEN
+        96, patch_size=7, normalize=1.0, pool_size=2, pool_overlap=0.5, **CHOSEN
     )
     top = ConvFeatures(
         256, patch_size=5, shrinkage=3.0, pool="norm", pool_grid=1, **CHOSEN

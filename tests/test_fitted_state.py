@@ -59,7 +59,7 @@ OTHERS = {
     "features__learn": False,
     "features__agop_power": 0.25,
     "features__shrinkage": 5.0,
-    "features__normalize": True,
+    "features__normalize": 0.5,
     "features__skip": True,
     "features__mirror": True,
     # Last, for they take the nested ones away.

@@ -71,10 +71,10 @@ class PatchMoments:
         return (vectors / np.sqrt(shrunk)) @ vectors.T
 
 
-def drawn_moments(images, layer, lineup, resources, normalize=False):
+def drawn_moments(images, layer, lineup, resources, normalize=None):
     """Return the `PatchMoments` of as many drawn images as are affordable.
 
-    Patches are perhaps normalised, with their mean variance as ε.
+    Patches are normalised with ε in units of their mean variance, but for None.
     """
     patch_dim = images.shape[3] * math.prod(layer.patch)
     affordable = _MOMENT_OPERATIONS / (2 * layer.n_locations * patch_dim**2)
@@ -82,8 +82,8 @@ def drawn_moments(images, layer, lineup, resources, normalize=False):
     sample = lineup.draw(n_draws)
     step = math.ceil(len(sample.rows) / affordable)
     floor = None
-    if normalize:
-        floor = mean_variance(images, layer, sample, resources, step)
+    if normalize is not None:
+        floor = normalize * mean_variance(images, layer, sample, resources, step)
     return patch_moments(images, layer, sample, resources, step, floor)
 
 
@@ -287,11 +287,10 @@ class FilterBank:
         draws = self.directions[filters], self.unit_biases[filters]
         return FilterBank(*draws, self.moments, self.initial)
 
-    def measured_on(self, images, layer, lineup, resources):
-        """Return the bank with the moments of the patches of other images."""
-        normalize = self.moments.floor is not None
-        moments = drawn_moments(images, layer, lineup, resources, normalize)
-        return replace(self, moments=moments)
+    def measured_on(self, images, features, lineup, resources):
+        """Return the bank of bound features with the moments of other images."""
+        where = images, features.layer_, lineup, resources
+        return replace(self, moments=drawn_moments(*where, features.normalize))
 
 
 def draw_bank(features, images, lineup, rng, resources, mirrored=False):
@@ -300,8 +299,7 @@ def draw_bank(features, images, lineup, rng, resources, mirrored=False):
     ``mirrored`` is True if they see mirror images as well.
     """
     layer, n_filters = features.layer_, features.candidates * features.n_filters
-    normalize = features.normalize
-    moments = drawn_moments(images, layer, lineup, resources, normalize)
+    moments = drawn_moments(images, layer, lineup, resources, features.normalize)
     if mirrored:
         moments = moments.with_mirrors(layer.mirror_entries(images.shape[3]))
     initial = None

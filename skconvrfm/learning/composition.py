@@ -29,7 +29,7 @@ def auto_features(image_shape):
         ConvFeatures(
             96,
             patch_size=patch,
-            normalize=True,
+            normalize=1.0,
             pool_size=size,
             pool_overlap=1.0,
             **chosen,

@@ -318,7 +318,7 @@ class MapModel(Model):
         parts = zip(self.layers, self.banks, transforms, base, strict=True)
         for features, bank, transform, before in parts:
             if moved:  # thresholds and centres are those of the present maps
-                where = images, features.layer_, self.data.lineup, self.resources
+                where = images, features, self.data.lineup, self.resources
                 bank = bank.measured_on(*where)
             maps.append(bank.under(transform, features))
             banks.append(bank)

@@ -135,7 +135,7 @@ class Recipe:
             else:
                 bank, transform = self.start.banks[index], self.start.transforms[index]
                 if index and self.start.refined:
-                    parts = images, layer.layer_, data.lineup, self.resources
+                    parts = images, layer, data.lineup, self.resources
                     bank = bank.measured_on(*parts)
             layers.append(layer)
             banks.append(bank)

@@ -69,11 +69,11 @@ NETWORKS = {
         {"pool_size": 2, "pool": "norm", "activation": "identity"},
         {"pool_grid": 2, "patch_size": 2, "pool": "max", "pool_overlap": 1},
     ],
-    "normalised": [{"normalize": True, "padding": "same"}],
+    "normalised": [{"normalize": 0.3, "padding": "same"}],
     "three layers, normalised": [
-        {"pool_size": 2, "normalize": True, "patch_size": 2},
-        {"padding": "same", "pool_grid": None, "normalize": True, "pool": "norm"},
-        {"patch_size": 2, "normalize": True, "activation": "identity"},
+        {"pool_size": 2, "normalize": 0.3, "patch_size": 2},
+        {"padding": "same", "pool_grid": None, "normalize": 0.3, "pool": "norm"},
+        {"patch_size": 2, "normalize": 0.3, "activation": "identity"},
     ],
     "three layers, all pools": [
         {"padding": "same", "pool_size": 1, "pool": "max", "pool_overlap": 1},
@@ -107,8 +107,8 @@ def make_layers(network, rng, image_shape=IMAGE):
         d, n = image_shape[2] * math.prod(features.layer_.patch), 5 - index
         filters, biases = rng.normal(size=(n, d)) / 2, rng.normal(size=n)
         offsets = rng.uniform(0.01, 0.2, size=n)
-        floor = 0.3 if features.normalize else None
-        if features.normalize:
+        floor = features.normalize
+        if floor:
             filters -= filters.mean(1, keepdims=True)
         layers.append(features.with_filters(filters, biases, offsets, floor))
         image_shape = layers[-1].shape

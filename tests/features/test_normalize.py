@@ -15,7 +15,7 @@ from skconvrfm.features.maps import compute_maps
 def fitted(rng):
     """Return a machine on normalised patches, and its images."""
     X, y = rng.normal(size=(40, 9, 8, 2)), np.arange(40) % 2
-    layer = ConvFeatures(6, patch_size=3, normalize=True, pool_grid=2)
+    layer = ConvFeatures(6, patch_size=3, normalize=0.2, pool_grid=2)
     model = ConvRFMClassifier("gaussian", layer, n_rounds=1, dtype="float64")
     return model.fit(X, y), X
 
@@ -40,7 +40,7 @@ def test_moments_are_those_of_normalised_patches(fitted):
     model, X = fitted
     [layer] = model.features_
     plain = np.array([patches_by_hand(x, padding="valid") for x in X])
-    assert np.isclose(layer.floor_, plain.var(-1).mean())
+    assert np.isclose(layer.floor_, 0.2 * plain.var(-1).mean())
     patches = np.array([normalised(x, layer) for x in X]).reshape(-1, 18)
     assert_close(layer.patch_mean_, patches.mean(0), 1e-10)
     assert_close(layer.patch_covariance_, np.cov(patches.T, bias=True), 1e-10)
@@ -69,7 +69,7 @@ def test_predictions_do_not_depend_on_the_brightness_of_images(fitted):
 
 def test_blank_images_are_fitted(rng):
     X, y = np.zeros((20, 6, 6)), np.arange(20) % 2
-    layer = ConvFeatures(4, patch_size=3, normalize=True)
+    layer = ConvFeatures(4, patch_size=3, normalize=0.1)
     model = ConvRFMClassifier("linear", layer, n_rounds=1)
     with np.errstate(all="raise"):
         assert np.isfinite(model.fit(X, y).decision_function(X)).all()
