@@ -60,7 +60,7 @@ def objects_in_noise():
 def articles():
     """Return one layer of large patches and a fine grid for Fashion-MNIST."""
     options = {"padding": "same", "pool_grid": 7, "pool_overlap": 0.5, "learn": False}
-    return Gaussian(), [ConvFeatures(512, patch_size=9, **options)]
+    return Gaussian(), [ConvFeatures(512, patch_size=9, normalize=0.01, **options)]
 
 
 def stars(folder, seed, n_train, n_test):
