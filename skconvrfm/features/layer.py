@@ -49,9 +49,9 @@ class ConvFeatures(BaseEstimator):
         Take patches less the mean of their entries and over their contrast, :math:`(v
         - \bar v) / \sqrt{s^2 + \varepsilon}` with the variance s² of the entries, so
         that dark and faint places count as others. The number is ε in units of the
-        mean of s² over training patches; None takes patches as they are. 0.3 to 1
-        suit photographs, and 0.01 to 0.1 objects on blank ground. Where contrast itself
-        is the signal, such as noise of other size, it is lost.
+        mean of s² over training patches, from 1e-12 to 1e12; None takes patches as they
+        are. 0.3 to 1 suit photographs, and 0.01 to 0.1 objects on blank ground. Where
+        contrast itself is the signal, such as noise of other size, it is lost.
     metric : {"whiten", "identity"}, default="whiten"
         Metric of round 0: the inverse of the patch covariance, with patches taken from
         their mean; or none.
@@ -164,7 +164,7 @@ class ConvFeatures(BaseEstimator):
         "patch_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
         "padding": [StrOptions({"valid", "same"})],
         "filters": [StrOptions({"patches", "gaussian"})],
-        "normalize": [Interval(Real, 0, 1e100, closed="right"), None],
+        "normalize": [Interval(Real, 1e-12, 1e12, closed="both"), None],
         "metric": [StrOptions({"identity", "whiten"})],
         "shrinkage": [Interval(Real, 0, None, closed="neither")],
         "candidates": [Interval(Integral, 1, None, closed="left")],

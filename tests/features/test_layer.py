@@ -26,7 +26,7 @@ BAD = {
     "padding": ["full", 1],
     "filters": ["normal", None],
     "metric": ["euclidean", None],
-    "normalize": [0, -1.0, "yes", np.inf, np.nan],
+    "normalize": [0, 1e-13, "yes", np.inf, np.nan],
     "shrinkage": [0, -1.0, None, np.inf],
     "candidates": [0, 2.5, None],
     "learn": ["auto", None],

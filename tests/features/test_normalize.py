@@ -67,9 +67,13 @@ def test_predictions_do_not_depend_on_the_brightness_of_images(fitted):
     np.testing.assert_allclose(shifted, model.decision_function(X), atol=1e-8)
 
 
-def test_blank_images_are_fitted(rng):
-    X, y = np.zeros((20, 6, 6)), np.arange(20) % 2
-    layer = ConvFeatures(4, patch_size=3, normalize=0.1)
+@pytest.mark.parametrize("floor", [1e-12, 0.1, 1e12])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_blank_images_are_fitted(share, dtype, floor, rng):
+    X, y = np.zeros((20, 6, 6), dtype=dtype), np.arange(20) % 2
+    X[: int(20 * share)] = rng.uniform(size=(int(20 * share), 6, 6))
+    layer = ConvFeatures(4, patch_size=3, normalize=floor)
     model = ConvRFMClassifier("linear", layer, n_rounds=1)
     with np.errstate(all="raise"):
         assert np.isfinite(model.fit(X, y).decision_function(X)).all()
