@@ -68,7 +68,7 @@ def own_thread_count():
 
 
 def _start_own_thread():
-    """Leave this thread one of torch's: a new one has them all until torch counts."""
+    """Let torch use one thread here too: a new thread starts with its former count."""
     note_thread()
     torch.set_num_threads(1)
 

@@ -108,7 +108,7 @@ def make_layers(network, rng, image_shape=IMAGE):
         filters, biases = rng.normal(size=(n, d)) / 2, rng.normal(size=n)
         offsets = rng.uniform(0.01, 0.2, size=n)
         floor = features.normalize
-        if floor:
+        if floor is not None:
             filters -= filters.mean(1, keepdims=True)
         layers.append(features.with_filters(filters, biases, offsets, floor))
         image_shape = layers[-1].shape

@@ -48,17 +48,6 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture
-def threads(set_threads):
-    """Return a function that calls another with a number of torch's threads."""
-
-    def run(count, function):
-        set_threads(count)
-        return function()
-
-    return run
-
-
 def assert_near(ours, theirs, tolerance):
     """Equal up to a part of the largest value."""
     theirs = theirs.double()
@@ -163,7 +152,7 @@ def test_tiles_may_be_called_from_several_threads(library, rng):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_tiles_do_not_depend_on_the_number_of_threads(count, library, threads, rng):
+def test_tiles_do_not_depend_on_the_number_of_threads(count, library, set_threads, rng):
     kernel, left, right = make_blocks("plain", torch.float64, rng, 70)
     tiles = calls.CompiledTiles(library, kernel, left, right)
     coef = torch.ones(35, 1, dtype=torch.float64)
@@ -172,7 +161,9 @@ def test_tiles_do_not_depend_on_the_number_of_threads(count, library, threads, r
         spans = every(left, right)
         return tiles.value(*spans), *tiles.pullback(*spans, coef)
 
-    assert all(map(torch.equal, threads(count, compute), compute()))
+    expected = compute()
+    set_threads(count)
+    assert all(map(torch.equal, compute(), expected))
 
 
 @BOTH
@@ -301,14 +292,16 @@ def test_filter_maps_independent_of_batch(shape, order, n, library, rng):
 
 @BOTH
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_filter_maps_independent_of_threads(count, dtype, library, threads, rng):
+def test_filter_maps_independent_of_threads(count, dtype, library, set_threads, rng):
     features = filters_on(FILTERS["unequal cells"], rng)
     images = images_for(FILTERS["unequal cells"], dtype, rng, 17)
 
     def compute():
         return calls.filter_maps(library, features, images)
 
-    assert torch.equal(threads(count, compute), compute())
+    expected = compute()
+    set_threads(count)
+    assert torch.equal(compute(), expected)
 
 
 def test_filter_maps_of_a_blank_image_are_its_biases(library, rng):
