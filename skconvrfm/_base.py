@@ -393,9 +393,9 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         return replace(recipe, start=self._start(), choices=self._choices())
 
     def _choices(self):
-        """Return the metric or pool of the present fit, see `Recipe`."""
-        last = [None, *self.learned_layers_][-1]
-        return (getattr(last, "pool_", getattr(last, "metric_", None)),)
+        """Return what the present fit has chosen, see `Recipe`."""
+        layers = tuple(layer.choice for layer in self.features_)
+        return (getattr(self.kernel_, "metric_", layers),)
 
     def _start(self):
         """Return the metrics and filters of the present fit."""

@@ -11,7 +11,8 @@ from .learning.rounds import (
     StagePlan,
     Watcher,
     best_stage,
-    choose_on_landmarks,
+    choose_alternative,
+    choose_bandwidth,
     fit_stages,
 )
 from .learning.stream import Stream
@@ -202,10 +203,9 @@ class Fitting(Watcher):
 
 def _settled(model, schedule):
     """Return a model with all choices made, of which sums over the rows are taken."""
-    multiple = None
-    if model.landmarks is not None:
-        choice, multiple = choose_on_landmarks(model, schedule)
-        model = model.alternatives[choice]
+    choice, _ = choose_alternative(model, schedule)
+    model = model.alternatives[choice]
+    multiple = choose_bandwidth(model, schedule)
     if model.has_candidates:
         model = model.with_filters()
     model = model.with_metric(None)

@@ -290,7 +290,7 @@ class FilterBank:
     def measured_on(self, images, features, lineup, resources):
         """Return the bank of bound features with the moments of other images."""
         where = images, features.layer_, lineup, resources
-        return replace(self, moments=drawn_moments(*where, features.normalize))
+        return replace(self, moments=drawn_moments(*where, features.normalize_))
 
 
 def draw_bank(features, images, lineup, rng, resources, mirrored=False):
@@ -299,7 +299,7 @@ def draw_bank(features, images, lineup, rng, resources, mirrored=False):
     ``mirrored`` is True if they see mirror images as well.
     """
     layer, n_filters = features.layer_, features.candidates * features.n_filters
-    moments = drawn_moments(images, layer, lineup, resources, features.normalize)
+    moments = drawn_moments(images, layer, lineup, resources, features.normalize_)
     if mirrored:
         moments = moments.with_mirrors(layer.mirror_entries(images.shape[3]))
     initial = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 from sklearn.base import BaseEstimator
 
@@ -17,8 +17,8 @@ from .maps import ACTIVATIONS, FilterLayer
 from .pools import POOLS, pool_exponents
 
 _DEFAULT_GRID = (3, 3)
-# Of these the criterion chooses where pool="auto".
-AUTO_POOLS: tuple[Pool, ...] = ("root", "norm")
+# Of these the criterion chooses where a parameter is "auto"; the first is preferred.
+AUTO: dict[str, tuple] = {"normalize": (1.0, 0.03), "pool": ("root", "norm")}
 
 
 class ConvFeatures(BaseEstimator):
@@ -45,13 +45,14 @@ class ConvFeatures(BaseEstimator):
         classes (or targets) and scaled to one length, which are the more accurate; or
         N(0, M) (Deep ConvRFM, arXiv:2309.00570), whose kernel tends to the exact one
         (pooled, of one layer, :class:`~skconvrfm.kernels.ConvNNGP`).
-    normalize : float or None, default=None
+    normalize : float, "auto" or None, default=None
         Take patches less the mean of their entries and over their contrast, :math:`(v
         - \bar v) / \sqrt{s^2 + \varepsilon}` with the variance s² of the entries, so
         that dark and faint places count as others. The number is ε in units of the
         mean of s² over training patches, from 1e-12 to 1e12; None takes patches as they
-        are. 0.3 to 1 suit photographs, and 0.01 to 0.1 objects on blank ground. Where
-        contrast itself is the signal, such as noise of other size, it is lost.
+        are. 0.3 to 1 suit photographs, and 0.01 to 0.1 objects on blank ground.
+        "auto", below a kernel of whole maps, is 1 or 0.03, by the criterion in round 0.
+        Where contrast itself is the signal, such as noise of other size, it is lost.
     metric : {"whiten", "identity"}, default="whiten"
         Metric of round 0: the inverse of the patch covariance, with patches taken from
         their mean; or none.
@@ -82,8 +83,8 @@ class ConvFeatures(BaseEstimator):
         noisy locations. "mean" is (1, 1). "norm" (4, ¼) counts the strongest matches,
         which is more accurate where an object stands anywhere in noise, and "max" the
         strongest alone. "auto", of the last layer below a kernel of whole maps, is
-        "root" or "norm", whichever has the lower criterion in round 0. p from 1 to 8,
-        since slopes have no bound below 1; q up to 8.
+        "root" or "norm", by the criterion in round 0. p from 1 to 8, since slopes have
+        no bound below 1; q up to 8.
         On a CPU whole p are compiled, and others several times slower.
         Negative responses, of ``activation="identity"``, count by their absolute value
         where p > 1, and with their sign where p is 1.
@@ -131,8 +132,8 @@ class ConvFeatures(BaseEstimator):
     patch_mean_, patch_covariance_, initial_transform_ : ndarray of (d,) or (d, d)
         Moments of the training patches, and the patch transform of round 0, of which
         None is the identity.
-    pool_ : str or (float, float)
-        `pool`, or which of them was chosen.
+    normalize_, pool_ : float or None, str or (float, float)
+        `normalize` and `pool`, or which of them was chosen.
     scale_ : float or None
         Factor of the layer's features beside those of others; None without `skip`.
     floor_ : float or None
@@ -164,7 +165,11 @@ class ConvFeatures(BaseEstimator):
         "patch_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
         "padding": [StrOptions({"valid", "same"})],
         "filters": [StrOptions({"patches", "gaussian"})],
-        "normalize": [Interval(Real, 1e-12, 1e12, closed="both"), None],
+        "normalize": [
+            Interval(Real, 1e-12, 1e12, closed="both"),
+            StrOptions({"auto"}),
+            None,
+        ],
         "metric": [StrOptions({"identity", "whiten"})],
         "shrinkage": [Interval(Real, 0, None, closed="neither")],
         "candidates": [Interval(Integral, 1, None, closed="left")],
@@ -188,7 +193,7 @@ class ConvFeatures(BaseEstimator):
         patch_size: Pair = 6,
         padding: Padding = "valid",
         filters: Filters = "patches",
-        normalize: float | None = None,
+        normalize: float | Literal["auto"] | None = None,
         metric: Metric = "whiten",
         shrinkage: float = SHRINKAGE,
         candidates: int = 1,
@@ -246,14 +251,28 @@ class ConvFeatures(BaseEstimator):
             )
         bound = copy.copy(self)
         bound.image_shape_ = tuple(image_shape)
-        return bound.with_pool(AUTO_POOLS[0] if self.pool == "auto" else self.pool)
+        return bound.with_choice({name: bound.options(name)[0] for name in AUTO})
 
-    def with_pool(self, pool: Pool) -> ConvFeatures:
-        """Return the bound layer with another pool, which is checked."""
-        pool_exponents(pool)
+    def with_choice(self, choice: dict) -> ConvFeatures:
+        """Return the bound layer with values for parameters that may be "auto"."""
         other = copy.copy(self)
-        other.pool_ = pool
+        for name, value in choice.items():
+            setattr(other, f"{name}_", value)
+        pool_exponents(other.pool_)
         return other
+
+    def options(self, name: str) -> tuple:
+        """Return the values of a parameter of which one is chosen, the preferred first.
+
+        It is the given one alone where that is not "auto".
+        """
+        given = getattr(self, name)
+        return AUTO[name] if given == "auto" else (given,)
+
+    @property
+    def choice(self):
+        """Values of the parameters that may be "auto", a dict."""
+        return {name: getattr(self, f"{name}_") for name in AUTO}
 
     @property
     def layer_(self):

@@ -29,7 +29,7 @@ def auto_features(image_shape):
         ConvFeatures(
             96,
             patch_size=patch,
-            normalize=1.0,
+            normalize="auto",
             pool_size=size,
             pool_overlap=1.0,
             **chosen,
@@ -58,6 +58,12 @@ def check_composition(kernel, features):
                 f"features[{index}].pool='auto' is chosen of the last layer, below a "
                 f"kernel of whole maps, and this is below {type(above).__name__}: take "
                 f"features[{index}].pool='root'."
+            )
+        if layer.normalize == "auto" and not isinstance(kernel, WholeKernel):
+            raise ValueError(
+                f"features[{index}].normalize='auto' is chosen below a kernel of whole "
+                f"maps, and kernel is {type(kernel).__name__}: take "
+                f"features[{index}].normalize=1.0."
             )
         if layer.mirror and not isinstance(above, WholeKernel):
             raise ValueError(

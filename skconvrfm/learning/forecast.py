@@ -105,18 +105,15 @@ def check_fit(recipe, data, n_rounds):
 
 def _count_fits(recipe, n_rounds):
     """Return how many rounds there are after round 0, and fits in all."""
-    parts = recipe.kernel, *recipe.features
-    names = {getattr(part, name, None) for part in parts for name in ("metric", "pool")}
-    both = "auto" in names and not recipe.choices  # round 0 is fitted under two of them
     if isinstance(recipe.kernel, PatchKernel):
-        return n_rounds, n_rounds + 1 + both
+        return n_rounds, n_rounds + 1
     layers = recipe.features
     chosen = 0 if recipe.start else sum(layer.candidates > 1 for layer in layers)
     if not any(layer.learn for layer in layers):
         n_rounds = min(n_rounds, int(chosen > 0))
     # One for each bank of candidates; and the least bandwidth is compared with another.
     more = chosen * (n_rounds > 0) + (getattr(recipe.kernel, "bandwidth", 1) == "auto")
-    return n_rounds, n_rounds + 1 + both + more
+    return n_rounds, n_rounds + 1 + more
 
 
 def measure_costs(recipe, data):

@@ -1,6 +1,7 @@
 """Recipes: kernel, feature layers and options from which models of data are made."""
 
 import copy
+import itertools
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -11,7 +12,7 @@ from sklearn.base import clone
 from ..compute.parallel import Resources
 from ..compute.sampling import bandwidth_draws
 from ..features.filters import draw_bank, drawn_moments
-from ..features.layer import AUTO_POOLS, ConvFeatures
+from ..features.layer import ConvFeatures
 from ..features.maps import pass_through
 from ..features.skips import kernel_features, seen_layers
 from ..kernels.base import PatchKernel
@@ -42,7 +43,7 @@ class Recipe:
     rng: np.random.RandomState  # source of the filters
     start: "Start | None" = None  # former fit to go on from
     moments: Moments | None = None  # of rows that are gone, in place of the data's
-    choices: tuple = ()  # of each stage, metric or pool that "auto" chose before
+    choices: tuple = ()  # of each stage, what was chosen before where it is "auto"
     multiple: float | None = None  # of the median distance, a bandwidth chosen before
     held: TrainingSet | None = None  # landmarks drawn before
 
@@ -72,8 +73,7 @@ class Recipe:
         return replace(self, held=self._draw_landmarks(data))
 
     def _draw_landmarks(self, data):
-        rows, factors = data.lineup.draw_once(self.landmarks)
-        landmarks = data.take(rows).scaled(factors)
+        landmarks = data.draw_once(self.landmarks)
         return replace(landmarks, images=np.asarray(landmarks.images))
 
     def model(self, data, held_out=None, landmarks=None, stage=0):
@@ -81,9 +81,9 @@ class Recipe:
         common = {"data": data, "held_out": held_out, "alphas": self.alphas}
         common |= {"landmarks": landmarks, "moments": self.moments}
         common["resources"] = self.resources
-        centres = data if landmarks is None else landmarks
         if isinstance(self.kernel, WholeKernel):
-            return self._map_model(centres, common)
+            first, *others = self._map_models(common)
+            return replace(first, others=tuple(others))
         kernel, agop_power = self.kernel, None
         for _ in range(self.n_stages - 1 - stage):
             kernel = kernel.below()
@@ -110,24 +110,31 @@ class Recipe:
             agop_power=agop_power,
             start=None if self.start is None else self.start.transforms,
             agop_draws=self._agop_draws(data, layer, _KERNEL_AGOP_PATCHES),
-            bandwidth_sample=centres.lineup.draw(bandwidth_draws(layer.n_locations)),
+            bandwidth_draws=bandwidth_draws(layer.n_locations),
             **common,
         )
 
-    def _map_model(self, centres, common):
+    def _map_models(self, common):
+        """Return a model for each choice of what is "auto", with equal draws."""
+        if self.choices or not self.features:
+            return [self._map_model(common, *self.choices)]
+        options = [layer.options("normalize") for layer in self.features]
+        models, pools = [], self.features[-1].options("pool")
+        for floors in itertools.product(*options):
+            model = self._map_model(common, [{"normalize": floor} for floor in floors])
+            models += [model.with_pool(pool) for pool in pools]
+        return models
+
+    def _map_model(self, common, choice=()):
         """Return the model whose kernel compares the maps behind all layers."""
         data, layers, banks, images = common["data"], [], [], common["data"].images
-        sources, drawn, pools = [], [], ()
+        sources, drawn, rng = [], [], copy.deepcopy(self.rng)
         for index, features in enumerate(self.features):
-            layer = features.bind(images.shape[1:])
-            if layer.pool == "auto" and self.choices:
-                layer = layer.with_pool(self.choices[0])
-            elif layer.pool == "auto":
-                pools = AUTO_POOLS
+            layer = features.bind(images.shape[1:]).with_choice(choice[index])
             if self.start is None:
-                sources.append(copy.deepcopy(self.rng))
+                sources.append(copy.deepcopy(rng))
                 mirrored = sees_mirrors(self.features, index)
-                parts = images, data.lineup, self.rng, self.resources
+                parts = images, data.lineup, rng, self.resources
                 drawn.append(draw_bank(layer, *parts, mirrored))
                 # Candidates are in the order of their classes.
                 bank = drawn[index].take(slice(None, None, layer.candidates))
@@ -150,12 +157,11 @@ class Recipe:
             banks=tuple(banks),
             sources=tuple(sources),
             drawn=tuple(drawn),
-            pools=pools,
             multiple=self.multiple,
             start=None if self.start is None else self.start.transforms,
             first_scales=() if self.start is None else self.start.scales,
             agop_draws=self._agop_draws(data, first, _FEATURE_AGOP_PATCHES),
-            bandwidth_sample=centres.lineup.draw(BANDWIDTH_IMAGES),
+            bandwidth_draws=BANDWIDTH_IMAGES,
             **common,
         )
 

@@ -37,6 +37,7 @@ _PEAK = 1 - 1e-6  # of the largest entry of an eigenvector, from which others ar
 # Multiples of the median distance that a bandwidth may be, each taken where it lowers
 # the criterion by this part. Below the median the accuracy falls with the criteria.
 MULTIPLES, _GAIN = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), 0.01
+CHOICE_IMAGES = 1000  # on which alternatives are compared
 CLOCKS = ("seconds_kernel", "seconds_solve", "seconds_agop")
 
 
@@ -211,30 +212,38 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
 
 def _fit_first_round(model, schedule, clock):
     """Return the number of the alternative that is chosen, and its round 0."""
-    if model.landmarks is None:
-        models = model.alternatives
-        tried = [_fit_round(m, None, None, schedule, 0, clock) for m in models]
-        choice = int(np.argmin([fitted.criterion for fitted in tried]))
-        return choice, tried[choice]
-    choice, multiple = choose_on_landmarks(model, schedule, clock)
+    choice, tried = choose_alternative(model, schedule, clock)
+    if tried is not None and tried.model.data is model.data:  # and not of a sample
+        return choice, tried
     chosen = model.alternatives[choice]
+    multiple = choose_bandwidth(chosen, schedule, clock)
     return choice, _fit_round(chosen, None, multiple, schedule, 0, clock)
 
 
-def choose_on_landmarks(model, schedule, clock=None):
-    """Return the number of an alternative, and the multiple of a bandwidth.
+def choose_alternative(model, schedule, clock=None):
+    """Return the number of the alternative that is chosen, and round 0 of its sample.
 
-    They are chosen by round 0 of the landmarks alone: a pass over all rows for each
-    would take far longer.
+    There is no round where there is nothing to choose.
     """
-    models = model.alternatives
-    is_settled = len(models) == 1 and not model.chooses_bandwidth
-    if schedule.plan is not None or is_settled:
-        return 0, model.multiple
+    models, options = model.alternatives, (None, None, schedule, 0, clock or _Clock())
+    if schedule.plan is not None or len(models) == 1:
+        return 0, None
+    tried = [_fit_round(one.on_sample(CHOICE_IMAGES), *options) for one in models]
+    handicaps = [1 + one.handicap for one in models]
+    best = np.argmin(np.multiply(handicaps, [one.criterion for one in tried]))
+    return int(best), tried[best]
+
+
+def choose_bandwidth(model, schedule, clock=None):
+    """Return the multiple of a bandwidth by the landmarks alone, None if they are all.
+
+    A pass over all rows for each would take far longer.
+    """
+    there = schedule.plan is not None or not model.chooses_bandwidth
+    if there or model.landmarks is None:
+        return model.multiple
     options = None, None, schedule, 0, clock or _Clock()
-    tried = [_fit_round(one.on_landmarks(), *options) for one in models]
-    choice = int(np.argmin([fitted.criterion for fitted in tried]))
-    return choice, tried[choice].model.multiple
+    return _fit_round(model.on_landmarks(), *options).model.multiple
 
 
 def _fit_round(model, transforms, multiple, schedule, index, clock):

@@ -67,6 +67,11 @@ class TrainingSet:
             groups = None  # without the only one there would be nothing to learn from
         return TrainingSet(take(self.images, images), *columns, *parts, groups)
 
+    def draw_once(self, n_images):
+        """Return so many of the images, whose weights stand for all."""
+        rows, factors = self.lineup.draw_once(n_images)
+        return self.take(rows).scaled(factors)
+
     def scaled(self, factor):
         """Return the same with all weights times a factor, or one for each image."""
         factor = np.broadcast_to(factor, self.weights.shape)
