@@ -322,7 +322,7 @@ def random_machine(rng):
         one.learn = bool(rng.random() < 0.8)
     below.skip = bool(rng.random() < 0.3)
     if rng.random() < 0.15:
-        layer.pool = "auto"
+        layer.pool = layer.normalize = "auto"
     return kernel, pick(rng, (None, layer, layer, [layer], [below, layer]))
 
 
