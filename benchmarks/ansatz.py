@@ -118,23 +118,17 @@ def measure_network(name, data, epochs):
     network, untrained = NETWORKS[name](**shape), NETWORKS[name](**shape)
     untrained.load_state_dict(network.state_dict())
     training, _ = timed(train, network, X, y, epochs)
-    scorer = AnsatzScorer(channels="first")
     images = X_test[:N_MEASURED].numpy()
-    measuring, layers = timed(scorer.report, network, images, baseline=untrained)
-    roots = AnsatzScorer(channels="first", agop_power=0.5).report(
-        network, images, baseline=untrained
-    )
-    columns = {
-        "before": [row.baseline_correlation for row in layers],
-        "after": [row.correlation for row in layers],
-        "before, p = 1/2": [row.baseline_correlation for row in roots],
-        "after, p = 1/2": [row.correlation for row in roots],
-    }
+    options = {"channels": "first", "baseline": untrained, "agop_power": (1.0, 0.5)}
+    measuring, layers = timed(AnsatzScorer(**options).report, network, images)
+    before = np.mean([row.baseline for row in layers], axis=0)
+    after, errors = layers.mean(), [row.standard_error for row in layers]
     measured = {
         "layers": len(layers),
         "accuracy": accuracy(network, X_test, y_test),
-        **{key: float(np.nanmean(values)) for key, values in columns.items()},
-        "largest error": float(np.nanmax([row.standard_error for row in layers])),
+        **{"before": before[0], "after": after[0]},
+        **{"before, p = 1/2": before[1], "after, p = 1/2": after[1]},
+        "largest error": float(np.max(errors)),
         "train s": training["seconds"],
         "measure s": measuring["seconds"],
     }

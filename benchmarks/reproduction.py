@@ -189,12 +189,12 @@ def measure_resnet20(options):
     after = networks.load_npz(networks.resnet20(), path)
     with np.load(options.data / "cifar10_lossless_400_164.npz") as archive:
         X = archive["X_train"][:N_ANSATZ] / np.float32(255)
-    layers = AnsatzScorer().report(after, X, baseline=before)
+    layers = AnsatzScorer(baseline=before).report(after, X)
     return {
         "layer": [row.name for row in layers],
-        "initial and trained": [row.baseline_drift for row in layers],
+        "initial and trained": [row.drift for row in layers],
         "trained and AGOP": [row.correlation for row in layers],
-        "untrained and AGOP": [row.baseline_correlation for row in layers],
+        "untrained and AGOP": [row.baseline for row in layers],
     }
 
 

@@ -90,12 +90,17 @@ for name, model in (("untrained", untrained), ("trained", network)):
 # %%
 # The ansatz, trained against untrained
 # -------------------------------------
-# 200 images that were not trained on, all ten outputs. `drift` is the correlation of
-# the filter covariances before and after training: where it is low, training has
-# changed the filters.
+# 200 images that were not trained on, all ten outputs. Of the correlation of a layer only
+# what it has more than the baseline, its *lift*, is due to training.
 
-report = AnsatzScorer(max_images=200).report(network, X_test, baseline=untrained)
+report = AnsatzScorer(max_images=200, baseline=untrained).report(network, X_test)
 print(report)
+
+# %%
+# `drift` is the correlation of the filter covariances before and after training: where
+# it is low, training has changed the filters.
+
+print({row.name: round(row.drift, 2) for row in report})
 
 # %%
 # A picture of the same numbers. Random filters are in part proportional to their AGOP
@@ -113,7 +118,7 @@ plt.show()
 #     network = MyNetwork()
 #     untrained = copy.deepcopy(network)
 #     network.load_state_dict(torch.load("checkpoint.pt", weights_only=True))
-#     AnsatzScorer().report(network, X, baseline=untrained)
+#     AnsatzScorer(baseline=untrained).report(network, X)
 #
 # `X` may be arrays of images `(n, h, w, c)`, scaled and normalised as in the training,
 # or a `DataLoader`. The command line does it without a program::

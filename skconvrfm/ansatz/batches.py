@@ -5,6 +5,7 @@ task, is (number of the first one, batches). Steps of the progress are batches i
 go in turn, and tasks if these are shared out; None if their number is not known.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Mapping
@@ -58,6 +59,13 @@ class ArrayBatches:
         """Return the first image as a batch."""
         return self.reading.inputs(take_rows(self.X, slice(0, 1)))
 
+    def sample(self, n_images, size):
+        """Yield batches of so many of the images, evenly over all."""
+        n = min(n_images, self.n_images)
+        rows = np.linspace(0, self.n_images - 1, n).round().astype(int)
+        for cut in balanced_blocks(slice(0, n), size):
+            yield self.reading.inputs(take_rows(self.X, rows[cut]))
+
     def remedy(self):
         """Return how the images are read, for errors."""
         return self.reading.remedy(take_rows(self.X, slice(0, 1)))
@@ -82,6 +90,7 @@ class IteratedBatches:
     def __init__(self, elements, reading, like, max_images, n_elements=None):
         self.elements, self.reading = elements, reading
         self.like, self.max_images = like, max_images  # a single image, or None
+        self.n_images = max_images  # None is not known
         is_single = like is not None
         known = not is_single and max_images is None
         self.n_steps = n_elements if known else None
@@ -90,6 +99,20 @@ class IteratedBatches:
     def first(self):
         """Return the first image as a batch."""
         return self.reading.inputs(self._first())
+
+    def sample(self, n_images, size):
+        """Yield batches of the first images, which come again later."""
+        taken, n = [], 0
+        for element in self.elements:
+            taken.append(element)
+            is_single = self.like is not None
+            n += 1 if is_single else n_rows(split_labels(element)[0])
+            if n >= n_images:
+                break
+        self.elements.put_back(taken)
+        seen = copy.copy(self)
+        seen.elements, seen.max_images = taken, min(n_images, self.n_images or n)
+        yield from map(self.reading.inputs, seen._cut(size))
 
     def remedy(self):
         """Return how the images are read, for errors."""
@@ -143,10 +166,14 @@ class Peekable:
         with default_device("cpu"):  # as loaders need it
             return next(self.elements)
 
+    def put_back(self, elements):
+        """Let elements that were taken come again."""
+        self.elements = itertools.chain(elements, self.elements)
+
     def peek(self):
         """Return the first element."""
         for first in self:
-            self.elements = itertools.chain([first], self.elements)
+            self.put_back([first])
             return first
         raise ValueError("X has no batches, or no images in them.")
 

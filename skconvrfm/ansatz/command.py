@@ -9,7 +9,6 @@ import sys
 import zipfile
 from argparse import ArgumentTypeError
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from .._command_line import (
     run_command,
     write_output,
 )
-from .report import LayerReport
+from .report import COLUMNS
 from .scorer import AnsatzScorer
 from .weights import load_weights
 
@@ -47,16 +46,19 @@ def measure(options):
     find = find_factory if ":" in options.network else find_in_torchvision
     make, default_weights, transform = find(options.network)
     X, channels = load_images(options, transform)
-    network, baseline = make_networks(options, make, default_weights)
+    network = make_network(options, make, default_weights)
     scorer = AnsatzScorer(
         layers=options.layers,
         outputs=options.outputs,
-        agop_power=options.power,
+        agop_power=options.agop_power,
+        baseline=None if options.baseline == "none" else options.baseline,
+        n_baselines=options.n_baselines,
         channels=channels,
         device=options.device,
+        verbose=True,
     )
     try:
-        report = scorer.report(network, X, baseline=baseline)
+        report = scorer.report(network, X)
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(report)
@@ -68,8 +70,8 @@ _positive = integer(from_=1)
 
 
 def _outputs(text):
-    """An argparse type: a positive integer, or "all"."""
-    return text if text == "all" else _positive(text)
+    """An argparse type: a positive integer, "auto" or "all"."""
+    return text if text in ("auto", "all") else _positive(text)
 
 
 def _power(text):
@@ -89,10 +91,14 @@ HELP = {
     "cropped and normalised as these ask for",
     "--weights": "trained weights: a file of torch.save, np.savez or safetensors, with "
     "a state dict or a checkpoint that has one, under any key and prefix; or DEFAULT "
-    "for those of torchvision, which are downloaded. The network without them is the "
-    "baseline (default: none, the network as it is made)",
-    "--outputs": "random directions in place of all network outputs (default: 64)",
-    "--power": "power of the patch AGOP (default: 1)",
+    "for those of torchvision, which are downloaded (default: the network as it is "
+    "made)",
+    "--baseline": "compare with the network with weights drawn anew, or with none "
+    "(default: reinitialised)",
+    "--n-baselines": "networks that are drawn (default: 3)",
+    "--outputs": "random directions in place of all network outputs (default: auto, "
+    "which is 64)",
+    "--agop-power": "power of the patch AGOP, or powers (default: 1)",
     "--layers": "which layers (default: all convolutions)",
     "--max-images": "measure N images, taken evenly (default: 200)",
     "--size": "resize the shorter side of image files to N and crop the centre; not "
@@ -117,8 +123,11 @@ def parse_options(argv=None):
     add("network", metavar="NETWORK")
     add("--images", metavar="FOLDER|FILE.npz", type=Path, required=True)
     add("--weights", metavar=f"FILE|{DEFAULT}")
-    add("--outputs", metavar="N|all", type=_outputs, default=64)
-    add("--power", metavar="P", type=_power, default=1.0)
+    baselines = ("reinitialised", "none")
+    add("--baseline", choices=baselines, default=baselines[0])
+    add("--n-baselines", metavar="N", type=_positive, default=3)
+    add("--outputs", metavar="N|auto|all", type=_outputs, default="auto")
+    add("--agop-power", metavar="P", type=_power, nargs="+", default=[1.0])
     add("--layers", choices=("all", "all+linear", "first"), default="all")
     add("--max-images", metavar="N", type=_positive, default=200)
     add("--size", metavar="N", type=_positive)
@@ -186,23 +195,22 @@ def find_in_torchvision(name):
     return make, default_weights, weights.transforms()
 
 
-def make_networks(options, make, default_weights):
-    """Return the network, and the baseline: the same one without weights, or None."""
+def make_network(options, make, default_weights):
+    """Return the network with the weights that were asked for."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = make()
-        if options.weights is None:
-            return network, None
-        baseline = make()
+    if options.weights is None:
+        return network
     if options.weights == DEFAULT:
         network.load_state_dict(default_weights())
-        return network, baseline
+        return network
     left_out = load_weights(network, options.weights, options.network)
     if left_out:
         rest = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
         names = f"{', '.join(left_out[:5])}{rest}"
         print(f"--weights {options.weights}: left out {names}", file=sys.stderr)
-    return network, baseline
+    return network
 
 
 def load_images(options, transform):
@@ -286,7 +294,7 @@ def _evenly(n, options):
 def write_csv(report, path):
     """Write the rows of a report."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, LayerReport.__match_args__)
+    writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    writer.writerows(map(asdict, report))
+    writer.writerows(report.records())
     write_output("--csv", path, lambda file: file.write(text.getvalue().encode()))

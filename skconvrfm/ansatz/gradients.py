@@ -7,7 +7,6 @@ directions v with E[v vᵀ] = I, for the gradient is linear in the direction.
 
 import copy
 import functools
-import math
 from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
@@ -18,7 +17,8 @@ from torch.nn import functional
 
 from ..compute.blocks import balanced_blocks
 from ..compute.torch_state import plain_torch
-from .layers import AnsatzSums, second_moment
+from ..compute.warn import warn_caller
+from .layers import AnsatzSums
 from .network import n_rows, run_network, take_rows, tensors_of
 
 # Parts of the images whose spread gives the standard error; fewer if memory is short.
@@ -41,10 +41,11 @@ class AnsatzMeasurement:
     max_folds: int = MAX_FOLDS  # parts of the batches, for the standard error
     # None is 1 on a CPU, which gains nothing from more; on a GPU what fits the memory.
     n_directions_at_once: int | None = None
+    n_outputs: int = 0  # of the network, once it was called
     sums: AnsatzSums = field(default_factory=lambda: AnsatzSums(0, {}))
 
     def __post_init__(self):
-        size = sum(8 * one.groups * min(one.matrix_sizes) ** 2 for one in self.layers)
+        size = sum(8 * one.groups * one.moment_size**2 for one in self.layers)
         fits = max(2, self.memory // max(1, size))
         self._n_folds = max(1, min(self.max_folds, fits))
 
@@ -66,16 +67,14 @@ class AnsatzMeasurement:
         with plain_torch(), torch.enable_grad():
             for part in balanced_blocks(slice(0, n), self.largest or n):
                 outputs, calls = self._call(take_rows(inputs, part))
+                self.n_outputs = outputs.shape[1]
                 # Of the whole batch: they do not depend on the parts that it goes in.
-                shape = n, outputs.shape[1]
+                shape = n, self.n_outputs
                 at_once = self.n_directions_at_once or self._at_once(outputs, calls)
                 for directions, scale in self._directions(shape, number, at_once):
                     chosen = directions[:, part].to(outputs)
                     for layer, gradient in self._pull_back(outputs, calls, chosen):
-                        # Channels second, locations third, of linear layers just one.
-                        sizes = gradient.shape[gradient.ndim - 1 - layer.n_dims :]
-                        rows = gradient.reshape(-1, sizes[0], math.prod(sizes[1:]))
-                        moment = scale * second_moment(rows, layer.groups)
+                        moment = scale * layer.moment_of(gradient)
                         moments[layer] = moments.get(layer, 0) + moment
         for layer, moment in moments.items():
             layer.add(moment, number % self._n_folds)
@@ -91,9 +90,9 @@ class AnsatzMeasurement:
             for parameter in self.network.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
 
-        def observe(layer, weight, output):
+        def observe(layer, weight, n_patches, output):
             nonlocal is_cut
-            layer.note_call(weight, output.numel() // len(weight))
+            layer.note_call(weight, n_patches)
             self.sums.layers[layer.name] = layer.sums
             is_cut = is_cut or not torch.is_grad_enabled()
             # Also in networks that turn gradients off.
@@ -191,6 +190,15 @@ def measure_batches(measurements, batches, first, in_turn):
     if not in_turn:  # hooks of one task would see the calls of another
         measurements = copy.deepcopy(measurements)
     for number, batch in enumerate(batches, first):
-        for measurement in measurements:
-            measurement.add(batch, number)
+        before = [measurement.sums.snapshot() for measurement in measurements]
+        try:
+            for measurement in measurements:
+                measurement.add(batch, number)
+        except KeyboardInterrupt:
+            if not in_turn or number == first:
+                raise
+            for measurement, sums in zip(measurements, before, strict=True):
+                measurement.set_sums(sums)
+            warn_caller(f"interrupted: the report is of {before[0].n_images} images.")
+            break
     return np.array([measurement.sums for measurement in measurements], dtype=object)

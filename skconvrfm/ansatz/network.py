@@ -18,7 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..compute.torch_state import plain_torch
 
-_LINEAR_MAPS = (torch.conv1d, torch.conv2d, torch.conv3d, functional.linear)
+_LINEAR_MAPS = (
+    *(torch.conv1d, torch.conv2d, torch.conv3d, functional.linear),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+)
 _HALF = {torch.float16, torch.bfloat16}
 # Attributes in which every module keeps parameters, buffers, hooks and its mode, and
 # those in which recurrent layers keep their weights once more.
@@ -149,8 +152,8 @@ class _Calls(TorchFunctionMode):
 def run_network(network, inputs, layers, observe):
     """Call a network on a batch, and return its outputs as (n, n_outputs).
 
-    After each call of a layer, ``observe(layer, weight that it used, output)`` returns
-    another output or None.
+    After each call of a layer, ``observe(layer, weight that it used, number of patches,
+    output)`` returns another output or None.
     """
     with ExitStack() as stack:
         stack.enter_context(_set_stance("force_eager"))
@@ -160,17 +163,22 @@ def run_network(network, inputs, layers, observe):
         def forget(module, args):
             calls.weight = None
 
-        def after(layer, module, args, output):
+        def after(layer, module, args, kwargs, output):
             weight = calls.weight
             if weight is None or weight.shape != layer.sums.weight.shape:
                 weight = module.weight
-            return observe(layer, weight, output)
+            # The first axis of a weight is that of its input if it is transposed.
+            [maps, *_] = args or kwargs.values()
+            side = maps if layer.kind == "transposed" else output
+            return observe(layer, weight, side.numel() // len(weight), output)
 
         for layer in layers:
             for module in layer.modules:
                 # The output of the layer itself, before the user's hooks.
                 hook = module.register_forward_hook(
-                    lambda *call, layer=layer: after(layer, *call), prepend=True
+                    lambda *call, layer=layer: after(layer, *call),
+                    prepend=True,
+                    with_kwargs=True,
                 )
                 stack.callback(hook.remove)
                 stack.callback(module.register_forward_pre_hook(forget).remove)

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from numbers import Integral, Real
+from time import perf_counter
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
 from .._sklearn_compat import Interval, StrOptions
 from .._typing import Channels, Device, Floats, ImageShape, RandomState
 from ..compute.devices import resolve_device
 from ..compute.parallel import Resources, parallel_resources, working_memory
-from ..compute.progress import show_progress
-from ..display._learned import learned_layers
+from ..compute.progress import in_words, show_progress
+from ..compute.warn import warn_caller
 from . import batches
+from .baselines import STATISTICS_IMAGES, estimate_statistics, reinitialised
 from .gradients import AnsatzMeasurement
 from .inputs import Reading
-from .layers import CORRELATIONS, LearnedMetric, find_layers
-from .network import OutputError, frozen, left_alone, run_network, tensors_of
-from .report import AnsatzReport, report_rows
+from .layers import AnsatzSums, MeasuredLayer, find_layers
+from .matrices import CORRELATIONS
+from .network import (
+    OutputError,
+    frozen,
+    left_alone,
+    n_rows,
+    run_network,
+    tensors_of,
+)
+from .opening import learned_metrics, named, open_estimator
+from .report import AnsatzReport
+from .statistics import report_rows
 
 Network: TypeAlias = "torch.nn.Module | BaseEstimator"
 
 _POSITIVE = Interval(Integral, 1, None, closed="left")
+_DIRECTIONS = 64  # of outputs="auto"
+# Backward passes of one image from which on the time is worth a measurement, and
+# predicted seconds from which on a report is announced.
+_MANY_PASSES, _LONG_REPORT = 500, 120
 _EMBEDDINGS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 # Tensors that autograd keeps for each output of a layer: itself, normalised, rectified,
 # and one more for a shortcut.
@@ -58,13 +75,22 @@ class AnsatzScorer(BaseEstimator):
     correlation : {"pearson", "cosine"}, default="pearson"
         Over the entries of the two matrices, with their means taken off first or not;
         of all groups together, without the zeros between them.
-    agop_power : float, default=1.0
+    agop_power : float or tuple of float, default=1.0
         Power of the patch AGOP. The literature has 1 and 1/2, which gives larger
-        correlations; the default is the ansatz as first stated for ``W.T @ W``.
-    outputs : "all" or int, default="all"
-        All outputs of the network, exactly; or that many random directions in their
-        place, without bias, whose noise is part of the standard error. Networks with
-        no more outputs than that are measured exactly.
+        correlations; the default is the ansatz as first stated for ``W.T @ W``. Several
+        are measured in one pass, for :meth:`report`.
+    baseline : None, "reinitialised", module or estimator, default=None
+        What the correlations are compared with: the same network with weights that its
+        modules draw anew by their ``reset_parameters``, statistics of batch norm being
+        those of the images; or another one with layers of the same names, such as the
+        network before its training. Baselines see the same images and directions.
+    n_baselines : int, default=3
+        Networks that ``baseline="reinitialised"`` draws: their spread is part of the
+        standard error of a lift.
+    outputs : "auto", "all" or int, default="auto"
+        Random directions that stand for the outputs of the network, without bias and
+        with noise that is part of the standard error; 64 with ``"auto"``. Networks with
+        no more outputs than that are measured exactly, with ``"all"`` any.
     max_images : int, default=None
         Images to measure: of arrays, tensors and datasets a draw even over the classes
         of `y`, of other iterables the first. None takes all; a few hundred mostly give
@@ -89,7 +115,10 @@ class AnsatzScorer(BaseEstimator):
         if it is not on a GPU. None is 1 unless in a :obj:`joblib.parallel_config`
         context; one task uses the threads of torch. Results do not depend on it.
     random_state : int, RandomState instance or None, default=None
-        Seed of the random directions and of the draw of images. None is a fixed seed.
+        Seed of random directions, baselines and the draw of images. None is fixed.
+    verbose : bool, default=False
+        Print the progress of reports that take more than some seconds, with the time
+        that is left. On a terminal there is a bar in any case where rich is installed.
 
     Notes
     -----
@@ -110,8 +139,8 @@ class AnsatzScorer(BaseEstimator):
     >>> X = np.random.default_rng(0).normal(size=(20, 8, 8, 3))
     >>> network = Sequential(Conv2d(3, 4, 3), ReLU(), Conv2d(4, 6, 3, stride=2))
     >>> report = AnsatzScorer().report(network, X)
-    >>> [(row.name, row.weight_shape, row.n_patches) for row in report]
-    [('0', (4, 3, 3, 3), 720), ('2', (6, 4, 3, 3), 80)]
+    >>> [(row.name, row.kind, row.shape, row.n_patches) for row in report]
+    [('0', 'full', (4, 3, 3, 3), 720), ('2', 'full', (6, 4, 3, 3), 80)]
     >>> AnsatzScorer(aggregate="min")(network, X) == float(min(report.correlations()))
     True
     """
@@ -119,8 +148,15 @@ class AnsatzScorer(BaseEstimator):
     _parameter_constraints: dict = {
         "layers": [StrOptions({"all", "all+linear", "first"}), tuple, list, callable],
         "correlation": [StrOptions(set(CORRELATIONS))],
-        "agop_power": [Interval(Real, 0, None, closed="neither")],
-        "outputs": [StrOptions({"all"}), _POSITIVE],
+        "agop_power": [Interval(Real, 0, None, closed="neither"), tuple, list],
+        "baseline": [
+            StrOptions({"reinitialised"}),
+            torch.nn.Module,
+            BaseEstimator,
+            None,
+        ],
+        "n_baselines": [_POSITIVE],
+        "outputs": [StrOptions({"all", "auto"}), _POSITIVE],
         "max_images": [_POSITIVE, None],
         "batch_size": [StrOptions({"auto"}), _POSITIVE],
         "aggregate": [StrOptions({"mean", "min"}), callable],
@@ -129,6 +165,7 @@ class AnsatzScorer(BaseEstimator):
         "device": [str, torch.device],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
+        "verbose": ["boolean"],
     }
 
     def __init__(
@@ -136,8 +173,10 @@ class AnsatzScorer(BaseEstimator):
         *,
         layers: str | Sequence[str] | Callable[[str, torch.nn.Module], bool] = "all",
         correlation: Literal["pearson", "cosine"] = "pearson",
-        agop_power: float = 1.0,
-        outputs: int | Literal["all"] = "all",
+        agop_power: float | Sequence[float] = 1.0,
+        baseline: Network | Literal["reinitialised"] | None = None,
+        n_baselines: int = 3,
+        outputs: int | Literal["auto", "all"] = "auto",
         max_images: int | None = None,
         batch_size: int | Literal["auto"] = "auto",
         aggregate: Literal["mean", "min"] | Callable[[Floats], float] = "mean",
@@ -146,10 +185,13 @@ class AnsatzScorer(BaseEstimator):
         device: Device = "auto",
         n_jobs: int | None = None,
         random_state: RandomState = None,
+        verbose: bool = False,
     ) -> None:
         self.layers = layers
         self.correlation = correlation
         self.agop_power = agop_power
+        self.baseline = baseline
+        self.n_baselines = n_baselines
         self.outputs = outputs
         self.max_images = max_images
         self.batch_size = batch_size
@@ -159,6 +201,7 @@ class AnsatzScorer(BaseEstimator):
         self.device = device
         self.n_jobs = n_jobs
         self.random_state = random_state
+        self.verbose = verbose
 
     def __call__(self, estimator: Network, X: Any, y: ArrayLike | None = None) -> float:
         """Return the score, as scikit-learn's scorers do.
@@ -167,17 +210,23 @@ class AnsatzScorer(BaseEstimator):
         larger is better, 1 is proportional. The classes `y` serve to spread
         `max_images` evenly over them; for `estimator` and `X` see :meth:`report`.
         """
-        correlations = self._measure(estimator, X, y).correlations()
+        if np.ndim(self.agop_power):
+            raise ValueError(
+                f"agop_power={self.agop_power!r} has no one score: take one of them, "
+                "or report(network, X)."
+            )
+        correlations = self._measure(estimator, X, y, None).correlations()
         if not len(correlations):
             return math.nan
         if callable(self.aggregate):
             return float(self.aggregate(correlations))
         return float(getattr(correlations, self.aggregate)())
 
-    def report(
-        self, network: Network, X: Any, *, baseline: Network | None = None
-    ) -> AnsatzReport:
+    def report(self, network: Network, X: Any) -> AnsatzReport:
         """Measure the correlation of each layer, in the order of their first calls.
+
+        An interrupted measurement (Ctrl-C) gives the report of the batches that were
+        done, with a warning; one of more than two minutes is announced by one.
 
         Parameters
         ----------
@@ -194,55 +243,105 @@ class AnsatzScorer(BaseEstimator):
             lists, DataLoaders and other iterables give batches or single images, alone
             or in tuples, lists or dicts with labels, which are left out. None for
             ConvRFM estimators, which carry their AGOP.
-        baseline : torch.nn.Module or estimator, default=None
-            A network with layers of the same names, mostly the untrained one. It sees
-            the same batches and directions.
         """
-        with show_progress(type(self).__name__, only_bars=True):
-            return self._measure(network, X, None, baseline)
+        with show_progress(type(self).__name__, only_bars=not self.verbose):
+            return self._measure(network, X, None, self.baseline)
 
     @left_alone()
-    def _measure(self, estimator, X, y, baseline=None):
+    def _measure(self, estimator, X, y, baseline):
         self._validate_params()
-        model, X, is_bare = _open(estimator, X)
+        powers = self._powers()
+        model, X, is_bare = open_estimator(estimator, X)
         is_network = isinstance(model, torch.nn.Module)
         if is_network and X is None:
             raise TypeError(
                 "X=None has no images to put through a network; only ConvRFM "
                 "estimators carry their AGOP."
             )
-        if baseline is not None:
-            baseline, _, _ = _open(baseline)
-            if isinstance(baseline, torch.nn.Module) != is_network:
-                raise TypeError(
-                    f"baseline={type(baseline).__name__} has no torch network; compare "
-                    "a network with a network, such as the same one before training."
-                    if is_network
-                    else f"baseline={type(baseline).__name__} is no ConvRFM estimator, "
-                    "but the estimator that it is compared with is one."
-                )
-        if is_network:
+        if not is_network:
+            layers, n_images = learned_metrics(model), None
+            others, words = self._other_metrics(model, baseline), "as in the fit"
+        else:
             measured = self._sum_up(model, X, y, is_bare, baseline)
             layers, n_images = measured[0].in_forward_order(), measured[0].sums.n_images
-            others = [layer for other in measured[1:] for layer in other.layers]
-        else:
-            layers, n_images = _metrics(model), None
-            others = [] if baseline is None else _metrics(baseline)
-        kind, power = self.correlation, self.agop_power
-        by_name = {layer.name: layer for layer in others}
-        rows = report_rows(layers, by_name, n_images, kind, power)
-        return AnsatzReport(rows, correlation=kind, agop_power=power)
+            others = [
+                {layer.name: layer for layer in other.layers} for other in measured[1:]
+            ]
+            words = self._outputs_in_words(measured[0].n_outputs)
+        kind = self.correlation
+        drifts = bool(others) and baseline != "reinitialised"
+        rows = report_rows(layers, others, n_images, kind, powers, drifts)
+        return AnsatzReport(
+            rows,
+            correlation=kind,
+            agop_power=powers if len(powers) > 1 else powers[0],
+            outputs=words,
+            layers={
+                one.name: one.matrices(n_images) for one in layers if one.sums.moments
+            },
+        )
+
+    def _powers(self):
+        """The powers of the AGOP, a tuple of float."""
+        powers = tuple(np.atleast_1d(self.agop_power).tolist())
+        if not powers or not all(
+            isinstance(one, Real) and 0 < one < math.inf for one in powers
+        ):
+            raise ValueError(
+                f"agop_power={self.agop_power!r} must be a positive number, or several."
+            )
+        return tuple(map(float, powers))
+
+    def _outputs_in_words(self, n_outputs):
+        directions = self._n_directions(n_outputs)
+        if directions == n_outputs:
+            return "all outputs"
+        return f"{directions} random directions of {n_outputs} outputs"
+
+    def _n_directions(self, n_outputs):
+        """Backward passes for an image: of outputs, or random directions."""
+        if self.outputs == "all":
+            return n_outputs
+        return min(n_outputs, _DIRECTIONS if self.outputs == "auto" else self.outputs)
+
+    def _other_metrics(self, model, baseline):
+        """The layers of a baseline of a ConvRFM estimator by name, in a list."""
+        if baseline is None:
+            return []
+        other = None if isinstance(baseline, str) else open_estimator(baseline)[0]
+        if other is None or isinstance(other, torch.nn.Module):
+            raise TypeError(
+                f"baseline={named(baseline)} is no ConvRFM estimator, but the "
+                f"{type(model).__name__} that it is compared with is one."
+            )
+        return [{layer.name: layer for layer in learned_metrics(other)}]
+
+    def _baselines(self, network, baseline, rng):
+        """The networks of the baseline, a list."""
+        if baseline is None:
+            return []
+        if isinstance(baseline, str):
+            seeds = [int(rng.randint(2**31 - 1)) for _ in range(self.n_baselines)]
+            return reinitialised(network, seeds)
+        other = open_estimator(baseline)[0]
+        if not isinstance(other, torch.nn.Module):
+            raise TypeError(
+                f"baseline={named(baseline)} has no torch network; compare a network "
+                "with a network, such as the same one before training."
+            )
+        return [other]
 
     def _sum_up(self, network, X, y, is_bare, baseline):
-        """Measure a network, and its baseline if there is one."""
+        """Measure a network, and its baselines."""
         rng = check_random_state(0 if self.random_state is None else self.random_state)
-        options = {"outputs": self.outputs, "seed": int(rng.randint(2**31 - 1))}
+        options = {"seed": int(rng.randint(2**31 - 1))}
         with ExitStack() as stack:
+            others = self._baselines(network, baseline, copy.deepcopy(rng))
             device = stack.enter_context(frozen(network, self._device(network)))
             everything, layers = self._select_layers(network)
             reading = self._reading(network, is_bare, device)
             ways = batches.open_images(X, y, network, reading, self.max_images, rng)
-            images, counts = self._first_pass(network, ways, everything)
+            images, counts, n_outputs = self._first_pass(network, ways, everything)
             if self.layers == "first":
                 layers = [layer for layer in counts if layer.n_dims][:1] or layers[:1]
             place = str(device), reading.dtype, working_memory()
@@ -252,18 +351,42 @@ class AnsatzScorer(BaseEstimator):
                 resources = Resources(*place)
             n_bytes = sum(counts.values()) * reading.dtype.itemsize
             size, largest = self._batch_sizes(images, n_bytes, resources)
-            options |= {"largest": largest, "memory": resources.memory}
+            options |= {"largest": largest, "outputs": self._n_directions(n_outputs)}
+            options["memory"] = resources.memory // (1 + len(others))
             measured = [AnsatzMeasurement(network, layers, **options)]
-            if baseline is not None:
-                stack.enter_context(frozen(baseline, device))
-                by_name, names = find_layers(baseline), [one.name for one in layers]
+            for other in others:
+                stack.enter_context(frozen(other, device))
+                if baseline == "reinitialised":
+                    # Without gradients; of few images variances would be too small.
+                    fits = max(2, resources.memory // (2 * max(1, n_bytes)))
+                    sample = images.sample(STATISTICS_IMAGES, fits)
+                    estimate_statistics(other, sample)
+                by_name, names = find_layers(other), [one.name for one in layers]
                 same = dict.fromkeys(by_name[one] for one in names if one in by_name)
-                options["max_folds"] = 1
-                measured.append(AnsatzMeasurement(baseline, list(same), **options))
+                measured.append(AnsatzMeasurement(other, list(same), **options))
+            self._announce(measured, images, size, resources.n_workers)
             total = batches.add_up(measured, images, size, resources)
         for measurement, sums in zip(measured, total, strict=True):
             measurement.set_sums(sums)
         return measured
+
+    def _announce(self, measured, images, size, n_workers):
+        """Warn before a measurement that takes more than some minutes."""
+        n_directions = measured[0].outputs
+        n_passes = (images.n_images or 0) * n_directions * len(measured)
+        if n_passes < _MANY_PASSES:
+            return
+        batch = next(iter(images.sample(size, size)))
+        first, several = (_seconds(measured[0], batch, n) for n in (1, 3))
+        each = max(0.0, several - first) / 2  # the rest is the forward pass
+        n_batches = math.ceil(images.n_images / n_rows(batch)) * len(measured)
+        seconds = n_batches * (first + (n_directions - 1) * each) / n_workers
+        if seconds > _LONG_REPORT:
+            warn_caller(
+                f"the report will take about {in_words(seconds)}: {images.n_images} "
+                f"images, {n_directions} directions of outputs, networks: "
+                f"{len(measured)}. Take fewer by max_images, outputs or n_baselines."
+            )
 
     def _batch_sizes(self, images, n_bytes, resources):
         """Images of a batch, and as many of them as a worker has memory for."""
@@ -338,12 +461,12 @@ class AnsatzScorer(BaseEstimator):
         """The way in which the network takes the images, and sizes of its layers.
 
         These are the elements that layers put out for an image, in the order of first
-        calls.
+        calls; and the number of outputs of the network.
         """
         errors = []
         for images in ways:
             try:
-                return images, self._count_outputs(network, images, layers)
+                return images, *self._count_outputs(network, images, layers)
             except (TypeError, ValueError) as error:
                 errors.append(error)
         raise errors[0]
@@ -351,12 +474,12 @@ class AnsatzScorer(BaseEstimator):
     def _count_outputs(self, network, images, layers):
         counts, first = Counter(), images.first()
 
-        def observe(layer, weight, output):
+        def observe(layer, weight, n_patches, output):
             counts[layer] += output.numel()
 
         try:
             with torch.no_grad():
-                run_network(network, first, layers, observe)
+                outputs = run_network(network, first, layers, observe)
         except OutputError:
             raise
         except Exception as error:
@@ -367,7 +490,21 @@ class AnsatzScorer(BaseEstimator):
                 f"{str(error).rstrip('. ')}. "
                 f"{images.remedy()}"
             ) from error
-        return counts
+        return counts, outputs.shape[1]
+
+
+def _seconds(measurement, batch, n_directions):
+    """Return the seconds that a batch takes with so many directions."""
+    # Layers of its own, whose sums nobody needs.
+    layers = [MeasuredLayer(one.name, one.modules[0]) for one in measurement.layers]
+    trial = replace(
+        measurement, layers=layers, outputs=n_directions, sums=AnsatzSums(0, {})
+    )
+    for _ in range(2):  # the second is as fast as those that follow
+        begun = perf_counter()
+        trial.add(batch, 0)
+        seconds = perf_counter() - begun
+    return seconds
 
 
 def _layers_remedy(network):
@@ -381,61 +518,3 @@ def _layers_remedy(network):
         "layers='all+linear' takes in linear layers; functional and exported ones "
         "are not found"
     )
-
-
-def _open(estimator, X=None):
-    """The network or ConvRFM estimator, X for it, and True if it was passed itself."""
-    if isinstance(estimator, torch.nn.Module):
-        # The module that torch.compile wrapped: hooks are not for compiled code.
-        return getattr(estimator, "_orig_mod", estimator), X, True
-    if isinstance(estimator, Pipeline):
-        check_is_fitted(estimator)
-        earlier, last = estimator[:-1], estimator[-1]
-        if len(earlier) and X is not None and not hasattr(last, "learned_layers_"):
-            X = earlier.transform(X)
-        return *_open(last, X)[:2], False
-    if isinstance(estimator, BaseEstimator):
-        check_is_fitted(estimator)
-    if hasattr(estimator, "learned_layers_"):
-        return estimator, X, False
-    for attribute in ("module_", "model_"):
-        model = getattr(estimator, attribute, None)
-        if isinstance(model, torch.nn.Module):
-            return getattr(model, "_orig_mod", model), X, False
-    inner = _inner_estimator(estimator)
-    if inner is not None:
-        return *_open(inner, X)[:2], False
-    raise TypeError(
-        f"{type(estimator).__name__} has no network to look into: pass a "
-        "torch.nn.Module, a fitted estimator with one as module_ or model_, a fitted "
-        "ConvRFM estimator, or a pipeline or a search (with refit=True) that has one."
-    )
-
-
-def _inner_estimator(estimator):
-    """The one fitted estimator in another that passes X on to it, or None."""
-    kind = type(estimator).__name__
-    if hasattr(estimator, "best_estimator_"):
-        return estimator.best_estimator_
-    if hasattr(estimator, "transform"):  # its estimator may see another X
-        return None
-    for attribute in ("estimator_", "regressor_"):
-        if hasattr(estimator, attribute):
-            return getattr(estimator, attribute)
-    for attribute in ("calibrated_classifiers_", "estimators_"):
-        inner = getattr(estimator, attribute, ())
-        if len(inner) > 1:
-            raise TypeError(
-                f"{kind} has {len(inner)} fitted estimators in {attribute}, which may "
-                "have networks that differ: pass one of them."
-            )
-        if len(inner) == 1:
-            return inner[0]
-    is_shell = kind in ("FrozenEstimator", "_CalibratedClassifier")
-    return estimator.estimator if is_shell else None
-
-
-def _metrics(estimator):
-    """The layers of a ConvRFM estimator that learned a metric."""
-    kind, layers = type(estimator).__name__, learned_layers(estimator)
-    return [LearnedMetric(f"layer {i}", kind, one) for i, one in enumerate(layers)]

@@ -23,7 +23,7 @@ class AnsatzDisplay:
     ----------
     names, correlation : sequence of str, array-like of shape (n_layers,)
         Layers in forward order, and their correlations; NaN leaves a gap.
-    standard_error, baseline_correlation : array-like of shape (n_layers,), default=None
+    standard_error, baseline : array-like of shape (n_layers,), default=None
         Drawn as bars if finite; correlations of the baseline, mostly the untrained
         network.
     correlation_name : str, default="Correlation"
@@ -45,22 +45,24 @@ class AnsatzDisplay:
     names: Sequence[str]
     correlation: ArrayLike
     standard_error: ArrayLike | None = None
-    baseline_correlation: ArrayLike | None = None
+    baseline: ArrayLike | None = None
     correlation_name: str = "Correlation"
 
     @classmethod
     def from_report(cls, report: Any, *, ax: Any = None) -> AnsatzDisplay:
         """Draw a report of :meth:`skconvrfm.AnsatzScorer.report`, return the display.
 
-        `ax` is as in :meth:`plot`.
+        Of several powers it is the first one; `ax` is as in :meth:`plot`.
         """
-        baseline = np.array([row.baseline_correlation for row in report])
-        power = "" if report.agop_power == 1 else f", AGOP$^{{{report.agop_power:g}}}$"
+        rows = report.records()[:: np.size(report.agop_power)]
+        power = np.ravel(report.agop_power)[0]
+        power = "" if power == 1 else f", AGOP$^{{{power:g}}}$"
+        baseline = np.array([row["baseline"] for row in rows])
         return cls(
-            names=[row.name for row in report],
-            correlation=[row.correlation for row in report],
-            standard_error=[row.standard_error for row in report],
-            baseline_correlation=baseline if np.isfinite(baseline).any() else None,
+            names=[row["name"] for row in rows],
+            correlation=[row["correlation"] for row in rows],
+            standard_error=[row["standard_error"] for row in rows],
+            baseline=baseline if np.isfinite(baseline).any() else None,
             correlation_name=f"{report.correlation.capitalize()} correlation{power}",
         ).plot(ax)
 
@@ -75,9 +77,9 @@ class AnsatzDisplay:
         if self.standard_error is not None:
             bars = {"fmt": "none", "ecolor": "C0"}
             ax.errorbar(places, self.correlation, self.standard_error, **bars)
-        if self.baseline_correlation is not None:
+        if self.baseline is not None:
             style = {"mfc": "none", "color": "C7", "label": "baseline"}
-            self.lines_ += ax.plot(places, self.baseline_correlation, "o--", **style)
+            self.lines_ += ax.plot(places, self.baseline, "o--", **style)
             ax.legend()
         ax.set(xlabel="Layer", ylabel=self.correlation_name)
         ax.set_xticks(places, self.names, rotation=90, fontsize="small")

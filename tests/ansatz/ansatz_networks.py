@@ -11,7 +11,8 @@ from torch.nn.utils import parametrizations
 
 from benchmarks import networks
 from skconvrfm.ansatz.gradients import AnsatzMeasurement
-from skconvrfm.ansatz.layers import filter_blocks, find_layers
+from skconvrfm.ansatz.layers import find_layers
+from skconvrfm.ansatz.matrices import filter_blocks
 from skconvrfm.ansatz.network import frozen
 
 IMAGES = 3
@@ -32,6 +33,12 @@ class ByPatches(nn.Module):
     def forward(self, x):
         weight, bias = self.effective_weight(), self.layer.bias
         groups = getattr(self.layer, "groups", 1)
+        if isinstance(self.layer, nn.ConvTranspose2d):  # whose patch is one location
+            shape = len(x), groups, x.shape[1] // groups, -1
+            locations = x.reshape(shape).permute(0, 3, 1, 2)
+            zeros = torch.zeros_like(locations, requires_grad=True)
+            self.zeros.append(zeros)
+            return self.layer(x + zeros.permute(0, 2, 3, 1).reshape(x.shape))
         patches, shape = self.cut_out(x, groups)
         zeros = torch.zeros_like(patches, requires_grad=True)
         self.zeros.append(zeros)
@@ -193,6 +200,15 @@ VARIANTS = {
     "1-d": lambda: around(nn.Conv1d(4, 8, 3, dilation=2, stride=2), n_dims=1),
     "3-d": lambda: around(
         nn.Conv3d(4, 8, (2, 1, 3), padding=(0, 1, 1), groups=2), n_dims=3
+    ),
+    "transposed": lambda: around(
+        nn.ConvTranspose2d(4, 8, (3, 2), stride=2, padding=1, output_padding=(1, 0))
+    ),
+    "transposed, groups": lambda: around(
+        nn.ConvTranspose2d(12, 8, 2, dilation=2, groups=4, bias=False), channels=12
+    ),
+    "transposed, few filters": lambda: around(
+        nn.ConvTranspose2d(12, 8, 1), channels=12
     ),
     "more filters than pixels": lambda: around(nn.Conv2d(4, 8, 1)),
     "weight norm": lambda: around(parametrizations.weight_norm(nn.Conv2d(4, 8, 3))),

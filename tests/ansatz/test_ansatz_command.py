@@ -64,7 +64,7 @@ def test_command_loads_weights_and_writes_a_table(archive, tmp_path, capsys):
         table,
         "--outputs",
         "all",
-        "--power",
+        "--agop-power",
         ".5",
     )
     code, out, err = run_main(capsys, NETWORK, "--images", archive, *options)
@@ -77,7 +77,7 @@ def test_command_loads_weights_and_writes_a_table(archive, tmp_path, capsys):
     for row, found in zip(expected, rows, strict=True):
         assert row.name == found["name"]
         assert float(found["correlation"]) == pytest.approx(row.correlation)
-        assert math.isfinite(float(found["baseline_correlation"]))
+        assert math.isfinite(float(found["baseline"]))
 
 
 def test_command_reads_weights_of_numpy(archive, tmp_path, capsys):
@@ -251,7 +251,10 @@ def test_command_reports_errors_in_one_line(archive, tmp_path, capsys, monkeypat
         ([NETWORK, "--images", other], "has none of X, X_test, X_train; it has images"),
         ([NETWORK, "--images", archive, "--size", "9"], "--size is for folders"),
         ([NETWORK, "--images", archive, "--outputs", "no"], "--outputs: needs an int"),
-        ([NETWORK, "--images", archive, "--power", "0"], "--power: needs a positive"),
+        (
+            [NETWORK, "--images", archive, "--agop-power", "0"],
+            "--agop-power: needs a positive",
+        ),
         ([NETWORK, "--images", archive, "--device", "tpu7"], "device='tpu7'"),
         ([NETWORK, "--images", archive, "--csv", empty], "--csv"),
         ([NETWORK, "--images", archive, "--weights", wrong], "are not those of"),

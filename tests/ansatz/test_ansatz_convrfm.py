@@ -51,7 +51,7 @@ def test_convrfm_score_is_correlation_of_metric_and_agop(rng):
     expected = np.corrcoef(metric.ravel(), agop.ravel())[0, 1]
     assert AnsatzScorer()(model, None) == pytest.approx(expected)
     (row,) = AnsatzScorer().report(model, None)
-    assert (row.name, row.kind, row.weight_shape) == ("layer 0", "HandMade", (9, 9))
+    assert (row.name, row.kind, row.shape) == ("layer 0", "full", (9, 9))
     assert row.n_images is row.n_patches is None
     assert np.isnan(row.standard_error)
 
@@ -73,28 +73,28 @@ def test_convrfm_without_correlation_states_the_reason(rng):
 def test_convrfm_baseline_compared_layer_by_layer(rng):
     layers = [random_layer(rng) for _ in range(4)]
     model, baseline = HandMade().fit(*layers[:2]), HandMade().fit(*layers[2:])
-    report = AnsatzScorer().report(model, None, baseline=baseline)
+    report = AnsatzScorer(baseline=baseline).report(model, None)
     alone = AnsatzScorer().report(baseline, None)
-    np.testing.assert_array_equal(values(report, "baseline_correlation"), values(alone))
+    np.testing.assert_array_equal(values(report, "baseline"), values(alone))
     for row, (first, _), (other, _) in zip(report, layers[:2], layers[2:], strict=True):
         metrics = [(root @ root.T).ravel() for root in (first, other)]
-        assert row.baseline_drift == pytest.approx(np.corrcoef(metrics)[0, 1])
+        assert row.drift == pytest.approx(np.corrcoef(metrics)[0, 1])
 
 
 def test_convrfm_baseline_of_other_shape_has_no_drift(rng):
     model = HandMade().fit(random_layer(rng), random_layer(rng))
     other = HandMade().fit(random_layer(rng, 4))
-    first, second = AnsatzScorer().report(model, None, baseline=other)
-    assert np.isfinite(first.baseline_correlation) and np.isnan(first.baseline_drift)
-    assert np.isnan(second.baseline_correlation)
+    first, second = AnsatzScorer(baseline=other).report(model, None)
+    assert np.isfinite(first.baseline) and np.isnan(first.drift)
+    assert np.isnan(second.baseline)
 
 
 def test_baseline_of_other_kind_refused(network, images, rng):
     model = HandMade().fit(random_layer(rng))
     with pytest.raises(TypeError, match="baseline=HandMade has no torch network"):
-        AnsatzScorer().report(network, images, baseline=model)
+        AnsatzScorer(baseline=model).report(network, images)
     with pytest.raises(TypeError, match="baseline=VGG is no ConvRFM estimator"):
-        AnsatzScorer().report(model, None, baseline=network)
+        AnsatzScorer(baseline=network).report(model, None)
 
 
 def test_estimator_without_patch_metric_refused(images):
@@ -144,7 +144,7 @@ def test_fitted_convrfm_scored_by_patch_transform_and_agop(fitted):
     expected = np.corrcoef(metric.ravel(), fitted.patch_agop_.ravel())[0, 1]
     assert AnsatzScorer()(fitted, None) == pytest.approx(expected)
     (row,) = AnsatzScorer().report(fitted, None)
-    assert row.kind == "ConvRFMClassifier"
+    assert row.kind == "full"
 
 
 def test_convrfm_in_pipeline_and_with_baseline(fitted, digits):
@@ -154,10 +154,10 @@ def test_convrfm_in_pipeline_and_with_baseline(fitted, digits):
     pipeline = make_pipeline(StandardScaler(), model).fit(rows, y)
     assert AnsatzScorer()(pipeline, rows) == AnsatzScorer()(pipeline[-1], None)
     baseline = clone(fitted).set_params(n_rounds=0).fit(X, y)
-    (row,) = AnsatzScorer().report(fitted, None, baseline=baseline)
+    (row,) = AnsatzScorer(baseline=baseline).report(fitted, None)
     (alone,) = AnsatzScorer().report(baseline, None)
-    assert row.baseline_correlation == alone.correlation
-    assert -1 < row.baseline_drift < 1
+    assert row.baseline == alone.correlation
+    assert -1 < row.drift < 1
 
 
 def test_deep_convrfm_has_one_row_per_layer(images):
@@ -166,7 +166,7 @@ def test_deep_convrfm_has_one_row_per_layer(images):
     model = ConvRFMRegressor(ConvNTK(depth=1), layer, n_rounds=1).fit(images, y)
     report = AnsatzScorer().report(model, None)
     assert [row.name for row in report] == ["layer 0", "layer 1"]
-    assert [row.weight_shape[0] for row in report] == [27, 36]
+    assert [row.shape[0] for row in report] == [27, 36]
 
 
 def test_transformer_scored_like_its_estimator(digits):

@@ -216,10 +216,10 @@ def test_network_restored_whatever_forward_changes(error, as_baseline, images):
     plain = Restless()
     pair = (plain, network) if as_baseline else (network, plain)
     if error is None:
-        AnsatzScorer().report(pair[0], x, baseline=pair[1])
+        AnsatzScorer(baseline=pair[1]).report(pair[0], x)
     else:
         with pytest.raises(type(error)):
-            AnsatzScorer().report(pair[0], x, baseline=pair[1])
+            AnsatzScorer(baseline=pair[1]).report(pair[0], x)
     assert_same_state(before, state_of(network))
     assert list(network.state_dict()) == names
     assert torch.equal(network.deleted, torch.ones(2))

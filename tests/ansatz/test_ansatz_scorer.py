@@ -30,8 +30,8 @@ def test_report_of_all_convolutions_in_forward_order(network, images):
     report = AnsatzScorer().report(network, images)
     assert [row.name for row in report] == ["features.0", "features.4"]
     first = report[0]
-    assert first.kind == "Conv2d"
-    assert first.weight_shape == (4, 3, 3, 3)
+    assert first.kind == "full"
+    assert first.shape == (4, 3, 3, 3)
     assert (first.stride, first.groups) == ((1, 1), 1)
     assert first.n_images == 24
     assert first.n_patches == 24 * 12 * 10
@@ -226,35 +226,33 @@ def test_random_directions_close_to_exact_outputs(network, images):
     np.testing.assert_allclose(values(exact), values(probed), atol=0.05)
 
 
-def test_baseline_correlations_equal_its_own_report(network, images):
+def test_baselines_equal_its_own_report(network, images):
     baseline = copy.deepcopy(network)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    report = AnsatzScorer().report(network, images, baseline=baseline)
+    report = AnsatzScorer(baseline=baseline).report(network, images)
     alone = AnsatzScorer().report(network, images)
     of_baseline = AnsatzScorer().report(baseline, images)
     np.testing.assert_array_equal(values(report), values(alone))
-    np.testing.assert_allclose(
-        values(report, "baseline_correlation"), values(of_baseline)
-    )
-    drift = values(report, "baseline_drift")
+    np.testing.assert_allclose(values(report, "baseline"), values(of_baseline))
+    drift = values(report, "drift")
     assert ((0 < drift) & (drift < 1)).all()
 
 
 def test_drift_from_itself_is_one(network, images):
     generator = (batch for batch in batches(images))
-    report = AnsatzScorer().report(network, generator, baseline=network)
-    np.testing.assert_allclose(values(report, "baseline_drift"), 1)
-    np.testing.assert_allclose(values(report, "baseline_correlation"), values(report))
+    report = AnsatzScorer(baseline=network).report(network, generator)
+    np.testing.assert_allclose(values(report, "drift"), 1)
+    np.testing.assert_allclose(values(report, "baseline"), values(report))
 
 
 def test_no_drift_for_baseline_of_other_shape(network, images):
     other = networks.VGG((1,), n_classes=4, width=6)
-    report = AnsatzScorer().report(network, images, baseline=other)
-    assert np.isfinite(report[0].baseline_correlation)
-    assert np.isnan(report[0].baseline_drift)
-    assert np.isnan(report[1].baseline_correlation)
+    report = AnsatzScorer(baseline=other).report(network, images)
+    assert np.isfinite(report[0].baseline)
+    assert np.isnan(report[0].drift)
+    assert np.isnan(report[1].baseline)
 
 
 @pytest.fixture(scope="module")
@@ -444,12 +442,12 @@ def read_resnet20(shared):
 def test_resnet20_correlations_increase_by_training(shared):
     trained, untrained, X = read_resnet20(shared)
     start = time.perf_counter()
-    report = AnsatzScorer().report(trained, X, baseline=untrained)
+    report = AnsatzScorer(baseline=untrained).report(trained, X)
     seconds = time.perf_counter() - start
     assert len(report) == 19
     assert report.correlations().mean() == pytest.approx(0.89, abs=0.01)
-    assert 0.6 < values(report, "baseline_correlation").mean() < 0.8
-    assert values(report, "baseline_drift").mean() == pytest.approx(0.1, abs=0.05)
+    assert 0.6 < values(report, "baseline").mean() < 0.8
+    assert values(report, "drift").mean() == pytest.approx(0.1, abs=0.05)
     roots = AnsatzScorer(agop_power=0.5).report(trained, X)
     assert roots.correlations().mean() == pytest.approx(0.957, abs=0.01)
     few = AnsatzScorer(outputs=9).report(trained, X)
@@ -484,7 +482,7 @@ def assert_same_report(actual, expected):
     assert [row.name for row in actual] == [row.name for row in expected]
     for name in (
         *("n_images", "n_patches", "correlation", "standard_error"),
-        *("baseline_correlation", "baseline_drift"),
+        *("baseline", "drift"),
     ):
         np.testing.assert_allclose(
             values(actual, name), values(expected, name), rtol=1e-12, err_msg=name
@@ -507,23 +505,23 @@ GIVEN = {
 )
 def test_report_independent_of_number_of_threads(given, options, pair, images):
     network, baseline = pair
-    alone = AnsatzScorer(**options)
-    expected = alone.report(network, GIVEN[given](images), baseline=baseline)
+    alone = AnsatzScorer(baseline=baseline, **options)
+    expected = alone.report(network, GIVEN[given](images))
     shared = clone(alone).set_params(n_jobs=2)
     with parallel_config("threading"):
-        actual = shared.report(network, GIVEN[given](images), baseline=baseline)
+        actual = shared.report(network, GIVEN[given](images))
     assert_same_report(actual, expected)
 
 
 @pytest.mark.thorough
 def test_report_independent_of_number_of_processes(pair, images):
     network, baseline = pair
-    scorer = AnsatzScorer(outputs=2)
+    scorer = AnsatzScorer(outputs=2, baseline=baseline)
     try:
         for convert in GIVEN.values():
-            expected = scorer.report(network, convert(images), baseline=baseline)
+            expected = scorer.report(network, convert(images))
             with parallel_config("loky", n_jobs=2, inner_max_num_threads=1):
-                actual = scorer.report(network, convert(images), baseline=baseline)
+                actual = scorer.report(network, convert(images))
             assert_same_report(actual, expected)
     finally:
         get_reusable_executor().shutdown(wait=True)

@@ -12,8 +12,7 @@ from sklearn.svm import SVC
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNNGP, ConvNTK, PatchGaussian, PatchLaplace
-from skconvrfm.learning import forecast, models
-from skconvrfm.learning.forecast import Costs
+from skconvrfm.learning import models
 from skconvrfm.learning.models import PatchModel
 
 KERNELS = [
@@ -156,15 +155,6 @@ def test_one_matrix_of_all_pairs_is_alive_at_a_time(monkeypatch):
     monkeypatch.setattr(PatchModel, "ridge_path", watched_path)
     fit(KERNELS[0], DATA["whiten"], "auto", n_rounds=1)
     assert len(alive) == len(paths) == 3
-
-
-def test_forecast_counts_the_second_matrix_of_round_zero(monkeypatch):
-    monkeypatch.setattr(forecast, "_MEASURED_ROWS", 48)
-    monkeypatch.setattr(Costs, "of_round", lambda *_: 300.0)
-    with pytest.warns(UserWarning, match=r"about 10 minutes \(2 rounds"):
-        fit(KERNELS[0], DATA["whiten"], "whiten", n_rounds=1)
-    with pytest.warns(UserWarning, match=r"about 15 minutes \(2 rounds"):
-        fit(KERNELS[0], DATA["whiten"], "auto", n_rounds=1)
 
 
 @pytest.mark.parametrize("metric", DATA)
