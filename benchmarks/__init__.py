@@ -16,6 +16,8 @@
     Speed of features, beside torch's own convolution and kymatio's scattering.
 ``python -m benchmarks.growth``
     Growth of time and memory with images, with the budget, with workers.
+``python -m benchmarks.known_networks``
+    The ansatz on ResNet-20, SqueezeNet and EfficientNet-Lite0 beside redrawn networks.
 ``python -m benchmarks.learning``
     Accuracy of features by round of learning, for variants of the first metric.
 ``python -m benchmarks.natural``

@@ -256,6 +256,40 @@ class BlockOptionA(nn.Module):
         return functional.relu(out + shortcut)
 
 
+class SqueezeNet(nn.Module):
+    """SqueezeNet v1.0 (Iandola et al., arXiv:1602.07360), with the names of Caffe.
+
+    It takes images (n, 3, h, w) in [0, 255] as they are: Caffe's order of the channels
+    and its means are its own.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 96, 7, stride=2)
+        squeezed = (16, 16, 32, 32, 48, 48, 64, 64)
+        channels = 96
+        for number, size in enumerate(squeezed, 2):
+            fire = nn.Module()
+            fire.conv1x1_1 = nn.Conv2d(channels, size, 1)
+            fire.conv1x1_2 = nn.Conv2d(size, 4 * size, 1)
+            fire.conv3x3_2 = nn.Conv2d(size, 4 * size, 3, padding=1)
+            self.add_module(f"fire{number}", fire)
+            channels = 8 * size
+        self.conv10 = nn.Conv2d(channels, 1000, 1)
+
+    def forward(self, x):
+        means = torch.tensor([104.0, 117.0, 123.0], dtype=x.dtype, device=x.device)
+        x = torch.relu(self.conv1(x.flip(1) - means.reshape(3, 1, 1)))
+        for number in range(2, 10):
+            if number in (2, 5, 9):
+                x = functional.max_pool2d(x, 3, stride=2, ceil_mode=True)
+            fire = getattr(self, f"fire{number}")
+            x = torch.relu(fire.conv1x1_1(x))
+            wide = fire.conv1x1_2(x), fire.conv3x3_2(x)
+            x = torch.relu(torch.cat(wide, 1))
+        return torch.relu(self.conv10(x)).mean((2, 3))
+
+
 def load_npz(network, path):
     """Load weights that were saved by their names; returns the network."""
     with np.load(path, allow_pickle=False) as arrays:

@@ -18,6 +18,7 @@ from torch import nn
 
 from skconvrfm import AnsatzScorer
 from skconvrfm.datasets import load_digit_images
+from skconvrfm.display import AnsatzLayerDisplay
 
 X, y = load_digit_images(return_X_y=True)
 X = X.astype(np.float32)
@@ -90,8 +91,8 @@ for name, model in (("untrained", untrained), ("trained", network)):
 # %%
 # The ansatz, trained against untrained
 # -------------------------------------
-# 200 images that were not trained on, all ten outputs. Of the correlation of a layer only
-# what it has more than the baseline, its *lift*, is due to training.
+# 200 images that were not trained on, all ten outputs. Of the correlation of a layer
+# only what it has more than the baseline, its *lift*, is due to training.
 
 report = AnsatzScorer(max_images=200, baseline=untrained).report(network, X_test)
 print(report)
@@ -108,6 +109,14 @@ print({row.name: round(row.drift, 2) for row in report})
 # from the dashed line.
 
 report.plot()
+plt.show()
+
+# %%
+# One layer: its filter covariance above, its AGOP below, and the leading eigenvectors
+# of each, patches of many channels, whose length at each pixel is drawn.
+
+deepest = max(report, key=lambda row: row.lift)
+AnsatzLayerDisplay.from_report(report, deepest.name)
 plt.show()
 
 # %%

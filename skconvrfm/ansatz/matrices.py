@@ -112,6 +112,8 @@ class FilterSpace:
         A matrix a with trace t and sum s becomes a - t/n I, whose sum is s - t.
         """
         product, groups = float((a * b).sum()), len(self.ones)
+        if kind == "cosine" and not traceless:
+            return product
         sums = [self._sum(matrices) for matrices in (a, b)]
         if traceless:
             traces = [float(matrices.diagonal(0, -2, -1).sum()) for matrices in (a, b)]
@@ -123,7 +125,7 @@ class FilterSpace:
 
     def _sum(self, matrices):
         """Sum over the entries of d × d matrices."""
-        return float(torch.einsum("gi,gij,gj->", self.ones, matrices, self.ones))
+        return float(((matrices @ self.ones[:, :, None])[:, :, 0] * self.ones).sum())
 
     def eigenvalue_correlation(self, a, b):
         """Pearson correlation of the eigenvalues, by rank, of positive matrices."""

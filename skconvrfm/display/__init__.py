@@ -5,8 +5,15 @@ Matplotlib is optional: it is imported when something is drawn, not before.
 """
 
 from .ansatz import AnsatzDisplay
+from .ansatz_layer import AnsatzLayerDisplay
 from .filters import PatchFiltersDisplay
 from .rounds import RoundsDisplay
 from .saliency import SaliencyDisplay
 
-__all__ = ["AnsatzDisplay", "PatchFiltersDisplay", "RoundsDisplay", "SaliencyDisplay"]
+__all__ = [
+    "AnsatzDisplay",
+    "AnsatzLayerDisplay",
+    "PatchFiltersDisplay",
+    "RoundsDisplay",
+    "SaliencyDisplay",
+]

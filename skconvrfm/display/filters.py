@@ -104,15 +104,15 @@ class PatchFiltersDisplay:
         self.axes_ = make_axes(ax, len(patches), n_columns, size, "one per eigenvector")
         self.figure_, self.images_ = self.axes_[0].figure, []
         for one, vector, share in zip(self.axes_, patches, shares, strict=True):
-            pixels, options = _as_picture(vector)
+            pixels, options = as_picture(vector)
             self.images_.append(one.imshow(pixels, interpolation="nearest", **options))
             one.set(xticks=[], yticks=[])
             one.set_title(_percent(share), fontsize="small")
         return self
 
 
-def _as_picture(vector):
-    """Pixels of a patch of shape (rows, columns, channels), and options for imshow."""
+def as_picture(vector):
+    """Return pixels of a patch (rows, columns, channels), and options for imshow."""
     peak = np.abs(vector).max() or 1.0
     if vector.shape[2] == 1:
         return vector[..., 0], signed(peak)

@@ -1,0 +1,45 @@
+"""The benchmark of networks that others trained measures any of them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import known_networks, networks
+
+
+def small(folder):
+    """Return a network of two kinds of layers, images and labels."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten()
+    rng = np.random.default_rng(0)
+    return (
+        nn.Sequential(*layers, nn.Linear(64, 3)),
+        rng.normal(size=(8, 8, 8, 3)),
+        rng.integers(3, size=8),
+    )
+
+
+@pytest.mark.parametrize("n_baselines", [0, 2])
+def test_networks_are_measured_by_kind_and_power(n_baselines, monkeypatch):
+    monkeypatch.setitem(known_networks.NETWORKS, "small", small)
+    found = known_networks.measure("small", None, 6, n_baselines)
+    kinds = [(name, kind, power) for name, kind, power, *_ in found["means"]]
+    assert kinds == [
+        ("small", kind, power) for kind in ("full", "depthwise") for power in (1.0, 0.5)
+    ]
+    lift = known_networks.COLUMNS.index("lift")
+    lifts = [values[lift] for _, _, _, *values in found["means"]]
+    assert np.isfinite(lifts).all() == bool(n_baselines)
+    assert found["run"]["images"] == 6 and 0 <= found["run"]["right"] <= 6
+    assert found["text"].count("Pearson correlation") == 2
+    json.dumps(found)
+
+
+def test_squeezenet_has_26_convolutions_and_takes_any_size():
+    network = networks.SqueezeNet()
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 26
+    assert network(torch.zeros(2, 3, 96, 80)).shape == (2, 1000)
