@@ -17,8 +17,8 @@ from .filters import as_picture
 class AnsatzLayerDisplay:
     """Filter covariance and patch AGOP of a layer, and their leading eigenvectors.
 
-    Each matrix is drawn in units of its largest entry, from blue (negative) over white
-    to red, and beside it its leading eigenvectors as patches, in the manner of
+    Each matrix is drawn from blue (negative) over white to red, full colours being the
+    hundredth part of its entries that is the largest, and beside it its leading eigenvectors as patches, in the manner of
     :class:`PatchFiltersDisplay`. If the ansatz holds, the rows look alike. Use
     :meth:`from_report`.
 
@@ -85,7 +85,7 @@ class AnsatzLayerDisplay:
         eigenvalues, vectors = np.linalg.eigh(agop[group])
         power = np.ravel(report.agop_power)[0]
         agop = (vectors * eigenvalues.clip(0) ** power) @ vectors.T
-        sizes = row.shape[2:] if row.kind != "transposed" else ()
+        sizes: tuple = row.shape[2:] if row.kind != "transposed" else ()
         # Of a layer without rows and columns a patch is a row of channels.
         rows, columns = sizes if len(sizes) == 2 else (1, int(np.prod(sizes)))
         shape = len(agop) // (rows * columns), rows, columns
@@ -117,8 +117,8 @@ class AnsatzLayerDisplay:
         for places, (title, matrix) in zip(self.axes_, matrices.items(), strict=True):
             vectors = leading_eigenvectors(matrix, n_columns - 1)
             patches = np.moveaxis(vectors.reshape(-1, *self.patch_shape), 1, -1)
-            scaled = matrix / (np.abs(matrix).max() or 1.0)
-            pictures = [(scaled, signed(1.0)), *map(as_picture, patches)]
+            peak = np.quantile(np.abs(matrix), 0.99) or np.abs(matrix).max() or 1.0
+            pictures = [(matrix, signed(peak)), *map(as_picture, patches)]
             for place, (pixels, options) in zip(places, pictures, strict=True):
                 image = place.imshow(pixels, interpolation="nearest", **options)
                 self.images_.append(image)

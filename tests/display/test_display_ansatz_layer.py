@@ -26,14 +26,14 @@ def report(rng):
     return AnsatzScorer(agop_power=(0.5, 1.0)).report(network, X)
 
 
-def test_matrices_are_drawn_in_units_of_their_largest_entry(report, figure):
+def test_matrices_and_their_eigenvectors_are_drawn(report, figure):
     ax = figure.add_subplot(1, 1, 1)
     display = AnsatzLayerDisplay.from_report(report, "0", n_patches=3, ax=ax)
     assert display.axes_.shape == (2, 4) and display.figure_ is figure
     covariance, agop = report.matrices("0")
-    np.testing.assert_allclose(
-        display.images_[0].get_array(), covariance[0] / np.abs(covariance).max()
-    )
+    np.testing.assert_array_equal(display.images_[0].get_array(), covariance[0])
+    peak = np.quantile(np.abs(covariance[0]), 0.99)
+    assert display.images_[0].get_clim() == (-peak, peak)
     root = np.asarray(display.agop)
     np.testing.assert_allclose(root @ root, agop[0], atol=1e-9 * agop.max())
     assert display.images_[1].get_array().shape == (3, 3, 3)
