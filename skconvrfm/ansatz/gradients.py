@@ -41,13 +41,12 @@ class AnsatzMeasurement:
     max_folds: int = MAX_FOLDS  # parts of the batches, for the standard error
     # None is 1 on a CPU, which gains nothing from more; on a GPU what fits the memory.
     n_directions_at_once: int | None = None
-    n_outputs: int = 0  # of the network, once it was called
     sums: AnsatzSums = field(default_factory=lambda: AnsatzSums(0, {}))
 
     def __post_init__(self):
         size = sum(8 * one.groups * one.moment_size**2 for one in self.layers)
         fits = max(2, self.memory // max(1, size))
-        self._n_folds = max(1, min(self.max_folds, fits))
+        self.n_folds = max(1, min(self.max_folds, fits))
 
     def in_forward_order(self):
         """Return the layers as they are first called, those never called last."""
@@ -67,9 +66,8 @@ class AnsatzMeasurement:
         with plain_torch(), torch.enable_grad():
             for part in balanced_blocks(slice(0, n), self.largest or n):
                 outputs, calls = self._call(take_rows(inputs, part))
-                self.n_outputs = outputs.shape[1]
                 # Of the whole batch: they do not depend on the parts that it goes in.
-                shape = n, self.n_outputs
+                shape = n, outputs.shape[1]
                 at_once = self.n_directions_at_once or self._at_once(outputs, calls)
                 for directions, scale in self._directions(shape, number, at_once):
                     chosen = directions[:, part].to(outputs)
@@ -77,7 +75,7 @@ class AnsatzMeasurement:
                         moment = scale * layer.moment_of(gradient)
                         moments[layer] = moments.get(layer, 0) + moment
         for layer, moment in moments.items():
-            layer.add(moment, number % self._n_folds)
+            layer.add(moment, number % self.n_folds)
         self.sums.n_images += n
 
     def _call(self, inputs):

@@ -41,7 +41,7 @@ from .network import (
 )
 from .opening import learned_metrics, named, open_estimator
 from .report import AnsatzReport
-from .statistics import report_rows
+from .statistics import correlation, report_rows
 
 Network: TypeAlias = "torch.nn.Module | BaseEstimator"
 
@@ -215,7 +215,11 @@ class AnsatzScorer(BaseEstimator):
                 f"agop_power={self.agop_power!r} has no one score: take one of them, "
                 "or report(network, X)."
             )
-        correlations = self._measure(estimator, X, y, None).correlations()
+        self._validate_params()
+        layers, *_ = self._measure(estimator, X, y, None)
+        kind, [power] = self.correlation, self._powers()
+        found = [correlation(layer, kind, power) for layer in layers]
+        correlations = np.array([one for one in found if math.isfinite(one)])
         if not len(correlations):
             return math.nan
         if callable(self.aggregate):
@@ -225,8 +229,9 @@ class AnsatzScorer(BaseEstimator):
     def report(self, network: Network, X: Any) -> AnsatzReport:
         """Measure the correlation of each layer, in the order of their first calls.
 
-        An interrupted measurement (Ctrl-C) gives the report of the batches that were
-        done, with a warning; one of more than two minutes is announced by one.
+        A measurement of more than two minutes is announced by a warning. Interrupted
+        (Ctrl-C), it gives the report of the batches that were done, with a warning too,
+        unless they are shared out by `n_jobs`.
 
         Parameters
         ----------
@@ -244,42 +249,41 @@ class AnsatzScorer(BaseEstimator):
             or in tuples, lists or dicts with labels, which are left out. None for
             ConvRFM estimators, which carry their AGOP.
         """
-        with show_progress(type(self).__name__, only_bars=not self.verbose):
-            return self._measure(network, X, None, self.baseline)
-
-    @left_alone()
-    def _measure(self, estimator, X, y, baseline):
         self._validate_params()
-        powers = self._powers()
-        model, X, is_bare = open_estimator(estimator, X)
-        is_network = isinstance(model, torch.nn.Module)
-        if is_network and X is None:
-            raise TypeError(
-                "X=None has no images to put through a network; only ConvRFM "
-                "estimators carry their AGOP."
-            )
-        if not is_network:
-            layers, n_images = learned_metrics(model), None
-            others, words = self._other_metrics(model, baseline), "as in the fit"
-        else:
-            measured = self._sum_up(model, X, y, is_bare, baseline)
-            layers, n_images = measured[0].in_forward_order(), measured[0].sums.n_images
-            others = [
-                {layer.name: layer for layer in other.layers} for other in measured[1:]
-            ]
-            words = self._outputs_in_words(measured[0].n_outputs)
-        kind = self.correlation
-        drifts = bool(others) and baseline != "reinitialised"
+        kind, powers = self.correlation, self._powers()
+        with show_progress(type(self).__name__, only_bars=not self.verbose):
+            measured = self._measure(network, X, None, self.baseline)
+        layers, others, n_images, outputs = measured
+        drifts = bool(others) and self.baseline != "reinitialised"
         rows = report_rows(layers, others, n_images, kind, powers, drifts)
+        seen = [layer for layer in layers if layer.sums.moments]
         return AnsatzReport(
             rows,
             correlation=kind,
             agop_power=powers if len(powers) > 1 else powers[0],
-            outputs=words,
-            layers={
-                one.name: one.matrices(n_images) for one in layers if one.sums.moments
-            },
+            outputs=outputs,
+            layers={layer.name: layer.matrices(n_images) for layer in seen},
         )
+
+    @left_alone()
+    def _measure(self, estimator, X, y, baseline):
+        """Return the layers, those of baselines by name, images, outputs in words."""
+        model, X, is_bare = open_estimator(estimator, X)
+        if not isinstance(model, torch.nn.Module):
+            others = self._other_metrics(model, baseline)
+            return learned_metrics(model), others, None, "as in the fit"
+        if X is None:
+            raise TypeError(
+                "X=None has no images to put through a network; only ConvRFM "
+                "estimators carry their AGOP."
+            )
+        measured, n_outputs = self._sum_up(model, X, y, is_bare, baseline)
+        first, *others = measured
+        by_name = [{layer.name: layer for layer in other.layers} for other in others]
+        words, n_directions = "all outputs", self._n_directions(n_outputs)
+        if n_directions < n_outputs:
+            words = f"{n_directions} random directions of {n_outputs} outputs"
+        return first.in_forward_order(), by_name, first.sums.n_images, words
 
     def _powers(self):
         """The powers of the AGOP, a tuple of float."""
@@ -291,12 +295,6 @@ class AnsatzScorer(BaseEstimator):
                 f"agop_power={self.agop_power!r} must be a positive number, or several."
             )
         return tuple(map(float, powers))
-
-    def _outputs_in_words(self, n_outputs):
-        directions = self._n_directions(n_outputs)
-        if directions == n_outputs:
-            return "all outputs"
-        return f"{directions} random directions of {n_outputs} outputs"
 
     def _n_directions(self, n_outputs):
         """Backward passes for an image: of outputs, or random directions."""
@@ -332,7 +330,7 @@ class AnsatzScorer(BaseEstimator):
         return [other]
 
     def _sum_up(self, network, X, y, is_bare, baseline):
-        """Measure a network, and its baselines."""
+        """Return the measurements of network and baselines, and number of outputs."""
         rng = check_random_state(0 if self.random_state is None else self.random_state)
         options = {"seed": int(rng.randint(2**31 - 1))}
         with ExitStack() as stack:
@@ -354,6 +352,7 @@ class AnsatzScorer(BaseEstimator):
             options |= {"largest": largest, "outputs": self._n_directions(n_outputs)}
             options["memory"] = resources.memory // (1 + len(others))
             measured = [AnsatzMeasurement(network, layers, **options)]
+            options["max_folds"] = measured[0].n_folds  # the same blocks of images
             for other in others:
                 stack.enter_context(frozen(other, device))
                 if baseline == "reinitialised":
@@ -368,7 +367,7 @@ class AnsatzScorer(BaseEstimator):
             total = batches.add_up(measured, images, size, resources)
         for measurement, sums in zip(measured, total, strict=True):
             measurement.set_sums(sums)
-        return measured
+        return measured, n_outputs
 
     def _announce(self, measured, images, size, n_workers):
         """Warn before a measurement that takes more than some minutes."""

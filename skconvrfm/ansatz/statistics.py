@@ -64,6 +64,13 @@ def drift(layer, other, kind):
     return covariance_correlation(*pair, kind)
 
 
+def correlation(layer, kind, power):
+    """Return the correlation of a layer, NaN where it has none."""
+    if _why_undefined(layer, kind, power):
+        return math.nan
+    return _correlation(layer, layer.agop, kind, power)
+
+
 def _why_undefined(layer, kind, power):
     if layer.sums.n_patches == 0:
         return "the network does not call it"

@@ -17,10 +17,10 @@ from .filters import as_picture
 class AnsatzLayerDisplay:
     """Filter covariance and patch AGOP of a layer, and their leading eigenvectors.
 
-    Each matrix is drawn from blue (negative) over white to red, full colours being the
-    hundredth part of its entries that is the largest, and beside it its leading eigenvectors as patches, in the manner of
-    :class:`PatchFiltersDisplay`. If the ansatz holds, the rows look alike. Use
-    :meth:`from_report`.
+    Each matrix is drawn from blue (negative) over white to red, the largest hundredth
+    of its entries in full colours, and beside it its leading eigenvectors as patches,
+    in the manner of :class:`PatchFiltersDisplay`. If the ansatz holds, the rows look
+    alike. Use :meth:`from_report`.
 
     Parameters
     ----------

@@ -251,6 +251,7 @@ def test_default_measures_64_directions_of_many_outputs(rng, images):
     assert AnsatzScorer(outputs=64).report(network, images)[0].correlation == (
         report[0].correlation
     )
+    assert AnsatzScorer(n_jobs=2).report(network, images).outputs == report.outputs
     exact = AnsatzScorer(outputs="all").report(network, images)
     assert exact.outputs == "all outputs"
     assert exact[0].correlation != report[0].correlation
