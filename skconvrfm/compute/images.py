@@ -22,6 +22,13 @@ class Layer:
         """Number of locations."""
         return math.prod(self.locations)
 
+    @property
+    def image(self):
+        """Rows and columns of the map that it looks at."""
+        margins = sum(self.padding[:2]), sum(self.padding[2:])
+        sizes = zip(self.locations, self.patch, margins, strict=True)
+        return tuple(count + size - 1 - margin for count, size, margin in sizes)
+
     def mirror_entries(self, channels):
         """Return the indices of the entries of a patch in its mirror."""
         entries = np.arange(channels * math.prod(self.patch))
@@ -35,9 +42,8 @@ class Layer:
         """
         spans = rows, slice(0, self.locations[1]) if columns is None else columns
         margins, pixels, padding = (self.padding[:2], self.padding[2:]), [], []
-        dimensions = zip(spans, self.locations, self.patch, margins, strict=True)
-        for span, count, patch, (before, after) in dimensions:
-            size = count + patch - 1 - before - after  # of the image
+        dimensions = zip(spans, self.image, self.patch, margins, strict=True)
+        for span, size, patch, (before, _) in dimensions:
             start, stop = span.start - before, span.stop - before + patch - 1
             pixels.append(slice(max(0, start), min(size, stop)))
             padding += max(0, -start), max(0, stop - size)

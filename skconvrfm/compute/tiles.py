@@ -4,7 +4,7 @@ No array of size pairs × locations outlives its tile, and blocks and tiles are 
 large as their share of the memory budget allows and no larger than pays.
 
 A kernel offers ``layers``, ``channels``, ``patch_dim``, ``prepare_block(images,
-transform)``, ``value(left, right)``, ``pullback(left, right, dual_coef)``,
+transform, pixels)``, ``value(left, right)``, ``pullback(left, right, dual_coef)``,
 ``diagonal(block)``, ``has_compiled_tiles`` and ``mirror_sides(transform)``, over which
 it is averaged.
 """
@@ -28,14 +28,15 @@ _LIVE_ARRAYS, _KEPT_ARRAYS = 9, 2
 _CPU_TILE_BYTES = 2**20
 # Larger blocks come from memory that the system has to clear first.
 _CPU_BLOCK_BYTES = 2**25
-_PATCH_COPIES = 3  # alive while a block is prepared and packed
+_PATCH_COPIES = 3  # or of pixels, alive while a block is prepared and packed
 WHOLE_VECTOR = 16  # images on the right fill the vectors of a CPU
 
 
-def image_bytes(kernel, image_shape, itemsize):
+def image_bytes(kernel, image_shape, itemsize, pixels=False):
     """Return the bytes that one image takes in a block, while it is prepared."""
     locations = [layer.n_locations for layer in kernel.layers]
-    numbers = _PATCH_COPIES * locations[0] * kernel.patch_dim
+    patches = math.prod(image_shape) if pixels else locations[0] * kernel.patch_dim
+    numbers = _PATCH_COPIES * patches
     return itemsize * (numbers + 5 * sum(locations) + 2 * math.prod(image_shape))
 
 
@@ -49,9 +50,9 @@ def tile_pairs(kernel, resources, pullback=False):
     return max(1, pairs)
 
 
-def block_side(kernel, image_shape, resources):
+def block_side(kernel, image_shape, resources, pixels=False):
     """Return the number of images that are prepared together on the right."""
-    size = image_bytes(kernel, image_shape, resources.itemsize)
+    size = image_bytes(kernel, image_shape, resources.itemsize, pixels)
     fitting = resources.memory // 3 // (1 + own_thread_count())
     if resources.device.type == "cpu":
         fitting = min(fitting, _CPU_BLOCK_BYTES)
@@ -72,12 +73,19 @@ def work(kernel, pairs):
     return pairs * sum(layer.n_locations for layer in kernel.layers)
 
 
-def load_blocks(kernel, images, parts, transform, resources):
+def has_pixels(transform, library):
+    """Return True if blocks have pixels in the place of patches."""
+    return transform is None and library is not None
+
+
+def load_blocks(kernel, images, parts, transform, library, resources):
     """Yield (slice, prepared block) for slices of images, one per thread ahead."""
 
     def prepare(ahead):
         [part] = parts[ahead]
-        return part, kernel.prepare_block(resources.tensor(images[part]), transform)
+        pixels = has_pixels(transform, library)
+        tensor = resources.tensor(images[part])
+        return part, kernel.prepare_block(tensor, transform, pixels)
 
     for wave in balanced_blocks(slice(0, len(parts)), own_thread_count()):
         yield from share_out(prepare, wave, 1)
@@ -113,10 +121,10 @@ class Tiles:
         return torch.cat(weights, 2), torch.cat(self_weights, 2)
 
 
-def load_block(kernel, images, rows, largest, transform, resources):
+def load_block(kernel, images, rows, largest, *options):
     """Return the prepared block of a slice, put together from smaller ones."""
     whole, n, parts = None, rows.stop - rows.start, balanced_blocks(rows, largest)
-    for part, block in load_blocks(kernel, images, parts, transform, resources):
+    for part, block in load_blocks(kernel, images, parts, *options):
         if len(block) == n:
             return block
         whole = block.room_for(n) if whole is None else whole
@@ -220,13 +228,14 @@ def _compute_strip(kernel, X, Y, sides, transform, symmetric, library, resources
     """Return the kernel of images, or mirrors where their side says so."""
     X, Y = (mirror(a) if side else a for a, side in zip((X, Y), sides, strict=True))
     same = symmetric and sides[0] == sides[1]
-    largest = block_side(kernel, X.shape[1:], resources)
+    pixels = has_pixels(transform, library)
+    largest = block_side(kernel, X.shape[1:], resources, pixels)
+    options = largest, transform, library, resources
     strip = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
     for rows in image_blocks(X, left_side(kernel, X.shape[1:], resources)):
-        left = load_block(kernel, X, rows, largest, transform, resources)
+        left = load_block(kernel, X, rows, *options)
         first = rows.start if symmetric else 0
-        walk = left, Y[first:], transform, same, largest, resources
-        for part, right in _right_blocks(kernel, *walk):
+        for part, right in _right_blocks(kernel, left, Y[first:], same, *options):
             tiles = open_tiles(kernel, left, right, library, resources)
             # Rows that are not below the diagonal.
             count = min(len(left), part.stop) if symmetric else len(left)
@@ -244,14 +253,14 @@ def _compute_strip(kernel, X, Y, sides, transform, symmetric, library, resources
     return strip
 
 
-def _right_blocks(kernel, left, images, transform, same, largest, resources):
+def _right_blocks(kernel, left, images, same, largest, *options):
     """Yield blocks of columns; those that are rows too are not made again."""
     start = len(left) if same else 0
     if same:
         yield slice(0, start), left
     if start < len(images):
         rest = balanced_blocks(slice(start, len(images)), largest, WHOLE_VECTOR)
-        yield from load_blocks(kernel, images, rest, transform, resources)
+        yield from load_blocks(kernel, images, rest, *options)
 
 
 def _strip_product(kernel, X, centres, transform, coef, pairs, resources):

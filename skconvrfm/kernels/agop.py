@@ -47,7 +47,7 @@ from ..compute.progress import track
 from ..compute.sampling import binary_exponent
 from ..compute.threads import own_threads, share_out
 from ..compute.torch_state import plain_torch
-from ..features.maps import load_rows
+from ..features.maps import load_rows, transformed_patches
 from .base import PatchKernel, check_image_pair
 
 # Cost of an operation of the route by outputs in those of the other, measured: its
@@ -203,12 +203,14 @@ def _walk(machine, left, library, resources):
     kernel, centres, dual_coef, transform = machine
     # Blocks of centres whose tiles with the images on the left fit in memory.
     result = 2 * resources.itemsize * kernel.layers[0].n_locations * len(left)
-    side = tiles.block_side(kernel, centres.shape[1:], resources)
+    pixels = tiles.has_pixels(transform, library)
+    side = tiles.block_side(kernel, centres.shape[1:], resources, pixels)
     largest = min(side, max(1, resources.memory // 8 // result), _MOST_CENTRES)
     if library is None:
         largest = min(largest, tiles.tile_pairs(kernel, resources, pullback=True))
     parts = balanced_blocks(slice(0, len(centres)), largest, tiles.WHOLE_VECTOR)
-    for part, right in tiles.load_blocks(kernel, centres, parts, transform, resources):
+    options = transform, library, resources
+    for part, right in tiles.load_blocks(kernel, centres, parts, *options):
         every = slice(0, len(left)), slice(0, len(right))
         for term in kernel.terms:
             tile = tiles.open_tiles(
@@ -236,10 +238,8 @@ def _sum_by_outputs(machine, images, roots, library, resources):
         weighted = gradients[at] * roots[:, None, None]
         return _outer_sum(weighted, weighted)
 
-    locations, d = len(gradients), machine[0].patch_dim
-    numbers = gradients[0].numel()
-    total = _sum_locations(products, locations, numbers, library, resources)
-    return total[:d, :d].cpu().numpy()
+    sizes = len(gradients), gradients[0].numel()
+    return _sum_locations(products, *sizes, library, resources).cpu().numpy()
 
 
 def _sum_over_mirror(machine, images, roots, library, resources):
@@ -251,7 +251,6 @@ def _sum_over_mirror(machine, images, roots, library, resources):
     total = 0
     for side, margins in ((images, (shift, 0)), (images.flip(2), (0, shift))):
         gradients = _gradients(machine, side, library, resources)
-        gradients = gradients[..., : kernel.patch_dim]
         if transform is not None:
             gradients = gradients @ transform
         gradients = gradients.unflatten(0, layer.locations)
@@ -263,44 +262,37 @@ def _sum_over_mirror(machine, images, roots, library, resources):
 
 
 def _gradients(machine, images, library, resources):
-    """Return h, (locations, images, n_outputs, d or more), the rest of 0."""
+    """Return h, (locations, images, n_outputs, d)."""
     kernel, _, dual_coef, transform = machine
-    left = kernel.prepare_block(images, transform)
-    patches = left.patches.flatten(0, 1).transpose(1, 2)  # (locations, m, d)
-    locations, m, d = patches.shape
-    width, n_outputs = d, dual_coef.shape[1]
-    adder = library  # compiled, of longer gradients, where these fit in memory
-    if library is not None:
-        longer = calls.padded_entries(d, patches.dtype)
-        numbers = locations * m * n_outputs * longer
-        adder = (
-            library if numbers <= resources.memory // 2 // resources.itemsize else None
-        )
-        width = d if adder is None else longer
-    gradients = patches.new_zeros((locations, m, n_outputs, width))
-    places = torch.arange(locations, device=patches.device).view(left.patches.shape[:2])
-    self_weights = 0
+    pixels = tiles.has_pixels(transform, library)
+    left = kernel.prepare_block(images, transform, pixels)
+    layer, m, n_outputs = kernel.layers[0], len(images), dual_coef.shape[1]
+    shape = layer.n_locations, m, n_outputs, kernel.patch_dim
+    gradients = left.patches.new_zeros(shape)
+    places = torch.arange(layer.n_locations, device=gradients.device)
+    places, self_weights = places.view(layer.locations), 0
     walk = _walk(machine, left, library, resources)
     for part, right, readout, pair_weights, tile_self_weights in walk:
-        w, v = pair_weights.flatten(0, 1), right.patches[readout.right].flatten(0, 1)
-        coef, met = dual_coef[part].T.contiguous(), places[readout.left].flatten()
-        add_output_product(w, coef, v, gradients, met, adder, resources)
+        w, coef = pair_weights.flatten(0, 1), dual_coef[part].T.contiguous()
+        if library is not None:
+            added = w, coef, right.patches, layer, gradients
+            calls.add_output_product(library, *added)
+        else:
+            v, met = right.patches[readout.right].flatten(0, 1), places[readout.left]
+            add_output_product(w, coef, v, gradients, met.flatten(), resources)
         self_weights = self_weights + tile_self_weights
     self_weights = self_weights.flatten(0, 1)[..., None]
-    gradients[..., :d].addcmul_(self_weights, patches[:, :, None], value=2)
-    return gradients
+    patches = transformed_patches(images, layer, transform).flatten(0, 1)
+    patches = patches.transpose(1, 2)[:, :, None]
+    return gradients.addcmul_(self_weights, patches, value=2)
 
 
-def add_output_product(weights, coef, patches, gradients, places, library, resources):
+def add_output_product(weights, coef, patches, gradients, places, resources):
     """Add ``(W ∘ α_o) V`` to the gradients, for every location, image and output.
 
     W is (locations, m, n), α (n_outputs, n), Vᵀ (locations, d, n); gradients are (all
-    locations, m, n_outputs, d or more), of which ``places`` are those of W.
+    locations, m, n_outputs, d), of which ``places`` are those of W.
     """
-    if library is not None:
-        # Compiled functions take all locations, in order.
-        calls.add_output_product(library, weights, coef, patches, gradients)
-        return
     locations, m, n = weights.shape
     n_outputs, d = len(coef), patches.shape[1]
     # α goes to the smaller factor: the centres' patches serve every image.
@@ -320,8 +312,9 @@ def _sum_without_outputs(machine, images, roots, library, resources):
     """Return the sum from the sum over images and outputs, taken first."""
     kernel, centres, dual_coef, transform = machine
     images = resources.tensor(images)
-    left = kernel.prepare_block(images, transform)
-    rows, columns, _, m = left.patches.shape
+    pixels = tiles.has_pixels(transform, library)
+    left = kernel.prepare_block(images, transform, pixels)
+    (rows, columns), m = kernel.layers[0].locations, len(images)
     pair_weights = left.patches.new_empty((rows, columns, m, len(centres)))
     self_weights = 0
     walk = _walk(machine, left, library, resources)

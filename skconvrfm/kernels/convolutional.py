@@ -115,11 +115,19 @@ class ConvolutionalKernel(PatchKernel):
         """Return the largest 1 - κ that passes for rounding of parallel patches."""
         return _PARALLEL_ROUNDINGS * torch.finfo(dtype).eps
 
-    def prepare_block(self, images, transform):
-        """Return patches under a transform, and their variances, a `Block`."""
-        patches = transformed_patches(images, self.layers[0], transform)
+    def prepare_block(self, images, transform, pixels=False):
+        """Return patches under a transform, and their variances, a `Block`.
+
+        Without a transform it may have ``pixels`` (h, w, c, n) in the place of patches.
+        """
         bias = float(self.bias) ** 2
-        variances = [patches.square().sum(2) / self.channels + bias]
+        if pixels:
+            patches = images.permute(1, 2, 3, 0).contiguous()
+            squares = window_sum(patches.square().sum(2), self.layers[0])
+        else:
+            patches = transformed_patches(images, self.layers[0], transform)
+            squares = patches.square().sum(2)
+        variances = [squares / self.channels + bias]
         for layer in self.layers[1:]:
             variances.append(window_sum(variances[-1], layer) + bias)
         if float(self.bias) == 0 and transform is not None:

@@ -120,7 +120,7 @@ class RadialPatchKernel(PatchKernel):
         )
         return self._with(bandwidth_=median_distance(distances, squares, weights))
 
-    def prepare_block(self, images, transform):
+    def prepare_block(self, images, transform, pixels=False):
         """Return patches, transformed, and their squared lengths, a `PatchBlock`."""
         patches = transformed_patches(images, self.layers[0], transform)
         squares = patches.square().sum(2)

@@ -53,9 +53,9 @@ _FUNCTIONS = {  # the result and the arguments of each
     "kernel_lanes": "l",
     "pack": "-" + "p" + "lllll" + "p",
     "kernel_value": "i" + "ppp" + "llll" + "pl",
-    "kernel_pullback": "i" + "ppp" + "llll" + "ppll",
+    "kernel_pullback": "i" + "ppp" + "llll" + "plpp",
     "gram_product": "-" + "llll" + "pppp",
-    "output_product": "-" + "lllll" + "ppp" + "lp",
+    "output_product": "i" + "p" + "lllll" + "pllppp",
     "filter_lanes": "l",
     "filter_maps": "i" + "plppppp",
 }

@@ -32,12 +32,17 @@ def _structure(*fields):
 
 _Layer = _structure(("rows columns patch_rows patch_columns top left", c_long))
 _Kernel = _structure(
-    ("depth tangent patch_dim", c_long),
+    ("depth tangent entries windows", c_long),
     ("channels bias_square parallel_gap", c_double),
+    ("image", _Layer),
     ("layers", POINTER(_Layer)),
 )
 _Block = _structure(
     ("n", c_long), ("patches", c_void_p), ("roots inverse_roots", POINTER(c_void_p))
+)
+_PatchPlaces = _structure(
+    ("image_step columns row_step column_step runs run", c_long),
+    ("starts", POINTER(c_long)),
 )
 _FilterLayer = _structure(
     ("height width channels rows columns patch_rows patch_columns", c_long),
@@ -54,17 +59,20 @@ class CompiledTiles:
 
     def __init__(self, library, kernel, left, right):
         checks.check_kernel(kernel)
-        checks.check_block("left", left, kernel)
-        checks.check_block("right", right, kernel, left.patches.dtype)
+        windows = checks.check_block("left", left, kernel)
+        if checks.check_block("right", right, kernel, left.patches.dtype) != windows:
+            raise ValueError("one block has patches and the other pixels")
         self._dtype, self._locations = left.patches.dtype, kernel.layers[0].locations
         real = REALS[self._dtype]
         self._lanes = getattr(library, f"kernel_lanes_{real}")()
         self._value = getattr(library, f"kernel_value_{real}")
         self._pullback = getattr(library, f"kernel_pullback_{real}")
         stack = [_Layer(*a.locations, *a.patch, *a.padding[::2]) for a in kernel.layers]
-        integers = len(stack), kernel.tangent, kernel.patch_dim
+        *image, entries, _ = left.patches.shape
+        integers = len(stack), kernel.tangent, entries, windows
         reals = kernel.channels, kernel.bias**2, kernel.parallel_gap(self._dtype)
-        self._kernel = _Kernel(*integers, *reals, (_Layer * len(stack))(*stack))
+        layers = _Layer(*image), (_Layer * len(stack))(*stack)
+        self._kernel = _Kernel(*integers, *reals, *layers)
         self._left = _pack_block(library, left, _LEFT_TOGETHER)
         self._right = _pack_block(library, right, self._lanes)
 
@@ -87,20 +95,21 @@ class CompiledTiles:
         """Return the kernel's `pullback` for slices of the blocks."""
         rows, columns, shape = self._check_spans(rows, columns)
         check_array("dual_coef", dual_coef, (shape[1], "n_outputs"), {}, self._dtype)
-        sizes = 2, *self._locations, *shape
-        both = torch.empty(sizes, dtype=self._dtype, device="cpu")
-        weights, self_weights = both
-        checks.check_count(weights.numel())
-        sums = weights.new_empty((*sizes[1:-1], dual_coef.shape[1]))
+        # Whole vectors of centres and outputs.
+        n_outputs = dual_coef.shape[1]
+        coef = pad(dual_coef, (0, -n_outputs % self._lanes, 0, -shape[1] % self._lanes))
+        sizes = shape[0], *self._locations
+        weights = torch.empty((*sizes, shape[1]), dtype=self._dtype, device="cpu")
+        sums = weights.new_zeros((*sizes, coef.shape[1]))
 
         def call(part):
-            first, last = part.start - rows.start, part.stop - rows.start
-            targets = weights[:, :, first:], self_weights[:, :, first:]
-            self._call(self._pullback, part, columns, *targets, *shape)
-            sums[:, :, first:last] = self_weights[:, :, first:last] @ dual_coef
+            first, options = part.start - rows.start, (coef, coef.shape[1])
+            targets = weights[first:], sums[first:]
+            self._call(self._pullback, part, columns, *options, *targets)
 
         share_out(call, rows, self.ROWS_TOGETHER)
-        return weights, sums
+        order = 1, 2, 0, 3
+        return weights.permute(order), sums[..., :n_outputs].permute(order)
 
     def _check_spans(self, rows, columns):
         """Return rows and columns of a tile, which lie in the blocks, and its shape."""
@@ -136,25 +145,45 @@ def gram_product(library, weights, coef_product, patches):
     return out[..., :n]
 
 
-def add_output_product(library, weights, coef, patches, out):
-    """Add as `agop.add_output_product` does; d is padded to `padded_entries`."""
-    sizes = {}
+def add_output_product(library, weights, coef, patches, layer, out):
+    """Add as `agop.add_output_product` does, for the patches or pixels of a block."""
+    checks.check_layer("layer", layer)
+    sizes = {"locations": layer.n_locations}
     check_array("weights", weights, ("locations", "m", "n"), sizes)
     dtype = weights.dtype
     check_array("coef", coef, ("n_outputs", "n"), sizes, dtype)
-    check_array("patches", patches, ("locations", "d", "n"), sizes, dtype)
-    width = padded_entries(sizes["d"], dtype)
-    shape = "locations", "m", "n_outputs", width
+    shape = "locations", "m", "n_outputs", "d"
     check_array("out", out, shape, sizes, dtype, contiguous=True)
-    weights, coef, patches = _whole_vectors(weights, coef, patches)
+    places, images = _patch_places(layer, patches, sizes, dtype)
+    if weights.stride(2) != 1:
+        weights = weights.contiguous()
+    coef, strides = coef.contiguous(), weights.stride()[:2]
+    arrays = _address(weights), *strides, *map(_address, (coef, images, out))
+    counts = sizes["m"], sizes["n_outputs"], sizes["n"]
     function = getattr(library, f"output_product_{REALS[dtype]}")
 
     def call(part):
-        counts = part.stop - part.start, sizes["m"], sizes["n_outputs"], sizes["d"]
-        addresses = map(_address, (weights[part], coef, patches[part]))
-        function(*counts, coef.shape[1], *addresses, width, _address(out[part]))
+        if function(ctypes.byref(places), part.start, part.stop, *counts, *arrays):
+            raise MemoryError("no memory for the patches of a location")
 
     share_out(call, slice(0, sizes["locations"]), LOCATIONS_TOGETHER)
+
+
+def _patch_places(layer, patches, sizes, dtype):
+    """Return where patches lie in images, and the images, from those of a block."""
+    columns, d, (rows, run) = layer.locations[1], sizes["d"], layer.patch
+    if checks.check_patches("patches", patches, layer, sizes, dtype):
+        top, bottom, left, right = layer.padding
+        images = pad(patches.permute(2, 0, 3, 1), (left, right, 0, 0, top, bottom))
+        channels, height, n, width = images.shape
+        steps = width, columns, width * n, 1  # from an image, a row and a location on
+        starts = [c * height + r for c in range(channels) for r in range(rows)]
+        starts = [start * width * n for start in starts]
+    else:
+        images, n, starts, run = patches.transpose(2, 3), sizes["n"], [0], d
+        steps = d, columns, columns * n * d, n * d
+    pointer = (c_long * len(starts))(*starts)
+    return _PatchPlaces(*steps, len(starts), run, pointer), images.contiguous()
 
 
 def filter_maps(library, features, images):
@@ -197,11 +226,6 @@ def _pack_filters(layer, filters, biases, dtype, lanes):
     vectors = pad(entries.flatten(0, 2), padding).unflatten(1, (-1, lanes))
     biases = pad(biases.to(dtype), padding).unflatten(0, (-1, lanes))
     return vectors.transpose(0, 1).contiguous(), biases
-
-
-def padded_entries(d, dtype):
-    """Return the entries of a patch in `add_output_product`, some of them 0."""
-    return d + -d % (2 * _VECTOR_BYTES // dtype.itemsize)
 
 
 def _whole_vectors(*arrays):
@@ -255,4 +279,5 @@ def _pack(library, array, group):
 def scratch_bytes(kernel, itemsize, pullback):
     """Return the bytes that one thread needs for the maps of a vector of images."""
     maps = _LEFT_TOGETHER + (2 * len(kernel.layers) + 9 if pullback else 2)
-    return _VECTOR_BYTES // itemsize * itemsize * kernel.layers[0].n_locations * maps
+    size = max(kernel.layers[0].n_locations, math.prod(kernel.layers[0].image))
+    return _VECTOR_BYTES // itemsize * itemsize * size * maps

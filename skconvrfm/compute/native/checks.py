@@ -111,11 +111,29 @@ def check_kernel(kernel):
     _require(given == fit, f"patch_dim is {given}; expected {fit}")
 
 
+def check_patches(name, patches, layer, sizes, dtype=None):
+    """Refuse what is neither patches (rows, columns, d, n) of a layer nor pixels.
+
+    Return True if it is pixels (h, w, c, n); ``sizes`` has d.
+    """
+    d, entries = sizes["d"], math.prod(layer.patch)
+    whole = d % entries == 0
+    _require(whole, f"patches have {d} entries; expected {entries} a channel")
+    check_array(name, patches, ("rows", "columns", "entries", "n"), {}, dtype)
+    has_pixels = patches.shape[2] != d
+    shape = (*layer.image, d // entries) if has_pixels else (*layer.locations, d)
+    check_array(name, patches, (*shape, "n"), sizes, dtype)
+    return has_pixels
+
+
 def check_block(name, block, kernel, dtype=None):
-    """Refuse a block whose arrays are not those of the kernel's layers."""
-    layers, sizes = kernel.layers, {}
-    shape = (*layers[0].locations, kernel.patch_dim, "n")
-    check_array(f"{name}.patches", block.patches, shape, sizes, dtype)
+    """Refuse a block whose arrays are not those of the kernel's layers.
+
+    Return True if it has pixels in the place of patches.
+    """
+    layers, sizes = kernel.layers, {"d": kernel.patch_dim}
+    patches = f"{name}.patches", block.patches
+    has_pixels = check_patches(*patches, layers[0], sizes, dtype)
     for kind in ("roots", "inverse_roots"):
         arrays = getattr(block, kind)
         given, fit = f"{name}.{kind} has {len(arrays)} arrays", len(layers)
@@ -123,6 +141,7 @@ def check_block(name, block, kernel, dtype=None):
         for index, (array, layer) in enumerate(zip(arrays, layers, strict=True)):
             shape, array_name = (*layer.locations, "n"), f"{name}.{kind}[{index}]"
             check_array(array_name, array, shape, sizes, block.patches.dtype)
+    return has_pixels
 
 
 def check_filters(features, images):

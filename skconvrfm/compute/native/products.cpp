@@ -1,8 +1,25 @@
 // The products of the patch AGOP, of which kernels and gradients are made.
+#include <vector>
+
 #include "vectors.h"
 
 namespace {
 
+// `most_rows` of weights meet two vectors of patches: with one of these, they fill the registers.
+#if defined(__AVX512F__)
+constexpr int most_rows = 12;
+#else
+constexpr int most_rows = 6;
+#endif
+
+// Where patches lie in images: as runs of numbers, from the place of their location on.
+struct PatchPlaces {
+    long image_step, columns, row_step, column_step;  // locations of a row; steps between them
+    long runs, run;                                   // of a patch
+    const long *starts;                               // of its runs
+    long entries() const { return runs * run; }
+    long location(long u) const { return u / columns * row_step + u % columns * column_step; }
+};
 // out[e] (+)= Σ_k v[e][k] gram[k] for `entries` rows of n, all in registers.
 template <class Real, int entries>
 INLINE void strip_product(const Vec<Real> *gram, long count, long n, const Real *v, Real *out,
@@ -49,57 +66,82 @@ void gram_product(long locations, long m, long d, long n, const Real *w, const R
             }
 }
 
-// out[o] += Σ_k scaled[o][k] patches[k], for `outputs` rows of out, two vectors wide.
-template <class Real, int outputs, long strip>
-INLINE void add_outputs(const Real (*scaled)[strip], const Vec<Real> (*patches)[2], long count,
-                        long width, Real *out) {
-    Vec<Real> sum[outputs][2] = {};
-    for (long k = 0; k < count; k++)
-#pragma GCC unroll 8
-        for (int o = 0; o < outputs; o++) {
-            sum[o][0] += scaled[o][k] * patches[k][0];
-            sum[o][1] += scaled[o][k] * patches[k][1];
-        }
-    for (int o = 0; o < outputs; o++) {
-        Real *target = out + o * width;
-        sum[o][0] += load(target);
-        sum[o][1] += load(target + Lanes<Real>::count);
-        std::memcpy(target, sum[o], sizeof sum[o]);
-    }
+// Rows of `width` numbers ← patches of `count` images at a location.
+template <class Real>
+void copy_patches(const PatchPlaces &at, long count, const Real *images, long width, Real *to) {
+    constexpr long unrolled = 8;
+    with_constant<unrolled + 1>(at.run, [&](auto known) {
+        const long run = known > unrolled ? at.run : long(known);
+        for (long k = 0; k < count; k++, images += at.image_step, to += width)
+            for (long r = 0; r < at.runs; r++)
+                for (long e = 0; e < run; e++)
+                    to[r * run + e] = images[at.starts[r] + e];
+    });
 }
 
-// out[z][o] += Σ_k w[z][k] α[o][k] v[k], location by location. W is (locations, m, n), α
-// (outputs, n), V (locations, d, n) and out (locations, m, outputs, width) with d padded to
-// pairs of vectors; n is a multiple of lanes.
-template <class Real>
-void output_product(long locations, long m, long outputs, long d, long n, const Real *w,
-                    const Real *alpha, const Real *v, long width, Real *out) {
-    constexpr long lanes = Lanes<Real>::count, strip = 64, most_outputs = 8;
-    alignas(vector_bytes) Vec<Real> patches[strip][2];
-    alignas(vector_bytes) Real scaled[most_outputs][strip];
-    for (long u = 0; u < locations; u++, w += m * n, v += d * n, out += m * outputs * width)
-        for (long k0 = 0; k0 < n; k0 += strip) {
-            long count = std::min(n - k0, strip);
-            for (long e0 = 0; e0 < d; e0 += 2 * lanes) {
-                long entries = std::min(d - e0, 2 * lanes);
-                std::memset(patches, 0, sizeof patches);
-                Real *flat = reinterpret_cast<Real *>(patches);
-                for (long e = 0; e < entries; e++)
-                    for (long k = 0; k < count; k++)
-                        flat[k * 2 * lanes + e] = v[(e0 + e) * n + k0 + k];
-                for (long z = 0; z < m; z++)
-                    in_parts<most_outputs>(outputs, [&](long o0, auto here) {
-                        for (long o = 0; o < here; o++)
-                            for (long k = 0; k < count; k += lanes) {
-                                Vec<Real> product = load(w + z * n + k0 + k) *
-                                                    load(alpha + (o0 + o) * n + k0 + k);
-                                std::memcpy(scaled[o] + k, &product, sizeof product);
-                            }
-                        add_outputs<Real, here>(scaled, patches, count, width,
-                                                out + (z * outputs + o0) * width + e0);
-                    });
-            }
+// out[r] (+)= Σ_k w[r][k] v[k] for some rows of w, `stride` apart, and a few vectors of v; rows of
+// v and out are `width` apart.
+template <class Real, int rows, int vectors>
+INLINE void add_products(long count, const Real *w, long stride, const Real *v, long width,
+                         Real *out, bool add) {
+    constexpr long lanes = Lanes<Real>::count;
+    Vec<Real> sum[rows][vectors] = {};
+    for (long k = 0; k < count; k++, w++, v += width) {
+        Vec<Real> lane[vectors];
+#pragma GCC unroll 2
+        for (int i = 0; i < vectors; i++)
+            lane[i] = load(v + i * lanes);
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+            for (int i = 0; i < vectors; i++)
+                add_product<Real>(sum[r][i], w[r * stride], lane[i]);
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++, out += width)
+#pragma GCC unroll 2
+        for (int i = 0; i < vectors; i++) {
+            if (add)
+                sum[r][i] += load(out + i * lanes);
+            store<Real>(sum[r][i], lanes, out + i * lanes);
         }
+}
+
+// out[z][o] += Σ_k w[z][k] α[o][k] v[k] at locations [u0, u1). W is (locations, m, n), with steps
+// from a location and an image to the next, α (outputs, n), and out (locations, m, outputs, d); v
+// lie in n images.
+template <class Real>
+void output_product(const PatchPlaces &at, long u0, long u1, long m, long outputs, long n,
+                    const Real *w, long w_location, long w_image, const Real *alpha,
+                    const Real *images, Real *out) {
+    constexpr long lanes = Lanes<Real>::count, strip = 256;
+    const long d = at.entries(), vectors = (d + lanes - 1) / lanes, width = vectors * lanes;
+    std::vector<Real> patches(strip * width), scaled(most_rows * strip);
+    std::vector<Real> sums(m * outputs * width);
+    for (long u = u0; u < u1; u++) {
+        for (long k0 = 0; k0 < n; k0 += strip) {
+            const long count = std::min(n - k0, strip);
+            copy_patches(at, count, images + k0 * at.image_step + at.location(u), width,
+                         patches.data());
+            in_parts<most_rows>(m * outputs, [&](long first, auto rows) {
+                for (long r = 0; r < rows; r++) {
+                    const long z = (first + r) / outputs, o = (first + r) % outputs;
+                    const Real *weights = w + u * w_location + z * w_image + k0;
+                    const Real *coef = alpha + o * n + k0;
+                    for (long k = 0; k < count; k++)
+                        scaled[r * strip + k] = weights[k] * coef[k];
+                }
+                in_parts<2>(vectors, [&](long v, auto wide) {
+                    add_products<Real, rows, wide>(count, scaled.data(), strip,
+                                                   patches.data() + v * lanes, width,
+                                                   sums.data() + first * width + v * lanes, k0);
+                });
+            });
+        }
+        for (long r = 0; r < m * outputs; r++)
+            for (long e = 0; e < d; e++)
+                out[(u * m * outputs + r) * d + e] += sums[r * width + e];
+    }
 }
 
 }  // namespace
@@ -109,10 +151,13 @@ void output_product(long locations, long m, long outputs, long d, long n, const 
                                     const Real *a, const Real *v, Real *out) {               \
         gram_product(locations, m, d, n, w, a, v, out);                                      \
     }                                                                                        \
-    EXPORT void output_product_##Real(long locations, long m, long outputs, long d, long n,  \
-                                      const Real *w, const Real *alpha, const Real *v,       \
-                                      long width, Real *out) {                               \
-        output_product(locations, m, outputs, d, n, w, alpha, v, width, out);                \
+    EXPORT int output_product_##Real(                                                        \
+        const PatchPlaces *at, long u0, long u1, long m, long outputs, long n, const Real *w,    \
+        long w_location, long w_image, const Real *alpha, const Real *images, Real *out) {   \
+        return guarded([&] {                                                                 \
+            output_product(*at, u0, u1, m, outputs, n, w, w_location, w_image, alpha,        \
+                           images, out);                                                     \
+        });                                                                                  \
     }
 EXPORT_PRODUCTS(float)
 EXPORT_PRODUCTS(double)

@@ -3,8 +3,9 @@
 // A vector of right images is carried side by side, one image to a lane; a left image then costs
 // that many pairs at once, and all its maps stay in the cache of one core.
 // Maps are (rows, columns) of vectors. Images are stored in groups, left ones of `together`, right
-// ones of a vector: patches (n / group, locations, d, group) and, one array a layer, roots (n /
-// group, locations, group).
+// ones of a vector: patches (n / group, locations, entries, group) and, one array a layer, roots (n
+// / group, locations, group). Where no transform mixes the entries of patches, patches of a pixel
+// each are given: their products are summed over the windows of the first layer.
 #include <cstdlib>
 
 #include "vectors.h"
@@ -46,8 +47,9 @@ struct Layer {
 };
 
 struct Kernel {
-    long depth, tangent, patch_dim;
+    long depth, tangent, entries, windows;  // entries of a patch; whether it is a pixel
     double channels, bias_square, parallel_gap;
+    Layer image;  // locations of the patches that are given
     const Layer *layers;
     const Layer &last() const { return layers[depth - 1]; }
 };
@@ -69,22 +71,18 @@ template <class Real, int first> INLINE Vec<Real> every_second(Vec<Real> x) {
     return sum;
 }
 
-// s / π and k0 of κ.
+// s / π and k0 of κ, which may leave [-1, 1] by rounding, and is 1 above a limit.
 template <class Real>
-INLINE void arc_cosine(Vec<Real> cosine, Vec<Real> &sine, Vec<Real> &k0) {
-    Vec<Real> size = cosine < 0 ? -cosine : cosine, gap = 1 - size;
-    sine = square_root<Real>(gap * (1 + size)) * Real(1 / pi);
+INLINE void arc_cosine(Vec<Real> &cosine, Vec<Real> limit, Vec<Real> &sine, Vec<Real> &k0) {
+    const Vec<Real> zero = {}, one = zero + 1, scale = zero + Real(1 / (pi * pi));
+    cosine = cosine > limit ? one : cosine;
+    Vec<Real> gap = 1 - absolute<Real>(cosine);
+    gap = gap > 0 ? gap : zero;
+    sine = square_root<Real>(gap * fused(gap, -scale, 2 * scale));
     // Even and odd powers apart: two chains of operations, of half the length.
     Vec<Real> square = gap * gap, even = every_second<Real, 0>(square);
     Vec<Real> angle = sine * fused(every_second<Real, 1>(square), gap, even);
     k0 = cosine < 0 ? angle : 1 - angle;
-}
-
-// κ in [-1, 1], and 1 where it is 1 but for rounding, above a limit.
-template <class Real> INLINE Vec<Real> clip_cosine(Vec<Real> cosine, Vec<Real> limit) {
-    const Vec<Real> one = Vec<Real>{} + 1;
-    cosine = cosine < -1 ? -one : cosine;
-    return cosine > limit ? one : cosine;
 }
 
 // A window sum that takes a map row by row and puts out each row once it is whole: from the map
@@ -175,13 +173,15 @@ template <class Real, bool tangent> class Tile {
   public:
     Tile(const Kernel &kernel, const Block<Real> &left, const Block<Real> &right)
         : kernel(kernel), left(left), right(right), layers(kernel.layers),
-          width(layers[0].columns), map_size(layers[0].locations()),
+          width(layers[0].columns),
+          map_size(std::max(kernel.image.locations(), layers[0].locations())),
           bias(Real(kernel.bias_square) - Vec<Real>{}),
           limit(1 - Real(kernel.parallel_gap) - Vec<Real>{}),
           floor(std::sqrt(2 * Real(kernel.parallel_gap)) / 2 * Real(1 / pi)) {
-        for (long l = 1; l < kernel.depth; l++)
-            for (long side = l - 1; side <= l; side++)
-                ring_size = std::max(ring_size, layers[l].patch_rows * layers[side].columns);
+        for (long l = 0; l < kernel.depth; l++) {
+            long columns = std::max(layers[l].columns, l ? layers[l - 1].columns : 0);
+            ring_size = std::max(ring_size, layers[l].patch_rows * columns);
+        }
     }
 
     void value(long i0, long i1, long j0, long j1, Real *out, long stride) {
@@ -196,8 +196,8 @@ template <class Real, bool tangent> class Tile {
         });
     }
 
-    void pullback(long i0, long i1, long j0, long j1, Real *weights, Real *self_weights,
-                  long rows, long columns) {
+    void pullback(long i0, long i1, long j0, long j1, const Real *alpha, long outputs,
+                  Real *weights, Real *sums) {
         long depth = kernel.depth;
         Scratch scratch(together + 2 * depth + 6, 3, *this);
         auto theta = [&](long l) { return scratch.map(together + 2 * l + 1); };
@@ -218,8 +218,10 @@ template <class Real, bool tangent> class Tile {
             }
             for (long row = 0; row < layers[0].rows; row++) {
                 down(0, row, i, j, first, theta(0), above(0), scratch);
-                write(row, i, used, scratch, rows, columns, (i - i0) * columns + j - j0,
-                      weights, self_weights);
+                const long u = row * width, at = (i - i0) * layers[0].locations() + u;
+                write(u, i, used, scratch.row(0), weights + at * (j1 - j0) + j - j0, j1 - j0);
+                add_sums(scratch.row(2), alpha + (j - j0) * outputs, outputs,
+                         sums + at * outputs);
             }
         });
     }
@@ -257,18 +259,21 @@ template <class Real, bool tangent> class Tile {
             for (long i = i0, count; i < i1; i += count) {
                 count = std::min(i1 - i, together - i % together);
                 first_covariance(i, count, j, scratch);
-                for (long t = 0; t < count; t++)
+                for (long t = 0; t < count; t++) {
+                    if (kernel.windows)
+                        sum_windows(scratch.map(t), scratch);
                     call(i + t, j, std::min(j1 - j, lanes), scratch.map(t));
+                }
             }
     }
 
     // Maps ← <T v(x), T v(z)> / c for a few left images and one vector of right ones.
     void first_covariance(long i, long count, long j, const Scratch &scratch) const {
-        long d = kernel.patch_dim;
+        long d = kernel.entries, size = kernel.image.locations();
         Real scale = Real(1 / kernel.channels);
-        for (long u = 0; u < map_size; u++) {
-            const Real *x = at_left(left.patches, u * d, map_size * d, i);
-            const Real *z = right.patches + (j * map_size + u * lanes) * d;
+        for (long u = 0; u < size; u++) {
+            const Real *x = at_left(left.patches, u * d, size * d, i);
+            const Real *z = right.patches + (j * size + u * lanes) * d;
             if (count == together)
                 multiply<together>(x, z, scale, scratch, u);
             else
@@ -277,12 +282,19 @@ template <class Real, bool tangent> class Tile {
         }
     }
 
+    // Sums of products of pixels over the windows of patches, in the place of the products.
+    void sum_windows(Vec<Real> *map, const Scratch &scratch) const {
+        WindowSum<Real> sum(kernel.image, layers[0], false, scratch.ring(0));
+        for (long row = 0; row < kernel.image.rows; row++)
+            sum.push(row, map + row * kernel.image.columns, map);
+    }
+
     // At u of some maps in a row ← products of the patches of left images and of a vector.
     template <int count>
     INLINE void multiply(const Real *x, const Real *z, Real scale, const Scratch &scratch,
                          long u) const {
         Vec<Real> sums[count] = {};
-        for (long e = 0; e < kernel.patch_dim; e++) {
+        for (long e = 0; e < kernel.entries; e++) {
             Vec<Real> lane = load(z + e * lanes);
 #pragma GCC unroll 8
             for (int t = 0; t < count; t++)
@@ -316,8 +328,8 @@ template <class Real, bool tangent> class Tile {
             Vec<Real> roots = at(right.roots, layer, u, j);
             Vec<Real> inverses = at(right.inverse_roots, layer, u, j);
             Vec<Real> covariance = s[u] + bias, sine, k0;
-            Vec<Real> cosine = clip_cosine<Real>(covariance * (inverses * inverse), limit);
-            arc_cosine<Real>(cosine, sine, k0);
+            Vec<Real> cosine = covariance * (inverses * inverse);
+            arc_cosine<Real>(cosine, limit, sine, k0);
             s_out[c] = (roots * root) * (sine + k0 * cosine);
             if (tangent)
                 theta_out[c] = k0 * (layer ? theta[u] + covariance : covariance);
@@ -370,8 +382,8 @@ template <class Real, bool tangent> class Tile {
             Vec<Real> root_b = at(right.roots, layer, u, j);
             Vec<Real> inverse = at(right.inverse_roots, layer, u, j) * inverse_a;
             Vec<Real> covariance = s[u] + bias, sine, k0;
-            Vec<Real> cosine = clip_cosine<Real>(covariance * inverse, limit);
-            arc_cosine<Real>(cosine, sine, k0);
+            Vec<Real> cosine = covariance * inverse;
+            arc_cosine<Real>(cosine, limit, sine, k0);
             Vec<Real> out = top ? mean : above[u];
             Vec<Real> d_covariance = out * k0, d_scale = out * sine;
             if (tangent) {
@@ -390,17 +402,23 @@ template <class Real, bool tangent> class Tile {
         }
     }
 
-    // A row of the map of w and of ∂k/∂a, both (locations, rows, columns), from `offset` on.
-    void write(long row, long i, long used, const Scratch &scratch, long rows, long columns,
-               long offset, Real *weights, Real *self_weights) const {
-        for (long c = 0; c < width; c++) {
-            long u = row * width + c, at = u * rows * columns + offset;
-            Vec<Real> weight = scratch.row(0)[c];
-            if (*at_left(left.roots[0], u, map_size, i) == 0)
-                weight = Vec<Real>{};
-            store(weight, used, weights + at);
-            store(scratch.row(2)[c], used, self_weights + at);
+    // A row of the map of w, of locations from u on.
+    void write(long u, long i, long used, const Vec<Real> *row, Real *weights, long stride) const {
+        for (long c = 0; c < width; c++, weights += stride) {
+            bool blank = *at_left(left.roots[0], u + c, layers[0].locations(), i) == 0;
+            store(blank ? Vec<Real>{} : row[c], used, weights);
         }
+    }
+
+    // Sums for each location of a row and each output += Σ_j α_j ∂k/∂a, over a vector of images j.
+    void add_sums(const Vec<Real> *row, const Real *alpha, long outputs, Real *sums) const {
+        for (long c = 0; c < width; c++, sums += outputs)
+            for (long o = 0; o < outputs; o += lanes) {
+                Vec<Real> sum = load(sums + o);
+                for (long l = 0; l < lanes; l++)
+                    add_product<Real>(sum, row[c][l], load(alpha + l * outputs + o));
+                store<Real>(sum, lanes, sums + o);
+            }
     }
 
     const Kernel &kernel;
@@ -437,7 +455,8 @@ int with_tile(const Kernel *k, const Block<Real> *left, const Block<Real> *right
 }  // namespace
 
 // Left images [i0, i1) with right images [j0, j1), j0 at the beginning of a vector. Rows of `out`
-// are `stride` apart; `weights` and `self_weights` lie in arrays (locations, rows, columns).
+// are `stride` apart. `weights` are (rows, locations, columns); `alpha` is (columns, outputs), whole
+// vectors of both, and its sums are (rows, locations, outputs).
 #define EXPORT_TILES(Real)                                                                   \
     EXPORT long kernel_lanes_##Real() { return Lanes<Real>::count; }                         \
     EXPORT void pack_##Real(const Real *from, long first, long last, long rows, long n,      \
@@ -452,10 +471,10 @@ int with_tile(const Kernel *k, const Block<Real> *left, const Block<Real> *right
     }                                                                                        \
     EXPORT int kernel_pullback_##Real(const Kernel *k, const Block<Real> *left,              \
                                       const Block<Real> *right, long i0, long i1, long j0,   \
-                                      long j1, Real *weights, Real *self_weights, long rows, \
-                                      long columns) {                                        \
+                                      long j1, const Real *alpha, long outputs,              \
+                                      Real *weights, Real *sums) {                           \
         return with_tile(k, left, right, [&](auto &&tile) {                                  \
-            tile.pullback(i0, i1, j0, j1, weights, self_weights, rows, columns);             \
+            tile.pullback(i0, i1, j0, j1, alpha, outputs, weights, sums);                    \
         });                                                                                  \
     }
 EXPORT_TILES(float)

@@ -82,6 +82,13 @@ template <class Real> INLINE Vec<Real> square_root(Vec<Real> v) {
     return v;
 }
 
+template <class Real> INLINE Vec<Real> absolute(Vec<Real> v) {
+#pragma GCC unroll 16
+    for (long l = 0; l < Lanes<Real>::count; l++)
+        v[l] = std::abs(v[l]);
+    return v;
+}
+
 // call(size) for the count, from 1 to `most`, as a constant of the compiler.
 template <int most, class Call> INLINE void with_constant(long count, Call call) {
     if constexpr (most > 1)

@@ -26,25 +26,29 @@ def valid_calls(dtype):
     def normal(*shape):
         return torch.tensor(rng.normal(size=shape), dtype=dtype)
 
-    kernel, left, right = stand_ins.make_blocks("same", dtype, rng, 5, 35)
-    yield (
-        "tiles",
-        call_tiles,
-        {
-            "kernel": kernel,
-            "left": left,
-            "right": right,
-            "rows": slice(1, 5),
-            "columns": slice(16, 35),  # from a multiple of the lanes of AVX-512 on
-            "diagonal": None,
-            "dual_coef": normal(19, 2),
-        },
-    )
+    for pixels in (False, True):
+        options = {"n_left": 5, "pixels": pixels}
+        kernel, left, right = stand_ins.make_blocks("same", dtype, rng, **options)
+        yield (
+            "tiles",
+            call_tiles,
+            {
+                "kernel": kernel,
+                "left": left,
+                "right": right,
+                "rows": slice(1, 5),
+                "columns": slice(16, 35),
+                "diagonal": None,
+                "dual_coef": normal(19, 2),
+            },
+        )
     arrays = {"weights": normal(3, 4, 9), "coef_product": normal(9, 9)}
     yield "gram_product", call_gram, {**arrays, "patches": normal(3, 5, 9)}
-    arrays = {"weights": normal(3, 4, 9), "coef": normal(2, 9)}
-    out = torch.zeros(3, 4, 2, calls.padded_entries(5, dtype), dtype=dtype)
-    yield "output", call_output, {**arrays, "patches": normal(3, 5, 9), "out": out}
+    for patches in (normal(2, 2, 12, 9), normal(2, 3, 2, 9)):
+        arrays = {"weights": normal(4, 4, 9), "coef": normal(2, 9), "patches": patches}
+        layer = Layer((2, 3), (1, 0, 1, 0), (2, 2))
+        out = torch.zeros(4, 4, 2, 12, dtype=dtype)
+        yield "output", call_output, {**arrays, "layer": layer, "out": out}
     layer = Layer((2, 3), (1, 0, 1, 1), (6, 7))
     features = stand_ins.make_filters(
         layer, 2, np.empty((20, 12)), "relu", np.empty(20), (3, 2)

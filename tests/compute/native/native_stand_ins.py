@@ -34,17 +34,27 @@ def make_kernel(shape, tangent=True, depth=3, patch=3, padding="valid", bias=0.0
     )
 
 
-def make_block(kernel, images):
+def make_block(kernel, images, pixels=False):
     patches = extract_patches(images, kernel.layers[0])
     variances = [patches.square().sum(2) / kernel.channels + kernel.bias**2]
     for layer in kernel.layers[1:]:
         variances.append(window_sum(variances[-1], layer) + kernel.bias**2)
     roots = [variance.sqrt() for variance in variances]
     inverses = [torch.where(root > 0, 1 / root, 0) for root in roots]
+    patches = images.permute(1, 2, 3, 0) if pixels else patches
     return SimpleNamespace(patches=patches, roots=roots, inverse_roots=inverses)
 
 
-def make_blocks(name, dtype, rng, n_left=19, n_right=35, tangent=True, blank=True):
+def patches_of(kernel, block):
+    """The patches of a block that may have pixels in their place."""
+    if block.patches.shape[2] == kernel.patch_dim:
+        return block.patches
+    return extract_patches(block.patches.permute(3, 0, 1, 2), kernel.layers[0])
+
+
+def make_blocks(
+    name, dtype, rng, n_left=19, n_right=35, tangent=True, blank=True, pixels=False
+):
     """A kernel and two blocks of images; some are blank, two are equal."""
     shape, options = SHAPES[name]
     kernel = make_kernel(shape, tangent, **options)
@@ -52,7 +62,7 @@ def make_blocks(name, dtype, rng, n_left=19, n_right=35, tangent=True, blank=Tru
     if blank:
         left[1], left[2, :2], right[3], right[5] = 0, 0, 0, left[4]
     return kernel, *(
-        make_block(kernel, torch.tensor(images, dtype=dtype))
+        make_block(kernel, torch.tensor(images, dtype=dtype), pixels)
         for images in (left, right)
     )
 
@@ -85,7 +95,7 @@ def recursion(kernel, s, a, b, gap):
 
 def first_layer(kernel, left, right):
     """S, a and b of the first layer in float64."""
-    p, q = left.patches.double(), right.patches.double()
+    p, q = (patches_of(kernel, block).double() for block in (left, right))
     bias = kernel.bias**2
     s = torch.einsum("rcdm,rcdn->rcmn", p, q) / kernel.channels + bias
     a, b = (m.square().sum(2) / kernel.channels + bias for m in (p, q))

@@ -63,10 +63,12 @@ def every(left, right):
 
 
 @BOTH
+@pytest.mark.parametrize("pixels", [True, False])
 @pytest.mark.parametrize("tangent", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_value_equals_the_recursion(shape, tangent, dtype, library, rng):
-    kernel, left, right = make_blocks(shape, dtype, rng, tangent=tangent)
+def test_value_equals_the_recursion(shape, tangent, pixels, dtype, library, rng):
+    options = {"tangent": tangent, "pixels": pixels}
+    kernel, left, right = make_blocks(shape, dtype, rng, **options)
     tiles = calls.CompiledTiles(library, kernel, left, right)
     value = tiles.value(*every(left, right))
     first = stand_ins.first_layer(kernel, left, right)
@@ -76,10 +78,14 @@ def test_value_equals_the_recursion(shape, tangent, dtype, library, rng):
 
 
 @BOTH
+@pytest.mark.parametrize("pixels", [True, False])
 @pytest.mark.parametrize("tangent", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pullback_equals_automatic_differentiation(shape, tangent, dtype, library, rng):
-    kernel, left, right = make_blocks(shape, dtype, rng, 9, 21, tangent, blank=False)
+def test_pullback_equals_automatic_differentiation(
+    shape, tangent, pixels, dtype, library, rng
+):
+    options = {"tangent": tangent, "blank": False, "pixels": pixels}
+    kernel, left, right = make_blocks(shape, dtype, rng, 9, 21, **options)
     tiles = calls.CompiledTiles(library, kernel, left, right)
     coef = torch.tensor(rng.normal(size=(21, 3)), dtype=dtype)
     ours = tiles.pullback(*every(left, right), coef)
@@ -206,12 +212,25 @@ def test_products_equal_their_formulas(sizes, n_outputs, dtype, library, rng):
     product = calls.gram_product(library, w, coef.T @ coef, v)
     assert_near(product, torch.einsum("ujk,udk->udj", gram, v.double()), tolerance)
 
-    width = calls.padded_entries(d, dtype)
-    out = torch.ones(locations, m, n_outputs, width, dtype=dtype)
-    calls.add_output_product(library, w, coef, v, out)
-    expected = torch.einsum("uzk,ok,udk->uzod", *(x.double() for x in (w, coef, v)))
-    assert_near(out[..., :d], 1 + expected, tolerance)
-    assert (out[..., d:] == 1).all()
+
+@BOTH
+@pytest.mark.parametrize("pixels", [True, False])
+@pytest.mark.parametrize("n_outputs", [1, 8, 11])
+@pytest.mark.parametrize("shape", ["colour", "even, same", "clipped", "one pixel"])
+def test_output_products_equal_their_formula(
+    shape, n_outputs, pixels, dtype, library, rng
+):
+    kernel, _, block = make_blocks(shape, dtype, rng, n_right=300, pixels=pixels)
+    layer, n = kernel.layers[0], 300
+    sizes = (layer.n_locations, 5, n), (n_outputs, n)
+    w, coef = (torch.tensor(rng.normal(size=size), dtype=dtype) for size in sizes)
+    patches = stand_ins.patches_of(kernel, block).flatten(0, 1).double()
+    expected = torch.einsum("uzk,ok,udk->uzod", w.double(), coef.double(), patches)
+    tolerance = 1e-13 if dtype == torch.float64 else 2e-5
+    for weights in (w, w.transpose(0, 1).contiguous().transpose(0, 1)):
+        out = torch.ones(expected.shape, dtype=dtype)
+        calls.add_output_product(library, weights, coef, block.patches, layer, out)
+        assert_near(out, 1 + expected, tolerance)
 
 
 # ------------------------------------------------------------------ filters
