@@ -28,7 +28,7 @@ _LIVE_ARRAYS, _KEPT_ARRAYS = 9, 2
 _CPU_TILE_BYTES = 2**20
 # Larger blocks come from memory that the system has to clear first.
 _CPU_BLOCK_BYTES = 2**25
-_PATCH_COPIES = 3  # or of pixels, alive while a block is prepared and packed
+_PATCH_COPIES = 3  # or pixels', alive while a block is prepared and packed
 WHOLE_VECTOR = 16  # images on the right fill the vectors of a CPU
 
 

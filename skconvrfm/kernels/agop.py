@@ -232,10 +232,12 @@ def _sum_of_products(route, machine, images, weights, pairs, resources):
 
 def _sum_by_outputs(machine, images, roots, library, resources):
     """Return the sum from the gradients h themselves."""
-    gradients = _gradients(machine, resources.tensor(images), library, resources)
+    images = resources.tensor(images)
+    gradients, *own = _gradients(machine, images, library, resources)
 
     def products(at):
-        weighted = gradients[at] * roots[:, None, None]
+        added = gradients[at].addcmul_(*(factor[at] for factor in own), value=2)
+        weighted = added * roots[:, None, None]
         return _outer_sum(weighted, weighted)
 
     sizes = len(gradients), gradients[0].numel()
@@ -250,7 +252,8 @@ def _sum_over_mirror(machine, images, roots, library, resources):
     shift = layer.padding[3] - layer.padding[2]
     total = 0
     for side, margins in ((images, (shift, 0)), (images.flip(2), (0, shift))):
-        gradients = _gradients(machine, side, library, resources)
+        gradients, *own = _gradients(machine, side, library, resources)
+        gradients.addcmul_(*own, value=2)
         if transform is not None:
             gradients = gradients @ transform
         gradients = gradients.unflatten(0, layer.locations)
@@ -262,7 +265,7 @@ def _sum_over_mirror(machine, images, roots, library, resources):
 
 
 def _gradients(machine, images, library, resources):
-    """Return h, (locations, images, n_outputs, d)."""
+    """Return h, (locations, images, n_outputs, d), without 2 β T v, and β and T v."""
     kernel, _, dual_coef, transform = machine
     pixels = tiles.has_pixels(transform, library)
     left = kernel.prepare_block(images, transform, pixels)
@@ -283,8 +286,7 @@ def _gradients(machine, images, library, resources):
         self_weights = self_weights + tile_self_weights
     self_weights = self_weights.flatten(0, 1)[..., None]
     patches = transformed_patches(images, layer, transform).flatten(0, 1)
-    patches = patches.transpose(1, 2)[:, :, None]
-    return gradients.addcmul_(self_weights, patches, value=2)
+    return gradients, self_weights, patches.transpose(1, 2)[:, :, None]
 
 
 def add_output_product(weights, coef, patches, gradients, places, resources):

@@ -112,7 +112,8 @@ class PatchKernel(BaseKernel):
     """Base of kernels that compare patches under a patch metric.
 
     Subclasses have ``prepare_block``, ``diagonal``, ``_pair_value`` and
-    ``_pair_pullback``, of blocks whose locations meet.
+    ``_pair_pullback``, of blocks whose locations meet. Blocks have pixels in the place
+    of patches for compiled tiles alone.
     """
 
     _parameter_constraints: dict = {

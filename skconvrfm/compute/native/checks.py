@@ -117,8 +117,8 @@ def check_patches(name, patches, layer, sizes, dtype=None):
     Return True if it is pixels (h, w, c, n); ``sizes`` has d.
     """
     d, entries = sizes["d"], math.prod(layer.patch)
-    whole = d % entries == 0
-    _require(whole, f"patches have {d} entries; expected {entries} a channel")
+    wrong = f"a patch has {d} entries; expected a multiple of {entries}"
+    _require(d % entries == 0, wrong)
     check_array(name, patches, ("rows", "columns", "entries", "n"), {}, dtype)
     has_pixels = patches.shape[2] != d
     shape = (*layer.image, d // entries) if has_pixels else (*layer.locations, d)

@@ -455,8 +455,8 @@ int with_tile(const Kernel *k, const Block<Real> *left, const Block<Real> *right
 }  // namespace
 
 // Left images [i0, i1) with right images [j0, j1), j0 at the beginning of a vector. Rows of `out`
-// are `stride` apart. `weights` are (rows, locations, columns); `alpha` is (columns, outputs), whole
-// vectors of both, and its sums are (rows, locations, outputs).
+// are `stride` apart. `weights` are (rows, locations, columns), in whose order they are written;
+// `alpha` is (columns, outputs), whole vectors of both, its sums are (rows, locations, outputs).
 #define EXPORT_TILES(Real)                                                                   \
     EXPORT long kernel_lanes_##Real() { return Lanes<Real>::count; }                         \
     EXPORT void pack_##Real(const Real *from, long first, long last, long rows, long n,      \
