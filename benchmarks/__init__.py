@@ -3,7 +3,11 @@
 ``python -m benchmarks.accuracy``
     Accuracy of fixed, learned and deep machines, and of features for others.
 ``python -m benchmarks.ansatz``
-    The neural feature ansatz before and after training, and on a network of full size.
+    The neural feature ansatz over the training of networks, and on one of full size.
+``python -m benchmarks.ansatz_metric``
+    The AGOP of a trained network as a metric of features, beside whitening.
+``python -m benchmarks.ansatz_reasons``
+    Where the ansatz fails: the reasons, tested.
 ``python -m benchmarks.cluster``
     One fit under the backends of joblib: processes, Dask, Ray.
 ``python -m benchmarks.compare``

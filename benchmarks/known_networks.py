@@ -40,7 +40,8 @@ def resnet20(folder):
     path = folder / "weights_cifar10_resnet20.npz"
     with np.load(folder / "cifar10_lossless_400_164.npz") as archive:
         images, labels = archive["X_train"], archive["y_train"]
-    return networks.load_npz(networks.resnet20(), path), images / 255, labels
+    images = images.astype(np.float32) / 255
+    return networks.load_npz(networks.resnet20(), path), images, labels
 
 
 def squeezenet(folder):
@@ -62,7 +63,7 @@ def efficientnet_lite0(folder):
 
 def _imagenet(folder):
     with np.load(folder / "imagenet_sample_40.npz") as archive:
-        return archive["X"], archive["y"]
+        return archive["X"].astype(np.float32), archive["y"]
 
 
 NETWORKS = {
@@ -75,7 +76,7 @@ NETWORKS = {
 def measure(name, folder, n_images, n_baselines):
     """Measure one network in this process, a dict."""
     network, images, labels = NETWORKS[name](folder)
-    X, y = images[:n_images].astype(np.float32), labels[:n_images]
+    X, y = images[:n_images], labels[:n_images]
     network.eval()
     with torch.no_grad():
         batches = torch.from_numpy(X).permute(0, 3, 1, 2).split(20)

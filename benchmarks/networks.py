@@ -22,7 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class AlexNet(nn.Module):
     """Five convolutions, three linear layers; strides and kernels for 32×32 images."""
 
-    def __init__(self, n_classes=10, channels=3, width=32):
+    def __init__(self, n_classes=10, channels=3, width=32, dropout=0.5):
         super().__init__()
         sizes = (width, 3 * width, 6 * width, 4 * width, 4 * width)
         self.features = nn.Sequential(
@@ -42,10 +42,10 @@ class AlexNet(nn.Module):
         )
         self.avgpool = nn.AdaptiveAvgPool2d((2, 2))
         self.classifier = nn.Sequential(
-            nn.Dropout(),
+            nn.Dropout(dropout),
             nn.Linear(4 * sizes[4], 8 * width),
             nn.ReLU(inplace=True),
-            nn.Dropout(),
+            nn.Dropout(dropout),
             nn.Linear(8 * width, 8 * width),
             nn.ReLU(inplace=True),
             nn.Linear(8 * width, n_classes),
@@ -181,21 +181,25 @@ class ResNet(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """Depthwise 3×3 and pointwise 1×1 convolutions in turn."""
+    """Depthwise k×k and pointwise 1×1 convolutions in turn; a stride of 2 doubles."""
 
-    def __init__(self, n_classes=10, channels=3, width=8):
+    def __init__(
+        self, n_classes=10, channels=3, width=8, strides=(1, 2), kernel_size=3, stem=2
+    ):
         super().__init__()
-        modules = [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)]
-        for stride in (1, 2):
+        modules = [nn.Conv2d(channels, width, 3, stem, padding=1, bias=False)]
+        shape = {"padding": kernel_size // 2, "bias": False}
+        for index, stride in enumerate(strides):
+            wide = width * 2 if stride > 1 or index == 0 else width
             modules += [
                 nn.BatchNorm2d(width),
                 nn.ReLU6(inplace=True),
-                nn.Conv2d(width, width, 3, stride, 1, groups=width, bias=False),
+                nn.Conv2d(width, width, kernel_size, stride, groups=width, **shape),
                 nn.BatchNorm2d(width),
                 nn.ReLU6(inplace=True),
-                nn.Conv2d(width, 2 * width, 1, bias=False),
+                nn.Conv2d(width, wide, 1, bias=False),
             ]
-            width *= 2
+            width = wide
         self.features = nn.Sequential(*modules)
         self.classifier = nn.Linear(width, n_classes)
 

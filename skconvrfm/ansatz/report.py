@@ -94,11 +94,14 @@ class LayerReport:
 
     @property
     def is_weak(self) -> bool:
-        """True if patches have at most 9 entries, whose matrices mostly correlate."""
-        entries = math.prod(self.shape[1:])
-        if self.kind == "transposed":
-            entries = self.shape[0] // self.groups
-        return entries <= _FEW_ENTRIES
+        """True where a correlation says little, trained or not.
+
+        Patches have at most 9 entries, whose matrices mostly correlate, or a group has
+        one filter, whose matrices are proportional by construction.
+        """
+        sizes = self.shape[0] // self.groups, math.prod(self.shape[1:])
+        n_filters, n_entries = sizes[::-1] if self.kind == "transposed" else sizes
+        return n_entries <= _FEW_ENTRIES or n_filters == 1
 
 
 class AnsatzReport(Sequence[LayerReport]):
@@ -168,8 +171,8 @@ class AnsatzReport(Sequence[LayerReport]):
         notes = [f"{row.name}: {row.reason}" for row in self if row.reason]
         if weak:
             notes.append(
-                f"weak evidence, of patches of at most {_FEW_ENTRIES} entries: "
-                f"{', '.join(weak)}"
+                f"weak evidence, of patches of at most {_FEW_ENTRIES} entries or one "
+                f"filter a group: {', '.join(weak)}"
             )
         return "\n".join(["\n\n".join(tables), *notes])
 

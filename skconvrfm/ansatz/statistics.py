@@ -43,12 +43,11 @@ def layer_statistics(layer, others, kind, powers):
 
     ``others`` are the same layer in baselines. Those of several powers are arrays.
     """
-    reasons = [_why_undefined(layer, kind, power) for power in powers]
-    found = [
-        {} if reason else _of_power(layer, others, kind, power)
-        for power, reason in zip(powers, reasons, strict=True)
-    ]
-    reason = next(filter(None, reasons), "")
+    found, reason = [], ""
+    for power in powers:
+        agop, why = _to_power(layer, kind, power)
+        found.append({} if why else _of_power(layer, agop, others, kind, power))
+        reason = reason or why
     if len(powers) == 1:
         return found[0], reason
     by_name = {n: np.array([v.get(n, math.nan) for v in found]) for n in STATISTICS}
@@ -66,33 +65,32 @@ def drift(layer, other, kind):
 
 def correlation(layer, kind, power):
     """Return the correlation of a layer, NaN where it has none."""
-    if _why_undefined(layer, kind, power):
-        return math.nan
-    return _correlation(layer, layer.agop, kind, power)
+    agop, reason = _to_power(layer, kind, power)
+    space = layer.space
+    return math.nan if reason else space.correlation(space.covariance, agop, kind)
 
 
-def _why_undefined(layer, kind, power):
+def _to_power(layer, kind, power):
+    """Return the AGOP of a layer to a power, and why it has no correlation, or ""."""
     if layer.sums.n_patches == 0:
-        return "the network does not call it"
+        return None, "the network does not call it"
     if not layer.sums.moments:
-        return "no output depends on it, or the network detaches it"
-    matrices = {layer.covariance_name: layer.space.covariance}
-    matrices["patch AGOP"] = layer.agop
-    for name, matrix in matrices.items():
+        return None, "no output depends on it, or the network detaches it"
+    agop, covariance = layer.agop, layer.space.covariance
+    for name, matrix in ((layer.covariance_name, covariance), ("patch AGOP", agop)):
         if not matrix.isfinite().all():
-            return f"its {name} is not finite"
-    matrices["patch AGOP"] = matrix_power(layer.agop, power)
-    for name, matrix in matrices.items():
+            return None, f"its {name} is not finite"
+    agop = matrix_power(agop, power)
+    for name, matrix in ((layer.covariance_name, covariance), ("patch AGOP", agop)):
         if not matrix.any():
-            return f"its {name} is zero"
+            return None, f"its {name} is zero"
         if not layer.space.variation(matrix, kind):
-            return f"its {name} is constant"
-    return ""
+            return None, f"its {name} is constant"
+    return agop, ""
 
 
-def _of_power(layer, others, kind, power):
-    space, pair = layer.space, (layer.space.covariance, layer.agop)
-    pair = pair[0], matrix_power(pair[1], power)
+def _of_power(layer, agop, others, kind, power):
+    space, pair = layer.space, (layer.space.covariance, agop)
     values = {
         "correlation": space.correlation(*pair, kind),
         "cosine": space.correlation(*pair, "cosine"),
@@ -102,23 +100,20 @@ def _of_power(layer, others, kind, power):
     }
     own = _resampled(layer, layer, kind, power)
     values["standard_error"] = _spread(own, layer)
-    others = [other for other in others if not _why_undefined(other, kind, power)]
-    if others:
-        found = [_correlation(other, other.agop, kind, power) for other in others]
-        values["baseline"] = float(np.mean(found))
+    found = [(other, correlation(other, kind, power)) for other in others]
+    found = [(other, value) for other, value in found if not math.isnan(value)]
+    if found:
+        others, baselines = zip(*found, strict=True)
+        values["baseline"] = float(np.mean(baselines))
         values["lift"] = values["correlation"] - values["baseline"]
         # The same blocks are drawn for all, so that what they share cancels.
         changes = [own - _resampled(other, layer, kind, power) for other in others]
         error = _spread(np.mean(changes, axis=0), layer)
-        if len(found) > 1:
-            error = math.hypot(error, np.std(found, ddof=1) / math.sqrt(len(found)))
+        if len(others) > 1:
+            spread = np.std(baselines, ddof=1) / math.sqrt(len(others))
+            error = math.hypot(error, spread)
         values["lift_standard_error"] = error
     return values
-
-
-def _correlation(layer, agop, kind, power):
-    powers = matrix_power(agop, power)
-    return layer.space.correlation(layer.space.covariance, powers, kind)
 
 
 def _resampled(layer, like, kind, power):
@@ -138,7 +133,11 @@ def _resampled(layer, like, kind, power):
     there = [fold in moments for fold in folds]
     return np.array(
         [
-            _correlation(layer, _weighted(agops, weights), kind, power)
+            layer.space.correlation(
+                layer.space.covariance,
+                matrix_power(_weighted(agops, weights), power),
+                kind,
+            )
             for weights in counts[:, there]
         ]
     )

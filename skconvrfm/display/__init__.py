@@ -6,6 +6,7 @@ Matplotlib is optional: it is imported when something is drawn, not before.
 
 from .ansatz import AnsatzDisplay
 from .ansatz_layer import AnsatzLayerDisplay
+from .ansatz_training import AnsatzTrainingDisplay
 from .filters import PatchFiltersDisplay
 from .rounds import RoundsDisplay
 from .saliency import SaliencyDisplay
@@ -13,6 +14,7 @@ from .saliency import SaliencyDisplay
 __all__ = [
     "AnsatzDisplay",
     "AnsatzLayerDisplay",
+    "AnsatzTrainingDisplay",
     "PatchFiltersDisplay",
     "RoundsDisplay",
     "SaliencyDisplay",

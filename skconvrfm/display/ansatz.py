@@ -55,15 +55,13 @@ class AnsatzDisplay:
         Of several powers it is the first one; `ax` is as in :meth:`plot`.
         """
         rows = report.records()[:: np.size(report.agop_power)]
-        power = np.ravel(report.agop_power)[0]
-        power = "" if power == 1 else f", AGOP$^{{{power:g}}}$"
         baseline = np.array([row["baseline"] for row in rows])
         return cls(
             names=[row["name"] for row in rows],
             correlation=[row["correlation"] for row in rows],
             standard_error=[row["standard_error"] for row in rows],
             baseline=baseline if np.isfinite(baseline).any() else None,
-            correlation_name=f"{report.correlation.capitalize()} correlation{power}",
+            correlation_name=correlation_name(report),
         ).plot(ax)
 
     def plot(self, ax: Any = None) -> AnsatzDisplay:
@@ -85,3 +83,10 @@ class AnsatzDisplay:
         ax.set_xticks(places, self.names, rotation=90, fontsize="small")
         ax.grid(alpha=0.3)
         return self
+
+
+def correlation_name(report):
+    """Return the label of a report's correlations, of several powers of the first."""
+    power = np.ravel(report.agop_power)[0]
+    power = "" if power == 1 else f", AGOP$^{{{power:g}}}$"
+    return f"{report.correlation.capitalize()} correlation{power}"

@@ -55,7 +55,7 @@ def test_report_prints_as_table(report):
         "mean                                               0.850     0.500"
         "          0.400         -   0.950",
         "conv2: is not used",
-        "weak evidence, of patches of at most 9 entries: conv3",
+        "weak evidence, of patches of at most 9 entries or one filter a group: conv3",
     ]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from skconvrfm import AnsatzScorer
-from skconvrfm.ansatz import baselines
+from skconvrfm.ansatz import LayerReport, baselines
 from skconvrfm.ansatz.batches import measure_batches
 
 STATISTICS = (
@@ -108,9 +108,24 @@ def test_statistics_equal_those_of_matrices_patch_by_patch(odd, x, power):
             np.testing.assert_allclose(one, full, atol=1e-9 * np.abs(full).max())
 
 
-def test_flat_weak_layers_are_those_of_few_entries(odd, x):
+def test_weak_layers_have_few_entries_or_one_filter_a_group(odd, x):
     weak = [row.name for row in AnsatzScorer().report(odd, x) if row.is_weak]
     assert weak == ["channelwise", "up", "points"]
+    for kind, shape, groups, is_weak in (
+        ("depthwise", (8, 1, 5, 5), 8, True),
+        ("depthwise", (16, 1, 5, 5), 8, False),
+        ("linear", (1, 30), 1, True),
+        ("transposed", (20, 1, 1, 1), 1, True),
+        ("transposed", (20, 2, 2, 2), 2, False),
+    ):
+        assert LayerReport("a", kind, shape, groups=groups).is_weak == is_weak
+
+
+def test_matrices_of_one_filter_a_group_are_proportional(rng):
+    network = nn.Sequential(nn.Conv2d(4, 4, 5, groups=4), nn.ReLU(), nn.Flatten())
+    report = AnsatzScorer().report(network, rng.normal(size=(3, 7, 7, 4)))
+    for covariance, agop in zip(*report.matrices("0"), strict=True):
+        assert np.corrcoef(covariance.ravel(), agop.ravel())[0, 1] == pytest.approx(1)
 
 
 def test_lift_is_over_the_mean_of_redrawn_networks(odd, x):
