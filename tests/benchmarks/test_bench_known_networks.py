@@ -17,7 +17,7 @@ def small(folder):
     rng = np.random.default_rng(0)
     return (
         nn.Sequential(*layers, nn.Linear(64, 3)),
-        rng.normal(size=(8, 8, 8, 3)),
+        rng.normal(size=(8, 8, 8, 3)).astype(np.float32),
         rng.integers(3, size=8),
     )
 
