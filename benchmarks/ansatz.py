@@ -20,7 +20,7 @@ from torch import nn
 
 from skconvrfm import AnsatzScorer
 from skconvrfm.ansatz.baselines import estimate_statistics
-from skconvrfm.display import AnsatzLayerDisplay, AnsatzTrainingDisplay
+from skconvrfm.display import AnsatzDisplay, AnsatzLayerDisplay, AnsatzTrainingDisplay
 
 from . import networks
 from .full_sets import decode
@@ -260,16 +260,17 @@ SUMMARY = (
 )
 
 
-def layer_table(rows):
+def layer_table(rows, at=-1):
     """Return statistics by layer, kind and power: means over seeds of one network.
 
-    The error of a lift is over seeds, and over images and baselines of one of them.
+    They are those at a checkpoint. The error of a lift is over seeds, and over images
+    and baselines of one of them.
     """
     first = [by_layer(row["checkpoints"][0]["records"]) for row in rows]
-    last = [by_layer(row["checkpoints"][-1]["records"]) for row in rows]
+    there = [by_layer(row["checkpoints"][at]["records"]) for row in rows]
     table = {}
-    for key in last[0]:
-        found = [records[key] for records in last]
+    for key in there[0]:
+        found = [records[key] for records in there]
         values = {name: np.mean([one[name] for one in found]) for name in MEANS[1:]}
         values["initial"] = np.mean([records[key]["correlation"] for records in first])
         inner = np.mean([one["lift_standard_error"] for one in found])
@@ -305,31 +306,51 @@ def tables(rows):
     return texts
 
 
-def draw_training(rows, path):
-    """Draw correlations over the epochs, a panel for each set and network."""
+def panels(rows, path, draw):
+    """Draw each set and network in a panel, by a function of its rows and axes."""
     from matplotlib.figure import Figure
 
-    first = [row for row in rows if row["seed"] == 0]
-    n_columns = len({row["network"] for row in first})
-    n_rows = -(-len(first) // n_columns)
-    figure = Figure(figsize=(2.9 * n_columns, 3.2 * n_rows), layout="constrained")
+    groups = grouped(rows, "set", "network")
+    n_rows = len({name for name, _ in groups})
+    n_columns = -(-len(groups) // n_rows)
+    figure = Figure(figsize=(2.9 * n_columns, 3.1 * n_rows), layout="constrained")
     axes = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
-    for ax, row in zip(axes, first, strict=False):
-        points = row["checkpoints"]
-        layers = [by_layer(point["records"]) for point in points]
-        keys = [key for key in layers[0] if key[2] == 1]
-        AnsatzTrainingDisplay(
-            steps=[point["epoch"] for point in points],
-            names=[name for name, _, _ in keys],
-            correlation=[[one[key]["correlation"] for key in keys] for one in layers],
-            step_name="Epoch",
-        ).plot(ax)
-        ax.set_title(f"{row['set']}, {row['network']}", fontsize="small")
+    for ax, (title, same) in zip(axes, groups.items(), strict=False):
+        draw(same, ax)
+        ax.set_title(", ".join(title), fontsize="small")
+        if ax.get_legend():
+            ax.get_legend().remove()
+        if ax not in axes[::n_columns]:
+            ax.set_ylabel("")
     figure.savefig(path, dpi=110)
 
 
+def draw_training(rows, ax):
+    """Draw correlations over the epochs, means over the seeds."""
+    tables = [layer_table(rows, at) for at in range(len(rows[0]["checkpoints"]))]
+    keys = [key for key in tables[0] if key[2] == 1]
+    AnsatzTrainingDisplay(
+        steps=[point["epoch"] for point in rows[0]["checkpoints"]],
+        names=[name for name, _, _ in keys],
+        correlation=[[one[key]["correlation"] for key in keys] for one in tables],
+        step_name="Epoch",
+    ).plot(ax)
+
+
+def draw_depth(rows, ax):
+    """Draw correlations and baselines from the first layer to the last."""
+    table = {key: row for key, row in layer_table(rows).items() if key[2] == 1}
+    AnsatzDisplay(
+        names=[str(number) for number in range(1, len(table) + 1)],
+        correlation=[row["correlation"] for row in table.values()],
+        standard_error=[row["error"] for row in table.values()],
+        baseline=[row["baseline"] for row in table.values()],
+    ).plot(ax)
+    ax.tick_params(axis="x", labelsize=6)
+
+
 def draw_layers(folder, data, name, network, layers, path):
-    """Draw the two matrices of layers of a trained network, a row of panels each."""
+    """Draw the two matrices of layers of a trained network, two rows of panels each."""
     from matplotlib.figure import Figure
 
     key = {"set": name, "network": network, "seed": 0}
@@ -373,7 +394,7 @@ def main(argv=None):
     add("--n-train", type=int, metavar="N", help="default: 20,000, or all there are")
     add("--epochs", type=int, metavar="N", help="default: 10 or 20")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
-    add("--figure", metavar="FILE.png", help="draw correlations over epochs there")
+    add("--figures", type=Path, metavar="FOLDER", help="draw there")
     add("--json", metavar="FILE", help="write the results there")
     add("--measure-large", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -390,8 +411,10 @@ def main(argv=None):
         rows = [row for row in rows if row["network"] in options.networks]
         results["training"] = rows
         texts += tables(rows)
-        if options.figure:
-            draw_training(rows, options.figure)
+        if options.figures:
+            options.figures.mkdir(parents=True, exist_ok=True)
+            panels(rows, options.figures / "ansatz_training.png", draw_training)
+            panels(rows, options.figures / "ansatz_depth.png", draw_depth)
     if "large" in options.parts:
         results["large"] = {
             case: in_subprocess("benchmarks.ansatz", "--measure-large", case)

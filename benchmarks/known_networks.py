@@ -13,11 +13,13 @@ import argparse
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from skconvrfm import AnsatzScorer
+from skconvrfm.display import AnsatzLayerDisplay
 
 from . import networks
 from .harness import (
@@ -85,8 +87,8 @@ NETWORKS = {
 }
 
 
-def measure(name, folder, n_images, n_baselines):
-    """Measure one network in this process, a dict."""
+def measure(name, folder, n_images, n_baselines, figures=None):
+    """Measure one network in this process, a dict; draw its first layer."""
     network, images, labels = NETWORKS[name](folder)
     X, right = images[:n_images], None
     network.eval()
@@ -101,6 +103,8 @@ def measure(name, folder, n_images, n_baselines):
         agop_power=POWERS,
     )
     rise, (measured, layers) = peak_memory(timed, scorer.report, network, X)
+    if figures:
+        draw(layers, layers[0].name, figures / f"ansatz_{name.lower()}.png")
     return {
         "text": str(layers),
         "means": [
@@ -115,6 +119,16 @@ def measure(name, folder, n_images, n_baselines):
             "peak mib": rise / MEBIBYTE,
         },
     }
+
+
+def draw(layers, name, path):
+    """Draw the two matrices of a layer, and their leading eigenvectors."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.3), layout="constrained")
+    axes = figure.subplots(2, 7).ravel()
+    AnsatzLayerDisplay.from_report(layers, name, n_patches=6, ax=axes)
+    figure.savefig(path, dpi=110)
 
 
 def _mean(layers, kind, index, name):
@@ -135,18 +149,22 @@ def main(argv=None):
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     add("--n-images", type=int, default=40, metavar="N", help="default: 40")
     add("--n-baselines", type=int, default=3, metavar="N", help="0: none; default: 3")
+    add("--figures", type=Path, metavar="FOLDER", help="draw first layers there")
     add("--json", metavar="FILE", help="write the results there")
     add("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     check_data_option(parser, options)
     counts = options.n_images, options.n_baselines
     if options.measure:
-        json.dump(measure(options.measure, options.data, *counts), sys.stdout)
+        measured = measure(options.measure, options.data, *counts, options.figures)
+        json.dump(measured, sys.stdout)
         return 0
     results = {}
     for name in options.networks:
         arguments = ["--measure", name, "--data", str(options.data)]
         arguments += ["--n-images", str(counts[0]), "--n-baselines", str(counts[1])]
+        if options.figures:
+            arguments += ["--figures", str(options.figures)]
         results[name] = in_subprocess("benchmarks.known_networks", *arguments)
     runs = {name: one["run"] for name, one in results.items()}
     header = ["network", *next(iter(runs.values()))]

@@ -123,5 +123,6 @@ class AnsatzLayerDisplay:
                 image = place.imshow(pixels, interpolation="nearest", **options)
                 self.images_.append(image)
                 place.set(xticks=[], yticks=[])
-            places[0].set_title(f"{self.name} {title}".strip(), fontsize="small")
+            title = f"{self.name} {title}".strip()
+            places[0].set_title(title, fontsize="small", loc="left")
         return self

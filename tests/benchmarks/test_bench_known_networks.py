@@ -23,9 +23,11 @@ def small(folder):
 
 
 @pytest.mark.parametrize("n_baselines", [0, 2])
-def test_networks_are_measured_by_kind_and_power(n_baselines, monkeypatch):
+def test_networks_are_measured_by_kind_and_power(n_baselines, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
     monkeypatch.setitem(known_networks.NETWORKS, "small", small)
-    found = known_networks.measure("small", None, 6, n_baselines)
+    found = known_networks.measure("small", None, 6, n_baselines, tmp_path)
+    assert (tmp_path / "ansatz_small.png").stat().st_size > 0
     kinds = [(name, kind, power) for name, kind, power, *_ in found["means"]]
     assert kinds == [
         ("small", kind, power) for kind in ("full", "depthwise") for power in (1.0, 0.5)

@@ -37,7 +37,7 @@ def test_matrices_and_their_eigenvectors_are_drawn(report, figure):
     root = np.asarray(display.agop)
     np.testing.assert_allclose(root @ root, agop[0], atol=1e-9 * agop.max())
     assert display.images_[1].get_array().shape == (3, 3, 3)
-    assert display.axes_[1, 0].get_title() == "0 patch AGOP"
+    assert display.axes_[1, 0].get_title(loc="left") == "0 patch AGOP"
 
 
 @pytest.mark.parametrize(
