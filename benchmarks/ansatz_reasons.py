@@ -21,6 +21,7 @@ from skconvrfm import AnsatzScorer
 
 from . import ansatz, networks
 from .harness import add_data_option, check_data_option, format_table, report
+from .known_networks import mean_of_kind
 
 SET = "CIFAR-10"
 PARTS = ("measuring", "training")
@@ -185,17 +186,11 @@ def _means(layers):
     """Return kind, power, correlation, baseline and lift by kind and power."""
     rows = []
     for kind in dict.fromkeys(row.kind for row in layers):
-        some = [row for row in layers if row.kind == kind]
         for index, power in enumerate(ansatz.POWERS):
-            own = _mean([row.correlation for row in some], index)
-            baseline = _mean([row.baseline for row in some], index)
+            own = mean_of_kind(layers, kind, index, "correlation")
+            baseline = mean_of_kind(layers, kind, index, "baseline")
             rows.append([kind, power, own, baseline, own - baseline])
     return rows
-
-
-def _mean(values, index):
-    """Return the mean of statistics, of one of the powers."""
-    return float(np.mean([np.broadcast_to(value, 2)[index] for value in values]))
 
 
 # ------------------------------------------------------------------------ variants

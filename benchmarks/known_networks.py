@@ -108,7 +108,8 @@ def measure(name, folder, n_images, n_baselines, figures=None):
     return {
         "text": str(layers),
         "means": [
-            [name, kind, power, *(_mean(layers, kind, i, one) for one in COLUMNS)]
+            [name, kind, power]
+            + [mean_of_kind(layers, kind, i, one) for one in COLUMNS]
             for kind in dict.fromkeys(row.kind for row in layers)
             for i, power in enumerate(POWERS)
         ],
@@ -131,7 +132,8 @@ def draw(layers, name, path):
     figure.savefig(path, dpi=110)
 
 
-def _mean(layers, kind, index, name):
+def mean_of_kind(layers, kind, index, name):
+    """Return the mean of a statistic over the layers of a kind, for one power."""
     rows = [row for row in layers if row.kind == kind]
     values = np.array([np.broadcast_to(getattr(row, name), 2)[index] for row in rows])
     values = values[np.isfinite(values)]
