@@ -1,180 +1,274 @@
-"""``python -m benchmarks.accuracy``: fixed, learned, deep, and features for others.
+"""``python -m benchmarks.accuracy``: recommended machines, and what learning adds.
 
-Framed MNIST of sigma 1 (500 training images) and Fashion-MNIST (1000), several draws.
-Every choice is made on the training images alone: ridge, round and layer by GCV, the
-parameters of the others by cross-validation. Needs ``mnist_5000_2000.npz`` and
-``fashion_mnist_5000_2000.npz`` (``X_train``, ``y_train``, ``X_test``, ``y_test``).
-
-With ``--linear`` the table of feature layers instead, see `benchmarks.linear`; needs
-``cifar10_5000_2000.npz`` too.
+*recommended*: recommended and default machines on test images, by round; round 0
+is fixed. *learning*: filters and metrics of no layer, one or both of two layers learned, on
+training images held out. *regret*: what a criterion of the training images loses beside
+the ridge and round that are the best on other images.
 """
 
-import argparse
-import tempfile
-import time
+import json
 
 import numpy as np
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 
-from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
-from skconvrfm.kernels import ConvNTK
+from skconvrfm import ConvRFMClassifier
+from skconvrfm.datasets import make_star
+from skconvrfm.features import ConvFeatures
+from skconvrfm.kernels import ConvNTK, Gaussian
+from skconvrfm.learning.rounds import Schedule, solve_round
 
-from . import linear
-from .harness import add_data_option, check_data_option, format_table, report
-from .models import conv_features, deep_convrfm
-from .problems import LARGE, SMALL
-
-FOLDS = 3
-# Filters of the layer under the Gaussian kernel.
-FILTERS = 512
+from . import machines
+from .harness import format_table, mean_and_each, program, timed
+from .problems import DRAWN
 
 
-def make_models(name, n_rounds, n_filters, image_shape, seed, cache):
-    """Return the models by name; all take flat rows.
+def stars(folder, seed, n_train, n_test):
+    """Return stars for training and for the test."""
+    X, y = make_star(n_train + n_test, random_state=seed)
+    return X[:n_train], y[:n_train], X[n_train:], y[n_train:]
 
-    Parameters
-    ----------
-    name : str
-        A name in `SMALL`, for the patches of feature layers.
-    n_rounds : int
-        AGOP rounds at most.
-    n_filters : int
-        Filters of a layer of Deep ConvRFM.
-    image_shape : tuple of int
-        Of an image.
-    seed : int
-        Of all draws.
-    cache : path-like
-        A folder for features that several models see.
+
+# ------------------------------------------------------------------- recommended
+
+CIFAR, MNIST, FASHION = (DRAWN[name] for name in ("CIFAR-10", "MNIST", "Fashion-MNIST"))
+FRAMED = DRAWN["framed MNIST"]
+SMALL, LARGE = (500, 1000), (5000, 2000)  # images for training and for the test
+STAR = ConvNTK(depth=1, patch_size=11), None
+# Data, their numbers of images, kernel and layers, and rounds at most.
+RECOMMENDED = {
+    "CIFAR-10, mirrors": (CIFAR, [SMALL, LARGE], machines.photographs(mirror=True), 1),
+    "CIFAR-10": (CIFAR, [SMALL, LARGE], machines.photographs(mirror=False), 1),
+    "CIFAR-10, default": (CIFAR, [SMALL, LARGE], machines.DEFAULT, 1),
+    "CIFAR-10, exact": (CIFAR, [SMALL], machines.EXACT, 1),
+    "CIFAR-10, exact, mirrors": (CIFAR, [SMALL], machines.MIRRORED, 1),
+    "MNIST, default": (MNIST, [SMALL, LARGE], machines.DEFAULT, 1),
+    "MNIST, exact": (MNIST, [SMALL], machines.EXACT, 1),
+    "Fashion-MNIST": (FASHION, [LARGE], machines.articles(), 0),
+    "Fashion-MNIST, default": (FASHION, [LARGE], machines.DEFAULT, 1),
+    "framed MNIST": (FRAMED, [SMALL, (1000, 1000)], machines.objects_in_noise(), 1),
+    "framed MNIST, default": (FRAMED, [(1000, 1000)], machines.DEFAULT, 1),
+    "stars": (stars, [(50, 1000)], STAR, 5),
+}
+
+
+def recommended(options):
+    """Return accuracies by round of recommended machines, rows of a table."""
+    rows = []
+    for name, (load, sizes, machine, n_rounds) in RECOMMENDED.items():
+        for size in sizes:
+            if name not in options.machines or size[0] not in (
+                options.sizes or [size[0]]
+            ):
+                continue
+            runs = []
+            for seed in range(options.draws):
+                X, y, X_test, y_test = load(options.data, seed, *size)
+                runs.append(by_round(machine, n_rounds, X, y, X_test, y_test, seed))
+                print(name, size[0], json.dumps(runs[-1]), flush=True)
+            first = mean_and_each([run["accuracies"][0] for run in runs])[0]
+            kept = mean_and_each([run["accuracy"] for run in runs])
+            seconds = f"{np.mean([run['seconds'] for run in runs]):.0f} s"
+            rows.append([name, str(size[0]), first, *kept, seconds])
+    return ["machine", "n", "fixed", "learned", "by draw", "fit"], rows
+
+
+def by_round(machine, n_rounds, X, y, X_test, y_test, seed):
+    """Return accuracies in per cent by round and of the round kept, and seconds.
+
+    The seconds have the predictions after every round in them.
+    """
+    scores = machines.TestScore(X_test, y_test)
+    model = ConvRFMClassifier(*machine, n_rounds=n_rounds, random_state=seed)
+    times, _ = timed(model.set_callbacks(scores).fit, X, y)
+    accuracies = [100 * score for score in scores.scores]
+    accuracy = 100 * model.score(X_test, y_test)
+    return {"accuracies": accuracies, "accuracy": accuracy, **times}
+
+
+# ---------------------------------------------------------------------- learning
+
+# Filters that are drawn for each one kept, of both layers; layers whose metric is
+# learned; and rounds.
+VARIANTS = {
+    "fixed": ((1, 1), (), 0),
+    "filters of layer 1 chosen": ((4, 1), (), 1),
+    "filters of layer 2 chosen": ((1, 4), (), 1),
+    "filters of both chosen": ((4, 4), (), 1),
+    "metric of layer 1": ((1, 1), (0,), 1),
+    "metric of layer 2": ((1, 1), (1,), 1),
+    "metrics of both": ((1, 1), (0, 1), 1),
+    "filters of both, metric of layer 2": ((4, 4), (1,), 2),
+}
+PHOTOGRAPHS = (
+    {"n_filters": 96, "patch_size": 5, "pool_size": 2, "pool_overlap": 0.5},
+    {"n_filters": 192, "patch_size": 3, "pool_overlap": 0.5},
+)
+IN_NOISE = (
+    {"n_filters": 96, "patch_size": 7, "pool_size": 2},
+    {"n_filters": 192, "patch_size": 5, "pool": "norm", "pool_grid": 1},
+)
+
+
+def two_layers(problem, candidates, learned=()):
+    """Return feature layers for a problem in `DRAWN`."""
+    options = IN_NOISE if problem == "framed MNIST" else PHOTOGRAPHS
+    layers = [
+        ConvFeatures(candidates=n, learn=index in learned, agop_power=0.25, **one)
+        for index, (n, one) in enumerate(zip(candidates, options, strict=True))
+    ]
+    layers[1].set_params(shrinkage=3.0)
+    return layers
+
+
+def held_out(problem, folder, seed, n_train, n_other=2000):
+    """Return training images and labels to fit on, and others to judge by."""
+    X, y, *_ = DRAWN[problem](folder, seed, n_train + n_other, 1)
+    return X[:n_train], y[:n_train], X[n_train:], y[n_train:]
+
+
+def learning(options):
+    """Return accuracy and squared error by what is learned, rows of a table."""
+    rows = []
+    for problem in options.problems:
+        [n_train] = options.sizes[:1] or [1000 if problem == "framed MNIST" else 2000]
+        for variant, (candidates, learned, n_rounds) in VARIANTS.items():
+            runs = []
+            for seed in range(options.draws):
+                X, y, X_other, y_other = held_out(problem, options.data, seed, n_train)
+                layers = two_layers(problem, candidates, learned)
+                model = ConvRFMClassifier(
+                    "gaussian", layers, n_rounds=n_rounds, selection="last"
+                ).set_params(random_state=seed)
+                model.fit(X, y)
+                targets = 2.0 * (y_other[:, None] == model.classes_) - 1
+                scores = model.decision_function(X_other)
+                error = float(((scores - targets) ** 2).sum(1).mean())
+                runs.append((100 * model.score(X_other, y_other), error))
+                print(problem, variant, runs[-1], flush=True)
+            accuracies, errors = zip(*runs, strict=True)
+            error = mean_and_each(errors, 3)[0]
+            rows.append([problem, variant, *mean_and_each(accuracies), error])
+    return ["data", "learned", "accuracy", "by draw", "squared error"], rows
+
+
+# ------------------------------------------------------------------------ regret
+
+N_ROUNDS = 2
+HELD_OUT = 5  # one part of so many
+MARGIN = 0.02  # by which a later round must be better
+
+
+def measure_rounds(X, y, X_other, y_other, layers):
+    """Return criteria and errors of every round and ridge.
+
+    Filters are chosen for round 1, and the metric is learned for round 2.
 
     Returns
     -------
-    dict of estimator
+    dict of ndarray, shape (n_rounds + 1, n_alphas)
+        ``gcv`` and ``loo``, and ``error`` (squared) and ``accuracy`` on the others.
     """
-    common = {"image_shape": image_shape, "random_state": seed}
-    learned = {"n_rounds": n_rounds, **common}
-
-    def behind_features(model, grid):
-        features = PatchAGOPTransformer(
-            ConvRFMClassifier(ConvNTK(depth=1), **learned), n_filters=256, pool=(3, 3)
-        )
-        steps = [("features", features), ("scale", StandardScaler()), ("model", model)]
-        return GridSearchCV(
-            Pipeline(steps, memory=cache),
-            {"features__estimator__kernel__patch_size": [5, 7], **grid},
-            cv=FOLDS,
-        )
-
-    models = {
-        "fixed kernel": ConvRFMClassifier(n_rounds=0, **common),
-        "ConvRFM": ConvRFMClassifier(**learned),
-    }
-    for layers in (2, 3):
-        for activation in ("relu", "identity"):
-            models[f"Deep ConvRFM, {layers} layers, {activation}"] = deep_convrfm(
-                layers, n_filters, activation, bias=0.3, **learned
-            )
-    features = conv_features(name, FILTERS)
-    for kind, parameters in (
-        ("fixed", {**learned, "n_rounds": 0}),
-        ("learned", learned),
-    ):
-        models[f"ConvFeatures + Gaussian, {kind}"] = ConvRFMClassifier(
-            "gaussian", features, **parameters
-        )
-    models["PatchAGOP + logistic regression"] = behind_features(
-        LogisticRegression(max_iter=2000), {"model__C": [1e-3, 1e-2, 1e-1]}
+    estimator, classes = ConvRFMClassifier(Gaussian(), layers), np.unique(y)
+    X, X_other = (np.atleast_3d(x).reshape(*x.shape[:3], -1) for x in (X, X_other))
+    shape, rows = X.shape[1:], X.reshape(len(X), -1)
+    targets, others = (
+        2.0 * (labels[:, None] == classes) - 1 for labels in (y, y_other)
     )
-    models["PatchAGOP + SVC"] = behind_features(SVC(), {"model__C": [1, 10, 100]})
-    models["pixels + SVC"] = GridSearchCV(
-        SVC(), {"C": [1, 10, 100], "gamma": ["scale", 1e-3, 1e-2]}, cv=FOLDS
-    )
-    models["pixels + random forest"] = RandomForestClassifier(500, random_state=seed)
-    return models
-
-
-def measure(name, load, options):
-    """Return accuracies and seconds of every model, one entry a seed."""
-    results = {}
-    for seed in range(options.seeds):
-        X_train, y_train, X_test, y_test = load(options.data, seed)
-        flat_train, flat_test = (X.reshape(len(X), -1) for X in (X_train, X_test))
-        with tempfile.TemporaryDirectory() as cache:
-            models = make_models(
-                name, options.rounds, options.filters, X_train.shape[1:], seed, cache
-            )
-            for label, model in models.items():
-                start = time.perf_counter()
-                model.fit(flat_train, y_train)
-                seconds = time.perf_counter() - start
-                result = {
-                    "accuracy": model.score(flat_test, y_test),
-                    "seconds": seconds,
-                    "layer": getattr(model, "best_layer_", None),
-                    "round": getattr(model, "best_round_", None),
-                    "chosen": dict(getattr(model, "best_params_", {})),
-                }
-                results.setdefault(label, []).append(result)
-                print(f"{name}  seed {seed}  {label}: {result}", flush=True)
-    return results
-
-
-def make_table(name, results):
-    """Return the mean accuracies of a data set as a table."""
-    rows = []
-    for label, runs in results.items():
-        accuracies = [100 * run["accuracy"] for run in runs]
-        layers = {run["layer"] for run in runs} - {None}
-        rows.append(
-            [
-                label,
-                f"{np.mean(accuracies):.1f} %",
-                " ".join(f"{accuracy:.1f}" for accuracy in accuracies),
-                f"{np.mean([run['seconds'] for run in runs]):.1f} s",
-                ", ".join(str(layer + 1) for layer in sorted(layers)) or "-",
-            ]
+    rng = estimator._rng()
+    recipe = estimator._recipe(rows, shape, rng)
+    _, data = estimator._training_set(rows, targets, np.ones(len(X)), None, shape, rng)
+    model, transforms, multiple, found = recipe.model(data), None, None, []
+    for index in range(N_ROUNDS + 1):
+        current = model.with_metric(transforms)
+        if multiple is not None:
+            current = current.stretched(multiple)
+        schedule = Schedule(N_ROUNDS, 0.5, "gcv")
+        fitted = solve_round(current, current.design(), schedule, index)
+        multiple = fitted.model.multiple
+        path = fitted.model.ridge_path(fitted.model.design())
+        coef, intercepts = path.coefficients()
+        outputs = fitted.model.outputs(X_other, coef) + intercepts
+        outputs = outputs.reshape(len(others), len(path.alphas), -1)
+        labels = classes[outputs.argmax(2)]
+        found.append(
+            {
+                "gcv": path.gcv(),
+                "loo": path.loo_loss(),
+                "error": ((outputs - others[:, None]) ** 2).sum(2).mean(0),
+                "accuracy": (labels == y_other[:, None]).mean(0),
+            }
         )
-    headers = [name, "accuracy", "by draw", "fit", "layers kept"]
-    return format_table(headers, rows)
+        if index == 0:
+            model = model.with_filters()
+            transforms = model.initial_transforms
+        else:
+            transforms = fitted.next_transforms(fitted.patch_agops(), 0.5)
+    return {name: np.array([one[name] for one in found]) for name in found[0]}
 
 
-def parse_options(argv=None):
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accuracy", description=__doc__.splitlines()[0]
-    )
-    add_data_option(parser)
-    parser.add_argument("--seeds", type=int, default=3, help="draws")
-    parser.add_argument("--rounds", type=int, default=2, help="AGOP rounds at most")
-    parser.add_argument("--filters", type=int, default=16, help="of a deep layer")
-    parser.add_argument("--json", help="file to write the results to")
-    path = parser.add_argument_group("feature layers")
-    path.add_argument("--linear", action="store_true", help="its table instead")
-    path.add_argument("--only", nargs="+", choices=linear.ROWS, default=linear.ROWS)
-    path.add_argument("--problems", nargs="+", choices=LARGE, default=list(LARGE))
-    path.add_argument(
-        "--merge", nargs="+", metavar="FILE", help="table of earlier results (--json)"
-    )
-    options = parser.parse_args(argv)
-    check_data_option(parser, options)
-    return options
+def picks(whole, part):
+    """Return the (round, ridge) that every criterion picks, by its name.
+
+    ``whole`` is of all training images, ``part`` of the rest of those held out.
+    """
+    chosen = {}
+    for name in ("gcv", "loo"):
+        values, best = whole[name], 0
+        chosen[name] = np.unravel_index(values.argmin(), values.shape)
+        for index, value in enumerate(values.min(1)):
+            if value < (1 - MARGIN) * values[best].min():
+                best = index
+        chosen[f"{name}, margin"] = best, values[best].argmin()
+    error = part["error"]
+    chosen["held out"] = np.unravel_index(error.argmin(), error.shape)
+    best = chosen["held out"][0]
+    chosen["held out, ridge by loo"] = best, whole["loo"][best].argmin()
+    return chosen
 
 
-def main(argv=None):
-    """Run the comparison and print a table for each data set."""
-    options = parse_options(argv)
-    if options.linear:
-        linear.run(options)
-        return
-    results = {name: measure(name, load, options) for name, load in SMALL.items()}
-    tables = [make_table(name, measured) for name, measured in results.items()]
-    report(tables, {"accuracy": results}, options.json)
+def regret(options):
+    """Return the accuracy that every criterion loses, and its error over the least."""
+    rows, names = [], []
+    for problem in options.problems:
+        for n_train in options.sizes or [500, 2000]:
+            best, lost = [], []
+            for seed in range(options.draws):
+                X, y, *others = DRAWN[problem](options.data, seed, n_train, 2000)
+                layers = two_layers(problem, (3, 3), learned=(1,))
+                whole = measure_rounds(X, y, *others, layers)
+                n = n_train - n_train // HELD_OUT
+                part = measure_rounds(X[:n], y[:n], X[n:], y[n:], layers)
+                accuracy, error = 100 * whole["accuracy"], whole["error"]
+                chosen = picks(whole, part)
+                names = list(chosen)
+                pairs = ((accuracy[at], error[at]) for at in chosen.values())
+                lost.append([(accuracy.max() - a, e / error.min()) for a, e in pairs])
+                best.append(accuracy.max(1))
+                print(problem, n_train, lost[-1], flush=True)
+            by_round = " → ".join(f"{value:.1f}" for value in np.mean(best, axis=0))
+            cells = [f"{a:.1f} ({e:.2f})" for a, e in np.mean(lost, axis=0)]
+            rows.append([problem, str(n_train), by_round, *cells])
+    return ["data", "n", "best by round", *names], rows
 
+
+PARTS = {"recommended": recommended, "learning": learning, "regret": regret}
+
+
+def measure(options):
+    """Make the tables asked for."""
+    results = {name: PARTS[name](options) for name in options.only}
+    return [format_table(*found) for found in results.values()], {"accuracy": results}
+
+
+main = program(
+    measure,
+    PARTS,
+    sizes=[],
+    draws=3,
+    options={
+        "--problems": {"nargs": "+", "choices": DRAWN, "default": list(DRAWN)},
+        "--machines": {"nargs": "+", "choices": RECOMMENDED, "default": RECOMMENDED},
+    },
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,174 +1,167 @@
 """``python -m benchmarks.comparison``: everybody on the same few images.
 
-Ours with the recommended layers, with layers that are searched and with a kernel of
-images, fixed and learned, beside xRFM, an SVC, a random forest, gradient boosting,
-scattering with a linear model, and two convolutional networks trained with skorch, a
-small one and a wide residual one. All learn from the same rows of four data sets. Each
-has as many candidates, `BUDGET`, searched with the same fifth of the training images of
-the first draw held out; other draws take what was chosen there. Ours by default has
-one, and no search. Then all training images are fitted, and the test images are
-predicted, once. Nobody mirrors or otherwise augments.
+Ours by default, with searched layers and with a kernel of images, fixed and learned,
+beside xRFM, an SVC, a random forest, gradient boosting, scattering with a linear model,
+and two convolutional networks trained with skorch. All learn from the same rows of four
+data sets. Each has four candidates, which are compared on the same fifth of the
+training images of the first draw; other draws take what was chosen there. Then all
+training images are fitted, and the test images are predicted, once. Nobody mirrors or
+otherwise augments.
 
 What is measured goes to a file line by line, and what is there already is not measured
 again: an interrupted run goes on, and several may share the work. Run it with
 ``OMP_NUM_THREADS=1``, so that everybody has one thread.
 """
 
-import argparse
-import re
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
-from sklearn.model_selection import ParameterGrid
+from sklearn.base import BaseEstimator, clone
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.model_selection import GridSearchCV, ParameterGrid, StratifiedShuffleSplit
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from skconvrfm import ConvRFMClassifier
-from skconvrfm.features import ConvFeatures
-from skconvrfm.kernels import ConvNTK, Gaussian
 
-from . import rivals
-from .harness import (
-    ROOT,
-    Results,
-    add_data_option,
-    check_data_option,
-    describe_machine,
-    format_table,
-    report,
-)
-from .linear import SCATTERING, coefficients, fit_and_score, search_grid
-from .peers.client import PeerWorker, build_environment, requirements
+from . import machines
+from .harness import RESULTS, Results, format_table, mean_and_each, program, timed
 from .problems import DRAWN
-from .recommended import objects_in_noise, photographs
-from .rivals import Rival
+from .rivals import ConvNet, Peers, RecursiveFeatureMachine, Scattering
 
-RESULTS = ROOT / "benchmarks" / ".results" / "comparison.jsonl"
-XRFM = "xrfm"
-PEERS = (XRFM, SCATTERING)
-# Candidates of everybody, and rounds that ours and xRFM have at most.
-BUDGET = 4
-ROUNDS = 2
-# The parameters of the command that a result depends on.
-SETTINGS = ("n_train", "n_test")
-# What names a result; the draw of a search is None.
-KEY = "problem", "row", "draw"
+SETTINGS = ("n_train", "n_test")  # options that a result depends on
+KEY = "problem", "row", "draw"  # what names a result; the draw of a search is None
 
 
-# -------------------------------------------------------------------- candidates
+@dataclass(frozen=True)
+class Row:
+    """A machine, and the grid of its candidates."""
+
+    label: str
+    model: BaseEstimator
+    grid: dict | list
+
+    def seeded(self, seed, **parameters):
+        """Return a copy with some parameters, and with a seed if it has one."""
+        model = clone(self.model).set_params(**parameters)
+        seed = {"random_state": seed} if "random_state" in model.get_params() else {}
+        return model.set_params(**seed)
 
 
-def of_images(n_rounds):
-    """Return the row of our kernel of images.
+def ours(label, machine, n_rounds, grid):
+    """Return what makes one of our rows; GCV chooses ridge and round in every fit."""
+    options = dict(zip(("kernel", "features"), machine, strict=True))
 
-    GCV chooses ridge and round in every fit, here and in `of_layers`.
-    """
-    grid = [
-        {"kernel__patch_size": [3], "kernel__depth": [1, 3]},
-        {"kernel__patch_size": [5, 7], "kernel__depth": [1]},
-    ]
-    label = f"ConvNTK of images, {_kind(n_rounds)}"
-    return _ours(label, ConvNTK(metric="auto"), None, n_rounds, grid)
-
-
-def of_layers(n_rounds):
-    """Return the row of a Gaussian kernel of our layers."""
-    one = ConvFeatures(
-        512, patch_size=9, pool_grid=5, pool_overlap=0.5, candidates=4, learn=False
-    )
-    machines = photographs(mirror=False), objects_in_noise()
-    grid = {"features": ["auto", [one], *(layers for _, layers in machines)]}
-    label = f"Gaussian of layers, {_kind(n_rounds)}"
-    return _ours(label, Gaussian(), "auto", n_rounds, grid)
-
-
-def _ours(label, kernel, features, n_rounds, grid):
-    """Return a function that makes a row of ours for the shape of an image."""
-
-    def row(image_shape, *_):
+    def row(image_shape, _):
         model = ConvRFMClassifier(
-            kernel, features, n_rounds=n_rounds, image_shape=image_shape
+            **options, n_rounds=n_rounds, image_shape=image_shape, random_state=0
         )
-        return Rival(label, model, grid)
+        return Row(label, model, grid)
 
     return row
 
 
-def _kind(n_rounds):
-    return "learned" if n_rounds else "fixed"
+LAYERS = {
+    "features": [
+        "auto",
+        [machines.ARTICLES],
+        machines.photographs(mirror=False)[1],
+        machines.objects_in_noise()[1],
+    ]
+}
+IMAGES = [
+    {"kernel__patch_size": [3], "kernel__depth": [1, 3]},
+    {"kernel__patch_size": [5, 7], "kernel__depth": [1]},
+]
 
 
-def xrfm(image_shape, extract, compute):
-    """Return xRFM on pixels, with a metric of a matrix or of a weight a pixel."""
-    model = rivals.RecursiveFeatureMachine(compute, rounds=ROUNDS)
+def xrfm(_, peers):
+    """Return xRFM on pixels."""
     adaptive = {"bandwidth_mode": ["adaptive"], "bandwidth": [3.0]}
     grid = [
         {"diag": [True, False]},
         {"diag": [True], **adaptive},
         {"diag": [False], "standardize": [True], **adaptive},
     ]
-    return Rival("xRFM", model, grid)
+    return Row("xRFM", RecursiveFeatureMachine(peers), grid)
 
 
 def svc(*_):
-    """Return the row of `rivals` with a grid of four."""
+    """Return an SVC of pixels as they are, or standardised."""
     grid = [
         {"svc__C": [3, 10]},
         {"svc__C": [10], "svc__gamma": [2e-2]},
         {"svc__C": [10], "scale": [StandardScaler()]},
     ]
-    return replace(rivals.kernel_svc(), grid=grid)
+    model = Pipeline([("scale", None), ("svc", SVC())])
+    return Row("pixels + RBF SVC", model, grid)
 
 
 def forest(*_):
-    """Return the row of `rivals` with a grid of four, and with one thread."""
-    row = rivals.forest()
+    """Return a random forest."""
     grid = [
         {"max_features": ["sqrt"], "min_samples_leaf": [1, 3]},
         {"max_features": [0.05, 0.1]},
     ]
-    return replace(row, model=row.model.set_params(n_jobs=None), grid=grid)
+    model = RandomForestClassifier(500, random_state=0)
+    return Row("pixels + random forest", model, grid)
 
 
 def boosting(*_):
-    """Return the row of `rivals` with a grid of four."""
+    """Return gradient boosting on histograms, stopped early."""
+    options = {"max_iter": 150, "early_stopping": True, "max_features": 0.1}
+    model = HistGradientBoostingClassifier(**options, random_state=0)
     grid = {"learning_rate": [0.1, 0.2], "max_leaf_nodes": [7, 15]}
-    return replace(rivals.boosting(), grid=grid)
+    return Row("pixels + gradient boosting", model, grid)
 
 
-def scattering(image_shape, extract, compute):
-    """Return the row of `rivals` with scales, and one of the two linear models."""
-    row = rivals.scattering(image_shape, extract)
-    logistic, ridge = row.grid
-    scales = {"scattering__J": row.grid[0]["scattering__J"][-2:]}
+def scattering(image_shape, peers):
+    """Return one of two linear models on standardised scattering coefficients."""
+    model = Pipeline(
+        [
+            ("scattering", Scattering(peers, image_shape)),
+            ("scale", StandardScaler()),
+            ("linear", LogisticRegression()),
+        ]
+    )
+    # What lies anywhere in a frame wants coefficients that hardly see where.
+    scales = {"scattering__J": [3, 4] if min(image_shape[:2]) > 32 else [2, 3]}
+    logistic = LogisticRegression(max_iter=300, tol=1e-3)
     grid = [
-        {**logistic, **scales, "linear__C": [1e-2]},
-        {**ridge, **scales, "linear__alpha": [1e3]},
+        {**scales, "linear": [logistic], "linear__C": [1e-2]},
+        {**scales, "linear": [RidgeClassifier()], "linear__alpha": [1e3]},
     ]
-    return replace(row, grid=grid)
+    return Row("scattering + linear", model, grid)
 
 
-def network(image_shape, *_):
-    """Return the row of `rivals`, trained for longer and in smaller steps."""
-    row = rivals.network(image_shape, None)
-    grid = [
-        {"cells": [None, 1, 2]},
-        {"cells": [1], "lr": [1e-2], "epochs": [40]},
-    ]
-    model = row.model.set_params(epochs=20, batch_size=32)
-    return replace(row, label="network, skorch", model=model, grid=grid)
+def network(image_shape, _):
+    """Return a small convolutional network."""
+    grid = [{"cells": [None, 1, 2]}, {"cells": [1], "lr": [1e-2], "epochs": [40]}]
+    return Row("network, skorch", ConvNet(image_shape, epochs=20, batch_size=32), grid)
+
+
+def residual(image_shape, _):
+    """Return a wide residual network (WRN-16-2), with a recipe for few images.
+
+    Small batches, many epochs and strong decay are what such networks are best with on
+    few images (Brigato et al., arXiv:2108.13122).
+    """
+    grid = {"lr": [1e-3, 3e-3], "weight_decay": [0.05, 0.5]}
+    model = ConvNet(image_shape, residual=True, epochs=100, batch_size=10)
+    return Row("wide residual network", model, grid)
 
 
 OURS = {
-    "default": _ours("Gaussian of layers, default", Gaussian(), "auto", 1, {}),
-    "layers-fixed": of_layers(0),
-    "layers-learned": of_layers(1),
-    "ntk-fixed": of_images(0),
-    "ntk-learned": of_images(ROUNDS),
+    "default": ours("Gaussian of layers, default", machines.DEFAULT, 1, {}),
+    "layers-fixed": ours("Gaussian of layers, fixed", machines.DEFAULT, 0, LAYERS),
+    "layers-learned": ours("Gaussian of layers, learned", machines.DEFAULT, 1, LAYERS),
+    "ntk-fixed": ours("ConvNTK of images, fixed", machines.EXACT, 0, IMAGES),
+    "ntk-learned": ours("ConvNTK of images, learned", machines.EXACT, 2, IMAGES),
 }
 ROWS = {
     "svc": svc,
@@ -177,189 +170,129 @@ ROWS = {
     "scattering": scattering,
     "xrfm": xrfm,
     "network": network,
-    "residual": rivals.residual_network,
+    "residual": residual,
     **OURS,
 }
-
-
-def make_row(name, image_shape, extract, compute):
-    """Return a model with its candidates, judged by one part that is held out.
-
-    Parameters
-    ----------
-    name : str
-        A name in `ROWS`.
-    image_shape : tuple of int
-        Of an image.
-    extract : callable
-        ``extract(images, J)`` returns scattering coefficients.
-    compute : callable
-        The function that `rivals.RecursiveFeatureMachine` calls.
-
-    Returns
-    -------
-    Rival
-    """
-    return replace(ROWS[name](image_shape, extract, compute), n_jobs=None, n_parts=1)
+PEERS = {"scattering": "kymatio", "xrfm": "xrfm"}
 
 
 # --------------------------------------------------------------------- measuring
 
 
-@contextmanager
-def peers(names):
-    """Yield the functions that let kymatio and xRFM compute, in workers of their own.
+def measure_all(options, results):
+    """Measure what is missing: all rows of a draw, then the next."""
+    sizes = [getattr(options, name) for name in SETTINGS]
 
-    Environments are built and workers started before anything is measured.
-    """
-    with ExitStack() as stack:
-        extract = stack.enter_context(coefficients())
-        if "scattering" in names:
-            build_environment(SCATTERING)
-            extract(np.zeros((1, 16, 16, 1), np.float32), 1)
-        compute = None
-        if "xrfm" in names:
-            build_environment(XRFM)
-            worker = stack.enter_context(PeerWorker(XRFM))
-            worker.ask(task="info")
+    @cache
+    def load(problem, draw):
+        X, y, X_test, y_test = DRAWN[problem](options.data, draw, *sizes)
+        flat, flat_test = (images.reshape(len(images), -1) for images in (X, X_test))
+        data = {"X": flat, "y": y, "X_test": flat_test, "y_test": y_test}
+        return np.atleast_3d(X[0]).shape, data
 
-            def compute(arrays, **request):
-                return worker.compute(arrays, **request)[1]
-
-        yield extract, compute
-
-
-def measure(options, results):
-    """Measure what the command line asks for: all rows of a draw, then the next."""
-    load = cache(
-        lambda problem, draw: _parts(
-            DRAWN[problem](options.data, draw, options.n_train, options.n_test)
-        )
-    )
-    with peers(options.only) as (extract, compute):
+    with Peers() as peers:
+        for name in PEERS.keys() & set(options.only):
+            peers.start(PEERS[name])  # before anything is measured
         for draw, problem, name in product(
             range(options.draws), options.problems, options.only
         ):
-            shape, parts = load(problem, draw)
-            row = make_row(name, shape, extract, compute)
-            measure_row(results, problem, name, row, draw, parts, load(problem, 0)[1])
+            shape, data = load(problem, draw)
+            row, (_, first) = ROWS[name](shape, peers), load(problem, 0)
+            measure_row(results, (problem, name), row, draw, data, first)
 
 
-def measure_row(results, problem, name, row, draw, parts, first_parts):
+def measure_row(results, name, row, draw, data, first):
     """Search on the first draw, once; fit and predict another."""
-    searched = results.once(
-        (problem, name, None), lambda: search_grid(row, first_parts, 0)[1]
-    )
+    searched = results.once((*name, None), lambda: search(row, first))
+    model = row.seeded(draw, **chosen(row, searched))
+    results.once((*name, draw), lambda: fit_and_score(model, data, draw))
+
+
+def search(row, data):
+    """Return the time of the search, what it chose, and what it tried."""
+    part = StratifiedShuffleSplit(1, test_size=0.2, random_state=0)
+    search = GridSearchCV(row.seeded(0), row.grid, cv=part, refit=False)
+    found = _named("search", timed(search.fit, data["X"], data["y"])[0])
+    scores = search.cv_results_["mean_test_score"].tolist()
+    tried = [_plain(parameters) for parameters in search.cv_results_["params"]]
+    found["chosen"] = _plain(search.best_params_)
+    return found | {"tried": list(zip(tried, scores, strict=True))}
+
+
+def chosen(row, searched):
+    """Return the parameters that a search chose, as objects of the grid."""
     scores = [score for _, score in searched["tried"]]
-    chosen = ParameterGrid(row.grid)[int(np.argmax(scores))]
-    model = row.seeded(draw, **chosen)
-    results.once((problem, name, draw), lambda: fit_and_score(model, parts, draw))
+    return ParameterGrid(row.grid)[int(np.argmax(scores))]
 
 
-def _parts(data):
-    """Return the shape of an image, and rows and labels of both parts."""
-    X_train, y_train, X_test, y_test = data
-    shape = np.atleast_3d(X_train[0]).shape
-    flat = [X.reshape(len(X), -1) for X in (X_train, X_test)]
-    return shape, (flat[0], y_train, flat[1], y_test)
+def fit_and_score(model, data, seed):
+    """Return the accuracy, and the times of fit and prediction."""
+    fitting, _ = timed(model.fit, data["X"], data["y"])
+    predicting, predicted = timed(model.predict, data["X_test"])
+    accuracy = float(np.mean(predicted == data["y_test"]))
+    times = _named("fit", fitting) | _named("predict", predicting)
+    return {"seed": seed, "accuracy": accuracy, **times}
+
+
+def _named(name, times):
+    return {f"{name}_{key}": value for key, value in times.items()}
+
+
+def _plain(parameters):
+    """Return parameters as JSON has them; estimators and such as text."""
+    simple = int | float | str | bool | None
+    return {k: v if isinstance(v, simple) else str(v) for k, v in parameters.items()}
 
 
 # ------------------------------------------------------------------------ tables
 
 
 def summarize(records, problem):
-    """Return accuracies and mean seconds by row, the best first.
-
-    Returns
-    -------
-    list of dict
-        ``row``, ``label``, ``accuracies`` by draw, ``search``, ``fit`` and ``predict``
-        in CPU seconds, and ``wall``, the seconds of the fit.
-    """
+    """Return accuracies in per cent and mean seconds by row, the best first."""
     rows = []
     for name in ROWS:
-        fits = sorted(
-            (draw, record)
-            for (of, row, draw), record in records.items()
-            if (of, row) == (problem, name) and draw is not None
-        )
-        if not fits:
+        key = problem, name
+        draws = sorted(k[2] for k in records if k[:2] == key and k[2] is not None)
+        if not draws:
             continue
-        runs = [record for _, record in fits]
-        rows.append(
-            {
-                "row": name,
-                "label": make_row(name, (16, 16, 1), None, None).label,
-                "accuracies": [run["accuracy"] for run in runs],
-                "search": records[problem, name, None]["search_cpu_seconds"],
-                "fit": float(np.mean([run["fit_cpu_seconds"] for run in runs])),
-                "predict": float(np.mean([run["predict_cpu_seconds"] for run in runs])),
-                "wall": float(np.mean([run["fit_seconds"] for run in runs])),
-            }
-        )
+        runs = [records[*key, draw] for draw in draws]
+        means = {
+            label: float(np.mean([run[clock] for run in runs]))
+            for label, clock in (
+                ("fit", "fit_cpu_seconds"),
+                ("predict", "predict_cpu_seconds"),
+                ("wall", "fit_seconds"),
+            )
+        }
+        search = records[*key, None]["search_cpu_seconds"]
+        accuracies = [100 * run["accuracy"] for run in runs]
+        row = {"row": name, "label": ROWS[name]((16, 16, 1), None).label}
+        rows.append({**row, "accuracies": accuracies, "search": search, **means})
     return sorted(rows, key=lambda row: -np.mean(row["accuracies"]))
 
 
 def make_table(records, problem):
     """Return the table of a problem."""
-    rows = [
-        [
-            row["label"],
-            f"{100 * np.mean(row['accuracies']):.1f} %",
-            " ".join(f"{100 * accuracy:.1f}" for accuracy in row["accuracies"]),
-            *(f"{row[key]:.1f} s" for key in ("search", "fit", "predict", "wall")),
-        ]
-        for row in summarize(records, problem)
-    ]
+    rows = []
+    for row in summarize(records, problem):
+        mean, each = mean_and_each(row["accuracies"])
+        seconds = (f"{row[key]:.1f} s" for key in ("search", "fit", "predict", "wall"))
+        rows.append([row["label"], f"{mean} %", each, *seconds])
     headers = ["accuracy", "by draw", "search", "fit", "predict", "fit, wall"]
     return format_table([problem, *headers], rows)
 
 
 def list_choices(records):
     """Return what the searches chose, as a table."""
-    rows = [
-        [problem, name, _describe(record["chosen"]) or "nothing searched"]
-        for (problem, name, draw), record in sorted(
-            records.items(), key=lambda item: item[0][:2]
-        )
-        if draw is None
-    ]
+    rows = []
+    for problem, name, draw in sorted(records, key=lambda key: key[:2]):
+        if draw is None:
+            # Shapes larger than 32 pixels, of framed digits, have other scales.
+            shape = (42, 42, 1) if problem == "framed MNIST" else (28, 28, 1)
+            best = chosen(ROWS[name](shape, None), records[problem, name, None])
+            words = [f"{key}={machines.describe(value)}" for key, value in best.items()]
+            rows.append([problem, name, ", ".join(words) or "nothing searched"])
     return format_table(["data", "row", "chosen"], rows)
-
-
-def _describe(chosen):
-    """Return parameters, as they are written to the file, as one line of text."""
-    parts = []
-    for name, value in chosen.items():
-        text = " ".join(str(value).split())
-        layers = re.findall(r"ConvFeatures\(.*?\)", text)
-        if layers:  # by filters and patches alone
-            sizes = [
-                [
-                    re.search(rf"{key}=(\d+)", layer)
-                    for key in ("n_filters", "patch_size")
-                ]
-                for layer in layers
-            ]
-            text = " then ".join(
-                f"{filters[1] if filters else 512} of {patch[1]}×{patch[1]}"
-                for filters, patch in sizes
-            )
-        parts.append(f"{name}={text}")
-    return ", ".join(parts)
-
-
-def write_page(path, tables):
-    """Write the tables as text that a page of the documentation includes."""
-    Path(path).write_text("\n\n".join(tables) + "\n")
-
-
-def describe_versions():
-    """Return the versions of everybody, in a line."""
-    versions = describe_machine()["versions"]
-    pinned = (requirements(peer).read_text().splitlines()[0] for peer in PEERS)
-    ours = (f"{name}=={number}" for name, number in versions.items())
-    return f"threads: {torch.get_num_threads()}; " + " ".join([*ours, *pinned])
 
 
 def draw_figure(path, records, problems):
@@ -367,124 +300,46 @@ def draw_figure(path, records, problems):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7), layout="constrained", facecolor="white")
-    panels = figure.subplots(2, 2, squeeze=False).ravel()
-    named = []
-    for panel, problem in zip(panels, problems, strict=False):
-        points = {}
+    for panel, problem in zip(figure.subplots(2, 2).ravel(), problems, strict=False):
         for row in summarize(records, problem):
-            ours = row["row"] in OURS
-            at = row["search"] + row["fit"], 100 * np.mean(row["accuracies"])
-            panel.plot(*at, "o" if ours else "s", color="C3" if ours else "C7")
-            points[row["row"]] = at
+            at = row["search"] + row["fit"], np.mean(row["accuracies"])
+            panel.plot(*at, "oC3" if row["row"] in OURS else "sC7")
+            offset = {"xytext": (5, 2), "textcoords": "offset points", "fontsize": 8}
+            panel.annotate(row["row"], at, **offset)
         panel.set(title=problem, xscale="log")
-        panel.margins(x=0.2, y=0.12)
+        panel.margins(x=0.25, y=0.12)
         panel.grid(alpha=0.3)
-        named.append((panel, points))
     figure.supxlabel("processor seconds of search and fit")
     figure.supylabel("test accuracy, %")
-    figure.draw_without_rendering()  # which settles where the panels are
-    for panel, points in named:
-        name_points(panel, points)
-    figure.savefig(path, dpi=figure.dpi)
+    figure.savefig(path)
 
 
-# Where a name may stand beside its point: offset, and alignment.
-_PLACES = [
-    {"xytext": (6, 0), "ha": "left", "va": "center"},
-    {"xytext": (-6, 0), "ha": "right", "va": "center"},
-    {"xytext": (0, 5), "ha": "center", "va": "bottom"},
-    {"xytext": (0, -6), "ha": "center", "va": "top"},
-    {"xytext": (5, 5), "ha": "left", "va": "bottom"},
-    {"xytext": (5, -5), "ha": "left", "va": "top"},
-    {"xytext": (-5, 5), "ha": "right", "va": "bottom"},
-    {"xytext": (-5, -5), "ha": "right", "va": "top"},
-]
-
-
-def name_points(panel, points):
-    """Write the names of points where they meet no other name or point, if they can.
-
-    Parameters
-    ----------
-    panel : matplotlib.axes.Axes
-        Where the points are, with its limits and its place in the figure settled.
-    points : dict of str to (float, float)
-        The points by name.
-
-    Returns
-    -------
-    list of matplotlib.text.Annotation
-        The names.
-    """
-    from matplotlib.transforms import Bbox
-
-    centres = panel.transData.transform(list(points.values()))
-    taken = [Bbox.from_extents(*(centre - 4), *(centre + 4)) for centre in centres]
-    kept = []
-    for own, (name, point) in enumerate(points.items()):
-        others = taken[:own] + taken[own + 1 :]
-
-        def crossings(text, others=others):
-            box = text.get_window_extent()
-            outside = sum(not panel.bbox.containsx(x) for x in (box.x0, box.x1))
-            return box.count_overlaps(others) + outside
-
-        texts = [
-            panel.annotate(name, point, textcoords="offset points", fontsize=8, **place)
-            for place in _PLACES
-        ]
-        best = min(texts, key=crossings)
-        for text in texts:
-            if text is not best:
-                text.remove()
-        taken.append(best.get_window_extent())
-        kept.append(best)
-    return kept
-
-
-def parse_options(argv=None):
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.comparison", description=__doc__.splitlines()[0]
-    )
-    add_data_option(parser)
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--problems", nargs="+", choices=DRAWN, default=list(DRAWN))
-    parser.add_argument("--n-train", type=int, default=1000, help="training images")
-    parser.add_argument("--n-test", type=int, default=2000, help="test images")
-    parser.add_argument("--draws", type=int, default=3, help="of both")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines")
-    parser.add_argument(
-        "--tables", action="store_true", help="of what is measured; measure nothing"
-    )
-    parser.add_argument("--page", metavar="FILE", help="write the tables there")
-    parser.add_argument("--figure", metavar="FILE", help="draw the picture there")
-    parser.add_argument("--json", metavar="FILE", help="write the results there")
-    options = parser.parse_args(argv)
-    check_data_option(parser, options)
-    return options
-
-
-def main(argv=None):
-    """Measure what is missing; print and write the tables."""
-    options = parse_options(argv)
+def measure(options):
+    """Measure what is missing, and return tables of all that is measured."""
     settings = {key: getattr(options, key) for key in SETTINGS}
     results = Results(options.results, KEY, settings)
     if not options.tables:
-        measure(options, results)
+        measure_all(options, results)
     records = results.read()
     tables = [make_table(records, problem) for problem in options.problems]
-    tables.append(list_choices(records))
-    if options.page:
-        write_page(options.page, tables)
     if options.figure:
         draw_figure(options.figure, records, options.problems)
-    report(
-        [describe_versions(), *tables],
-        {"comparison": list(records.values())},
-        options.json,
-    )
+    return [*tables, list_choices(records)], {"comparison": list(records.values())}
 
+
+main = program(
+    measure,
+    ROWS,
+    draws=3,
+    options={
+        "--problems": {"nargs": "+", "choices": DRAWN, "default": list(DRAWN)},
+        "--n-train": {"type": int, "default": 1000, "help": "training images"},
+        "--n-test": {"type": int, "default": 2000, "help": "test images"},
+        "--results": {"type": Path, "default": RESULTS / "comparison.jsonl"},
+        "--tables": {"action": "store_true", "help": "measure nothing"},
+        "--figure": {"metavar": "FILE", "help": "draw the picture there"},
+    },
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

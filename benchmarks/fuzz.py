@@ -1,13 +1,12 @@
-"""``python -m benchmarks.fuzz``: random fits, and invariants that hold for all of them.
+"""``python -m benchmarks.fuzz``: random fits against invariants, and spoilt files.
 
 Estimator, images, targets and weights of a fit are made of its seed, and so is the
-choice of the invariants that are tried. Prints a line per violation with the seed that
-repeats it, ``--fits 1 --seed N``, and how often each invariant was compared. The exit
-code is 1 after violations. With ``--tamper N``, spoilt files of fitted estimators are
-loaded instead: see ``benchmarks/tampered.py``.
+choice of the invariants that are tried. A line per violation has the seed that repeats
+it, ``--fits 1 --seed N``; a table tells how often each invariant was compared. The exit
+code is 1 after violations. With ``--tamper N``, N spoilt files of fitted estimators are
+loaded instead: see ``benchmarks/spoilt.py``.
 """
 
-import argparse
 import itertools
 import time
 import warnings
@@ -16,8 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from . import tampered
-from .harness import format_table
+from . import spoilt
+from .harness import format_table, program
 from .invariants import ALWAYS, DRAWN, UndecidedError, ViolationError
 from .random_fits import Case
 
@@ -25,7 +24,7 @@ N_TRIED = 3  # invariants of a fit, beside those that need no other one
 HELD, UNDECIDED, INAPPLICABLE = "held", "undecided", "inapplicable"
 
 
-def check(seed):
+def check(seed, names):
     """Try invariants of one case, a list of (name, outcome); text is a violation."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -34,7 +33,7 @@ def check(seed):
         if results[0][1] != HELD:
             return results
         results += [(name, outcome(partial(f, case))) for name, f in ALWAYS.items()]
-        names = np.random.default_rng([seed, 2]).permutation(list(DRAWN))
+        names = np.random.default_rng([seed, 2]).permutation(names)
         tried = ((name, outcome(partial(hold, case, *DRAWN[name]))) for name in names)
         applying = (result for result in tried if result[1] != INAPPLICABLE)
         return results + list(itertools.islice(applying, N_TRIED))
@@ -60,56 +59,63 @@ def outcome(function):
         return f"{type(error).__name__}: {error}".replace("\n", " ")
 
 
-def run(seeds):
-    """Check the cases of seeds, print the violations, and return their number."""
-    counts, begun, n_fits = Counter(), time.perf_counter(), 0
+def check_all(seeds, names):
+    """Check the cases of seeds, print violations; return counts and number of fits."""
+    counts, n_fits = Counter(), 0
     for seed in seeds:
         n_fits += 1
-        for name, found in check(seed):
+        for name, found in check(seed, names):
             kind = found if found in (HELD, UNDECIDED) else "violations"
             counts[name, kind] += 1
             if kind == "violations":
-                print(
-                    f"seed {seed}: {name}: {found}\n    {Case.of_seed(seed)}",
-                    flush=True,
-                )
-    names = ["fit", *ALWAYS, *DRAWN]
+                words = f"seed {seed}: {name}: {found}\n    {Case.of_seed(seed)}"
+                print(words, flush=True)
+    return counts, n_fits
+
+
+def measure(options):
+    """Run the fuzz."""
+    if options.tamper:
+        counts = spoilt.check(options.tamper, options.seed)
+        rows = [[name, str(count)] for name, count in counts.items()]
+        wrong = counts["wrong"]
+        return [format_table(["spoilt files", "number"], rows)], {"wrong": wrong}
+    seeds = itertools.count(options.seed)
+    if options.seconds is None:
+        seeds = itertools.islice(seeds, options.fits or 100)
+    else:
+        end = time.monotonic() + options.seconds
+        seeds = itertools.islice(seeds, options.fits)
+        seeds = itertools.takewhile(lambda _: time.monotonic() < end, seeds)
+    counts, n_fits = check_all(seeds, options.only)
     columns = HELD, UNDECIDED, "violations"
     rows = [
-        [name, *(str(counts[name, column]) for column in columns)] for name in names
+        [name, *(counts[name, column] for column in columns)]
+        for name in ["fit", *ALWAYS, *options.only]
     ]
-    print(format_table(["invariant", *columns], rows))
-    totals = {column: sum(counts[name, column] for name in names) for column in columns}
-    print(
-        f"{n_fits} fits, {sum(totals.values())} comparisons, {totals[UNDECIDED]} "
-        f"undecided, {totals['violations']} violations, "
-        f"{time.perf_counter() - begun:.0f} seconds"
-    )
-    return totals["violations"]
+    totals = {
+        column: sum(row[1 + i] for row in rows) for i, column in enumerate(columns)
+    }
+    summary = ", ".join(f"{count} {name}" for name, count in totals.items())
+    tables = [format_table(["invariant", *columns], rows), f"{n_fits} fits, {summary}"]
+    return tables, {"wrong": totals["violations"]}
 
 
-def main(argv=None):
-    """Run the fuzz, and return 1 after violations."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--fits", type=int, help="how many, 100 without --seconds")
-    parser.add_argument("--seed", type=int, default=0, help="of the first fit")
-    parser.add_argument("--seconds", type=float, help="limit of time")
-    parser.add_argument(
-        "--tamper", type=int, metavar="N", help="load so many spoilt files instead"
-    )
-    options = parser.parse_args(argv)
-    if options.tamper is not None:
-        return int(tampered.run(options.tamper, options.seed) > 0)
-    if options.fits is None and options.seconds is None:
-        options.fits = 100
-    end = np.inf if options.seconds is None else time.monotonic() + options.seconds
-    seeds = itertools.count(options.seed)
-    seeds = itertools.islice(seeds, options.fits)
-    seeds = itertools.takewhile(lambda _: time.monotonic() < end, seeds)
-    return int(run(seeds) > 0)
-
+main = program(
+    measure,
+    DRAWN,
+    needs_data=False,
+    options={
+        "--fits": {"type": int, "help": "how many, 100 without --seconds"},
+        "--seed": {"type": int, "default": 0, "help": "of the first fit"},
+        "--seconds": {"type": float, "help": "limit of time"},
+        "--tamper": {
+            "type": int,
+            "metavar": "N",
+            "help": "load N spoilt files instead",
+        },
+    },
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,9 +1,9 @@
-"""Data, clocks, memory, tables and the machine, for all benchmarks (Linux)."""
+"""Command line, clocks, tables and the machine, for all benchmarks (Linux)."""
 
-import gc
+import argparse
+import importlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
@@ -15,262 +15,111 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-# The folder of the files of images.
 DATA = ROOT.parent / "shared" / "data"
+RESULTS = ROOT / "benchmarks" / ".results"
 MEBIBYTE = 2**20
-# Whose versions a measurement tells; None for what is not installed.
-VERSIONS = ("skconvrfm", "torch", "scikit-learn", "numpy", "scipy", "skorch")
 
 
-# ------------------------------------------------------------------------- data
+# ----------------------------------------------------------------- command line
 
 
-def smooth_images(n_images, image_shape=(32, 32, 3), seed=0):
-    """Random images whose spectrum falls with frequency as that of photographs does.
+def program(measure, cases, *, sizes=None, draws=None, needs_data=True, options=None):
+    """Return the command line of a benchmark: ``main(argv=None)``, the exit status.
 
     Parameters
     ----------
-    n_images : int
-        Number of images.
-    image_shape : (int, int, int), default=(32, 32, 3)
-        Rows, columns and channels.
-    seed : int, default=0
-        Seed of the noise that is smoothed.
-
-    Returns
-    -------
-    images : ndarray of shape (n_images, h, w, c), float32
-        Values in [0, 1].
+    measure : callable
+        ``measure(options)`` returns tables, a list of str, and results, a dict for
+        ``--json``. The exit status is 1 where it has something under "wrong".
+    cases : iterable of str
+        What ``--only`` chooses from.
+    sizes : list of int, default=None
+        Default of ``--sizes``, numbers of images; without it no such option.
+    draws : int, default=None
+        Default of ``--draws``, likewise.
+    needs_data : bool, default=True
+        True for a benchmark of files: the folder must be there.
+    options : dict of dict, default=None
+        Further options, with arguments of `argparse`.
     """
-    h, w, _ = image_shape
-    noise = np.random.default_rng(seed).standard_normal((n_images, *image_shape))
-    frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w))
-    falloff = 1 / np.maximum(frequency, 1 / max(h, w))
-    spectrum = np.fft.rfft2(noise, axes=(1, 2)) * falloff[..., None]
-    images = np.fft.irfft2(spectrum, s=(h, w), axes=(1, 2))
-    low = images.min(axis=(1, 2, 3), keepdims=True)
-    high = images.max(axis=(1, 2, 3), keepdims=True)
-    return ((images - low) / (high - low)).astype(np.float32)
+    name = _module(measure)
+    first_line = sys.modules[measure.__module__].__doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(f"python -m {name}", description=first_line)
+    add = parser.add_argument
+    add("--only", "--cases", nargs="+", choices=cases, default=list(cases))
+    add("--data", type=Path, default=DATA, help="folder of the files of images")
+    add("--json", type=Path, metavar="FILE", help="write the results there")
+    add("--page", type=Path, metavar="FILE", help="write the tables there")
+    if sizes is not None:
+        add("--sizes", nargs="+", type=int, default=sizes, help="numbers of images")
+    if draws is not None:
+        add("--draws", type=int, default=draws, help="repetitions, each with a seed")
+    for option, arguments in (options or {}).items():
+        add(option, **arguments)
+
+    def main(argv=None):
+        options = parser.parse_args(argv)
+        if needs_data and not options.data.is_dir():
+            parser.error(
+                f"--data {options.data} is no folder; pass the one with the files"
+            )
+        tables, results = measure(options)
+        report(tables, results, options)
+        return int(bool(results.get("wrong")))
+
+    return main
 
 
-def load_images(path, n_images):
-    """The first images of an .npz file as float32 in [0, 1].
+def report(tables, results, options):
+    """Print tables under a line about the machine; write them and the results."""
+    machine = describe_machine()
+    print("; ".join(f"{key} {value}" for key, value in machine.items()))
+    for table in tables:
+        print(f"\n{table}")
+    if options.page is not None:
+        options.page.write_text("\n\n".join(tables) + "\n")
+    if options.json is not None:
+        record = {"machine": machine, **results}
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def format_table(headers, rows):
+    """Return a table as text that is also a simple table of reStructuredText.
 
     Parameters
     ----------
-    path : path-like
-        An archive with ``X_train`` of shape (n, h, w) or (n, h, w, c).
-    n_images : int
-        How many of them.
-
-    Returns
-    -------
-    images : ndarray of shape (n_images, h, w, c)
+    headers : list of str
+        One a column.
+    rows : list of list
+        Cells: text as it is, floats to three digits, None as a dash.
     """
-    with np.load(path, allow_pickle=False) as archive:
-        images = archive["X_train"][:n_images]
-    if len(images) < n_images:
-        raise ValueError(f"{path} has {len(images)} images in X_train, not {n_images}.")
-    scale = 255 if images.dtype == np.uint8 else 1
-    images = images.astype(np.float32) / scale
-    return images[..., None] if images.ndim == 3 else images
+    cells = [headers, *([_format_cell(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule])
 
 
-# ----------------------------------------------------------------------- clocks
+def _format_cell(cell):
+    if cell is None:
+        return "-"
+    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
 
-def timed(function, *args, **kwargs):
-    """Call a function and measure it.
-
-    Returns
-    -------
-    measured : dict
-        ``seconds`` on the wall and ``cpu_seconds`` of all threads of this process.
-        The second hardly changes when other programs share the machine.
-    result : object
-        What the function returned.
-    """
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = function(*args, **kwargs)
-    measured = {
-        "seconds": time.perf_counter() - wall,
-        "cpu_seconds": time.process_time() - cpu,
-    }
-    return measured, result
+def mean_and_each(values, digits=1):
+    """Return the mean of values and all of them, two cells of a table."""
+    return f"{np.mean(values):.{digits}f}", " ".join(f"{v:.{digits}f}" for v in values)
 
 
-def children_cpu_seconds():
-    """CPU seconds of this process's children so far, also of those that still run.
-
-    A clock for differences, for what `timed` does not see: pools of processes and
-    workers.
-    """
-    ended = os.times()
-    running = sum(map(_cpu_ticks, _children()))
-    tick = os.sysconf("SC_CLK_TCK")
-    return ended.children_user + ended.children_system + running / tick
-
-
-def timed_with_children(function, *args, **kwargs):
-    """Measure a call as `timed` does, with the CPU seconds of pools and workers."""
-    before = children_cpu_seconds()
-    measured, result = timed(function, *args, **kwargs)
-    measured["cpu_seconds"] += children_cpu_seconds() - before
-    return measured, result
-
-
-def _children():
-    """The numbers of this process's children that run now."""
-    for path in Path("/proc/self/task").glob("*/children"):
-        try:
-            yield from path.read_text().split()
-        except OSError:  # a thread that has ended meanwhile
-            continue
-
-
-def _cpu_ticks(process):
-    """Ticks of the clock that a process has used; 0 if it is gone."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return 0
-    # The name, in parentheses, may hold anything; user and system time are 14 and 15.
-    return sum(map(int, stat.rpartition(")")[2].split()[11:13]))
-
-
-def median(values):
-    """The median as a float."""
-    return float(np.median(values))
-
-
-def growth_exponent(sizes, seconds):
-    """The power of the size that time grows with: slope of a fit in logarithms.
-
-    Parameters
-    ----------
-    sizes, seconds : sequence of float, all positive
-        Time by size.
-
-    Returns
-    -------
-    float
-    """
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
-
-
-# ----------------------------------------------------------------------- memory
-
-
-def peak_memory(function, *args, **kwargs):
-    """Call a function and measure how far it raises the resident memory.
-
-    Returns
-    -------
-    rise : int
-        Bytes: the peak during the call over what was resident before it.
-    result : object
-        What the function returned; its bytes are part of the rise.
-    """
-    gc.collect()
-    # Writing 5 resets the peak to what is resident now.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_bytes("VmRSS")
-    result = function(*args, **kwargs)
-    return peak_resident() - before, result
-
-
-def peak_resident():
-    """Bytes that were resident at the worst moment of this process."""
-    return _status_bytes("VmHWM")
-
-
-class OwnMemory:
-    """The most memory of their own that this process and its children had together.
-
-    A thread looks every so often while the context lasts. Pages of mapped files are
-    resident too, but the system takes them back when it needs them: they do not count.
-
-    Parameters
-    ----------
-    interval : float, default=0.02
-        Seconds between two looks.
-
-    Attributes
-    ----------
-    peak : int
-        Bytes, without those from before the context.
-    """
-
-    def __init__(self, interval=0.02):
-        self._interval, self._ended = interval, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self):
-        self._before, self.peak = self._now(), 0
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._ended.wait(self._interval):
-            self.peak = max(self.peak, self._now() - self._before)
-
-    @staticmethod
-    def _now():
-        total = _status_bytes("RssAnon")
-        for process in _children():
-            try:
-                # Until it has become another program, a new child shows the memory of
-                # the process that it comes from, and has none of its own.
-                if _command_line(process) != _command_line():
-                    total += _status_bytes("RssAnon", process)
-            except (OSError, RuntimeError):  # it has ended meanwhile
-                continue
-        return total
-
-
-def _command_line(process="self"):
-    """The words that a process was started with, as bytes."""
-    return Path(f"/proc/{process}/cmdline").read_bytes()
-
-
-def _status_bytes(field, process="self"):
-    """A memory field of a process's /proc/.../status in bytes."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/{process}/status has no {field}")
-
-
-def in_subprocess(module, *arguments, env=None):
-    """Run ``python -m module arguments`` and parse the JSON that it prints last.
-
-    Parameters
-    ----------
-    module : str
-        Module to run.
-    *arguments : object
-        Its arguments.
-    env : dict, default=None
-        Variables to add to the environment.
-
-    Returns
-    -------
-    object
-        The parsed last line of the standard output.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+def growth_exponent(sizes, values):
+    """Return the power of the size that values grow with: a slope in logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 class Results:
@@ -282,7 +131,7 @@ class Results:
         The file; it need not exist.
     key : sequence of str
         Entries of a record that name it.
-    settings : dict, default={}
+    settings : dict, default=None
         Other entries that a record must have; those with others are left alone.
     """
 
@@ -307,119 +156,162 @@ class Results:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            print(*name, record, flush=True)
+            print(*name, "measured", flush=True)
         return self.read()[name]
 
 
-# ---------------------------------------------------------------------- reports
+# ------------------------------------------------------------- clocks and memory
 
 
-def format_table(headers, rows):
-    """A table as text that is also a simple table of reStructuredText.
+def timed(function, *args, **kwargs):
+    """Call a function; return its seconds and processor seconds, and its result.
 
-    Parameters
-    ----------
-    headers : list of str
-        One a column.
-    rows : list of list
-        Cells: text as it is, floats to three digits, None as a dash.
-
-    Returns
-    -------
-    str
+    Processor seconds are those of all threads, pools and workers. They hardly change
+    when other programs share the machine.
     """
-    cells = [headers, *([_format_cell(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    result = function(*args, **kwargs)
+    seconds = time.perf_counter() - wall
+    return {"seconds": seconds, "cpu_seconds": _cpu_seconds() - cpu}, result
+
+
+def best_in_turns(calls, turns):
+    """Return the shortest times of calls that take turns, by their names."""
+    for call in calls.values():
+        call()
+    runs = [
+        {name: timed(call)[0] for name, call in calls.items()} for _ in range(turns)
     ]
-    return "\n".join([rule, lines[0], rule, *lines[1:], rule])
-
-
-def _format_cell(cell):
-    if cell is None:
-        return "-"
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
-
-
-def add_data_option(parser):
-    """Add ``--data``, the folder of the files of images, to a command line."""
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
-
-
-def check_data_option(parser, options):
-    """End the command with a message where ``--data`` is no folder."""
-    if not options.data.is_dir():
-        parser.error(f"--data {options.data} is no folder; pass the one with the files")
-
-
-def tell_differences(differences, tolerance):
-    """Print the names of results that differ too much; return the exit status.
-
-    Parameters
-    ----------
-    differences : dict of str to (float or None)
-        How far two results differ, by name; None where they were not compared.
-    tolerance : float
-        The largest difference that is none.
-
-    Returns
-    -------
-    int
-    """
-    wrong = [
-        name
-        for name, value in differences.items()
-        if value is not None and not value <= tolerance
-    ]
-    if wrong:
-        print(f"\nresults differ by more than {tolerance:g}: {', '.join(wrong)}")
-    return 1 if wrong else 0
-
-
-def describe_machine():
-    """Return what a measurement needs beside it to be understood later.
-
-    Returns
-    -------
-    dict
-        Date, command, processor, cores, memory, versions, source revision, and how
-        busy the machine was.
-    """
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
-        ),
-        "system": platform.platform(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in VERSIONS},
-        "revision": _revision(),
+        name: {clock: min(run[name][clock] for run in runs) for clock in runs[0][name]}
+        for name in calls
     }
 
 
-def _processor():
-    """Model name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    return next(names, platform.processor())
+def _cpu_seconds():
+    """Return processor seconds of this process and its children, also running ones."""
+    ticks = sum(map(_running_ticks, _children()))
+    return sum(os.times()[:4]) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _children():
+    """Yield the numbers of this process's children that run now."""
+    for path in Path("/proc/self/task").glob("*/children"):
+        try:
+            yield from path.read_text().split()
+        except OSError:  # a thread that has ended meanwhile
+            continue
+
+
+def _running_ticks(process):
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:  # it has ended
+        return 0
+    # The name, in parentheses, may hold anything; user and system time are 14 and 15.
+    return sum(map(int, stat.rpartition(")")[2].split()[11:13]))
+
+
+class OwnMemory:
+    """The most memory of their own that this process and its children had together.
+
+    A thread looks every so often while the context lasts. Pages of mapped files do not
+    count: the system takes them back when it needs them.
+
+    Attributes
+    ----------
+    peak : float
+        MiB, without those from before the context.
+    """
+
+    def __enter__(self):
+        self._ended, self.peak = threading.Event(), 0.0
+        self._before = self._now()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._ended.wait(0.02):
+            self.peak = max(self.peak, (self._now() - self._before) / MEBIBYTE)
+
+    @staticmethod
+    def _now():
+        own = Path("/proc/self/cmdline").read_bytes()
+        total = 0
+        for process in ("self", *_children()):
+            try:
+                # A new child has no memory of its own until it is another program.
+                words = Path(f"/proc/{process}/cmdline").read_bytes()
+                if process == "self" or words != own:
+                    status = Path(f"/proc/{process}/status").read_text()
+                    total += 1024 * int(status.split("RssAnon:")[1].split()[0])
+            except (OSError, IndexError):  # it has ended meanwhile
+                continue
+        return total
+
+
+def in_process(function, *arguments, env=None):
+    """Call a function of a benchmark in a process of its own.
+
+    Arguments and result are what JSON has.
+    """
+    code = "import sys; from benchmarks.harness import _answer; _answer(*sys.argv[1:])"
+    name = _module(function), function.__name__, json.dumps(arguments, default=str)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *name],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _answer(module, name, arguments):
+    """Print what a function returns, as JSON."""
+    function = getattr(importlib.import_module(module), name)
+    print(json.dumps(function(*json.loads(arguments))))
+
+
+def _module(function):
+    """Return the name of a function's module, also of one that runs as a program."""
+    module = sys.modules[function.__module__]
+    return module.__spec__.name if module.__spec__ else module.__name__
+
+
+# ------------------------------------------------------------------- the machine
+
+
+def describe_machine():
+    """Return what a measurement needs beside it to be understood later."""
+    names = ("skconvrfm", "torch", "scikit-learn", "numpy", "scipy", "skorch", "joblib")
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "processor": _cpuinfo("model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "revision": _revision(),
+        **{name: _version(name) for name in names},
+    }
 
 
 def processor_flags():
-    """The names of what the processor can do, as Linux has them; empty elsewhere."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    flags = (line.split(":", 1)[1] for line in lines if line.startswith("flags"))
-    return set(next(flags, "").split())
+    """Return the names of what the processor can do, as Linux has them."""
+    return set(_cpuinfo("flags").split())
+
+
+def _cpuinfo(field):
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(field):
+            return line.split(":", 1)[1].strip()
+    return ""
 
 
 def _version(package):
@@ -430,40 +322,7 @@ def _version(package):
 
 
 def _revision():
-    """The commit of the source, with a plus where files differ from it."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
-
-
-def report(tables, results, json_path=None):
-    """Print tables under a line about the machine; write the results as JSON.
-
-    Parameters
-    ----------
-    tables : list of str
-        What to print.
-    results : dict
-        What was measured.
-    json_path : path-like, default=None
-        Where to write the results with the machine beside them; nowhere if None.
-    """
-    machine = describe_machine()
-    print(
-        f"{machine['date']}  {machine['processor']}, cores: {machine['cores']}, "
-        f"load {machine['load_average']:.1f}; torch {machine['versions']['torch']}; "
-        f"revision {machine['revision']}"
-    )
-    for table in tables:
-        print(f"\n{table}")
-    if json_path is not None:
-        record = {"machine": machine, **results}
-        Path(json_path).write_text(json.dumps(record, indent=2) + "\n")
+    """Return the commit of the source, with a plus where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty=+"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or None

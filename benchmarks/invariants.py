@@ -9,7 +9,7 @@ import copy
 import itertools
 import pickle
 import tempfile
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import joblib
@@ -229,18 +229,6 @@ def leaves_inputs(case):
         raise ViolationError("parameters were changed")
 
 
-def leaves_random_states(case):
-    """A fit and its predictions move no global random state."""
-    before = random_states()
-    exactly(case, case.but())
-    if random_states() != before:
-        raise ViolationError("global random state was moved")
-
-
-def random_states():
-    return pickle.dumps((np.random.get_state(), torch.get_rng_state().numpy()))  # noqa: NPY002
-
-
 # ----------------------------- invariants of another case; None if it does not apply
 
 
@@ -446,65 +434,11 @@ def _positive(case):
     return np.ones(len(case.y), bool) if case.weights is None else case.weights > 0
 
 
-def in_torch_state(case):
-    """The case computed in another state of torch, which is to be left as it is."""
-    enter = TORCH_STATES[pick(case.rng, sorted(TORCH_STATES))]
-    return case.but(context=partial(torch_state, enter))
-
-
-@contextmanager
-def torch_state(enter):
-    with ExitStack() as stack:
-        enter(stack)
-        before = state_of_torch()
-        yield
-        if state_of_torch() != before:
-            raise ViolationError("the state of torch was changed")
-
-
-def state_of_torch():
-    return {
-        "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
-        "threads": torch.get_num_threads(),
-        "gradients": torch.is_grad_enabled(),
-        "inference": torch.is_inference_mode_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
-
-
-def _set(setter, value, before):
-    def enter(stack):
-        stack.callback(setter, before())
-        setter(value)
-
-    return enter
-
-
-TORCH_STATES = {
-    "default dtype": _set(
-        torch.set_default_dtype, torch.float64, torch.get_default_dtype
-    ),
-    "default device": _set(torch.set_default_device, "meta", lambda: None),
-    "deterministic": _set(
-        torch.use_deterministic_algorithms,
-        True,
-        torch.are_deterministic_algorithms_enabled,
-    ),
-    "threads": _set(torch.set_num_threads, 2, torch.get_num_threads),
-    "inference mode": lambda stack: stack.enter_context(torch.inference_mode()),
-    "autocast": lambda stack: stack.enter_context(
-        torch.autocast("cpu", torch.bfloat16)
-    ),
-}
-
 # Those of every fit, and those of which some are drawn, each with its comparison.
 ALWAYS = {"finite": finite, "probabilities": probabilities}
 DRAWN = {
     "last digits": (stable, None),
     "inputs unchanged": (leaves_inputs, None),
-    "random states unmoved": (leaves_random_states, None),
     "clone refits": (refitted, exactly),
     "rows permuted": (rows_permuted, closely),
     "weight = repeats": (weights_repeated, closely),
@@ -524,5 +458,4 @@ DRAWN = {
     "mirrors alike": (new_images_mirrored, exactly),
     "partial_fit in any order": (streamed, closely),
     "partial_fit = fit": (fitted_at_once, closely),
-    "torch state": (in_torch_state, closely),
 }

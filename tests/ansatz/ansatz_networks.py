@@ -218,8 +218,8 @@ VARIANTS = {
     "alexnet": lambda: networks.alexnet(width=2, n_classes=2),
     "vgg": lambda: networks.VGG((1, 1), width=2, n_classes=2),
     "vgg, batch norm": lambda: networks.VGG((1, 1), width=2, batch_norm=True),
-    "resnet": lambda: networks.ResNet(networks.BasicBlock, (1, 1, 1, 1), width=2),
-    "bottlenecks": lambda: networks.ResNet(networks.Bottleneck, (1, 1, 1, 1), width=2),
+    "resnet": lambda: networks.ResNet(networks.BASIC, (1, 1, 1, 1), width=2),
+    "bottlenecks": lambda: networks.ResNet(networks.BOTTLENECK, (1, 1, 1, 1), width=2),
     "mobilenet": lambda: networks.mobilenet(width=2, n_classes=2),
 }
 
