@@ -255,7 +255,7 @@ def summarize(records, problem):
         draws = sorted(k[2] for k in records if k[:2] == key and k[2] is not None)
         if not draws:
             continue
-        runs = [records[*key, draw] for draw in draws]
+        runs = [records[(*key, draw)] for draw in draws]
         means = {
             label: float(np.mean([run[clock] for run in runs]))
             for label, clock in (
@@ -264,7 +264,7 @@ def summarize(records, problem):
                 ("wall", "fit_seconds"),
             )
         }
-        search = records[*key, None]["search_cpu_seconds"]
+        search = records[(*key, None)]["search_cpu_seconds"]
         accuracies = [100 * run["accuracy"] for run in runs]
         row = {"row": name, "label": ROWS[name]((16, 16, 1), None).label}
         rows.append({**row, "accuracies": accuracies, "search": search, **means})
