@@ -1,9 +1,9 @@
 """``python -m benchmarks.accuracy``: recommended machines, and what learning adds.
 
-*recommended*: recommended and default machines on test images, by round; round 0
-is fixed. *learning*: filters and metrics of no layer, one or both of two layers learned,
-on training images held out. *regret*: what a criterion of the training images loses beside
-the ridge and round that are the best on other images.
+*recommended*: recommended and default machines on test images, by round; round 0 is
+fixed. *learning*: filters and metrics of no layer, one or both of two layers learned,
+on training images held out. *regret*: what a criterion of the training images loses
+beside the ridge and round that are the best on other images.
 """
 
 import json
