@@ -290,7 +290,10 @@ def list_choices(records):
             # Shapes larger than 32 pixels, of framed digits, have other scales.
             shape = (42, 42, 1) if problem == "framed MNIST" else (28, 28, 1)
             best = chosen(ROWS[name](shape, None), records[problem, name, None])
-            words = [f"{key}={machines.describe(value)}" for key, value in best.items()]
+            words = [
+                f"{key}={machines.describe(value)}"
+                for key, value in sorted(best.items())
+            ]
             rows.append([problem, name, ", ".join(words) or "nothing searched"])
     return format_table(["data", "row", "chosen"], rows)
 

@@ -191,7 +191,8 @@ def best_in_turns(calls, turns):
 def _cpu_seconds():
     """Return processor seconds of this process and its children, also running ones."""
     ticks = sum(map(_running_ticks, _children()))
-    return sum(os.times()[:4]) + ticks / os.sysconf("SC_CLK_TCK")
+    ended = sum(os.times()[2:4])
+    return time.process_time() + ended + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _children():
