@@ -1,5 +1,6 @@
 """Images of 0 to 255 are divided by 255: the machine is that of images in [0, 1]."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -43,7 +44,7 @@ DTYPES = pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 
 
 def make(name, **options):
-    kernel, features = MACHINES[name]
+    kernel, features = copy.deepcopy(MACHINES[name])
     options = {"n_rounds": 1, "alpha": (1e-3, 1e-1), **options}
     return ConvRFMClassifier(kernel, features, **options)
 
