@@ -49,17 +49,18 @@ from .compute.images import as_images
 from .compute.progress import with_progress
 from .compute.sampling import (
     Lineup,
-    binary_exponent,
     content_positions,
     find_copies,
     groups_of_images,
+    none_vanishing,
+    unit_weights,
 )
 from .compute.torch_state import plain_torch
 from .features.layer import ConvFeatures
 from .features.skips import fitted_scales
 from .kernels.base import BaseKernel, PatchKernel
 from .learning.checkpoint import Checkpoint, describe, digest
-from .learning.composition import auto_features, check_composition
+from .learning.composition import auto_features, check_composition, check_patience
 from .learning.fitted import as_matrix, check_layers, check_numbers
 from .learning.forecast import check_fit
 from .learning.models import fitted_outputs, layer_powers
@@ -91,8 +92,6 @@ DEFAULT_ALPHAS = tuple(
 
 # Parameters that a checkpoint does not depend on.
 _NOT_OF_THE_RESULT = {"device", "n_jobs", "verbose", "checkpoint"}
-# Weights are at least this part of the largest: a smaller one is rounding beside it.
-_LEAST_WEIGHT = 1e-24
 # Sums of the weights of a partial_fit, within which sums over rows keep them.
 _SUM_RANGE = (1e-100, 1e100)
 
@@ -132,6 +131,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         "features": [StrOptions({"auto"}), ConvFeatures, list, tuple, None],
         "alpha": [Interval(Real, 0, None, closed="neither"), "array-like"],
         "n_rounds": [Interval(Integral, 0, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
         "agop_power": [Interval(Real, 0, None, closed="neither")],
         "agop_samples": [
             StrOptions({"auto"}),
@@ -155,6 +155,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         *,
         alpha: ArrayLike = DEFAULT_ALPHAS,
         n_rounds: int = 4,
+        n_iter_no_change: int | None = 1,
         agop_power: float = 0.5,
         agop_samples: float | Literal["auto"] | None = "auto",
         landmarks: int | None = None,
@@ -173,6 +174,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         self.features = features
         self.alpha = alpha
         self.n_rounds = n_rounds
+        self.n_iter_no_change = n_iter_no_change
         self.agop_power = agop_power
         self.agop_samples = agop_samples
         self.landmarks = landmarks
@@ -209,7 +211,9 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             raise ValueError(
                 "X has 1 sample with a positive weight; a fit needs at least 2."
             )
-        encoding, targets, weights = self._encode(y[kept], _scaled(row_weights[kept]))
+        encoding, targets, weights = self._encode(
+            y[kept], unit_weights(row_weights[kept])
+        )
         rng = self._rng()
         recipe = self._recipe(X, image_shape, rng)
         if self.warm_start and hasattr(self, "kernel_"):
@@ -357,6 +361,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         if features is None or isinstance(features, ConvFeatures):
             features = [] if features is None else [features]
         check_composition(kernel, features)
+        check_patience(self.n_iter_no_change, self.selection)
         return Recipe(
             kernel=kernel,
             features=tuple(clone(layer) for layer in features),
@@ -430,7 +435,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             images = as_images(rows, image_shape, self.channels)
         observations = Observations(image, targets, weights)
         targets, weights, scatter = observations.of_images()
-        weights, offset = _none_vanishing(weights), rng.uniform()
+        weights, offset = none_vanishing(weights), rng.uniform()
         strata = self._strata(targets, positions, rng)
         lineup = Lineup(strata, positions, weights, offset)
         columns = images, targets, weights, scatter
@@ -508,13 +513,3 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
                 "fit."
             )
         return outputs
-
-
-def _scaled(weights):
-    """Return positive weights times a power of two, the largest about 1."""
-    return _none_vanishing(np.ldexp(weights, -binary_exponent(weights)))
-
-
-def _none_vanishing(weights):
-    """Return positive weights, none so small beside others that its root is lost."""
-    return np.maximum(weights, _LEAST_WEIGHT * weights.max())

@@ -196,12 +196,13 @@ def test_fit_is_kernel_ridge_in_the_metric_of_the_round(problem, n_rounds):
 def test_constructor_has_the_documented_parameters():
     signature = inspect.signature(ConvRFMClassifier)
     assert list(signature.parameters) == [
-        *("kernel", "features", "alpha", "n_rounds", "agop_power", "agop_samples"),
+        *("kernel", "features", "alpha", "n_rounds", "n_iter_no_change"),
+        *("agop_power", "agop_samples"),
         *("landmarks", "selection", "class_weight", "image_shape", "channels"),
         *("warm_start", "checkpoint", "device", "dtype", "n_jobs", "random_state"),
         "verbose",
     ]
-    assert len(signature.parameters) == 18
+    assert len(signature.parameters) == 19
     regressor = set(inspect.signature(ConvRFMRegressor).parameters)
     assert set(signature.parameters) - regressor == {"class_weight"}
 
