@@ -81,6 +81,7 @@ def make_classifier(options, **parameters):
     return ConvRFMClassifier(
         ConvNTK(options.depth, bias=options.bias),
         n_rounds=options.rounds,
+        n_iter_no_change=None,
         random_state=options.seed,
         verbose=1,
         **parameters,

@@ -287,6 +287,7 @@ def random_learner(rng, shape):
     options = {
         "alpha": pick(rng, [(1e-3, 1e-1, 10.0), (1e-2, 1e-1, 1.0), 0.1, *_EXTREMES]),
         "n_rounds": int(rng.integers(0, 3)),
+        "n_iter_no_change": pick(rng, (1, None)),
         "agop_power": pick(rng, (0.5, 0.5, 1.0, 0.25)),
         "agop_samples": pick(rng, ("auto", "auto", None, 5, 0.5)),
         "landmarks": pick(rng, (None, None, max(2, n // 2))),

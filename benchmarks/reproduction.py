@@ -71,7 +71,9 @@ def by_round(data, n_rounds, kernel, **parameters):
 def deep(data, n_rounds, activation):
     """Measure the test accuracy of two layers in per cent, and the layer kept."""
     X, y, X_test, y_test = data
-    model = deep_convrfm(2, 16, activation, bias=0, n_rounds=n_rounds).fit(X, y)
+    model = deep_convrfm(
+        2, 16, activation, bias=0, n_rounds=n_rounds, n_iter_no_change=None
+    ).fit(X, y)
     return {"accuracy": 100 * model.score(X_test, y_test), "layer": model.best_layer_}
 
 

@@ -59,7 +59,7 @@ from .compute.torch_state import plain_torch
 from .features.layer import ConvFeatures
 from .features.skips import fitted_scales
 from .kernels.base import BaseKernel, PatchKernel
-from .learning.composition import auto_features, check_composition
+from .learning.composition import auto_features, check_composition, check_patience
 from .learning.fitted import as_matrix, check_layers, check_numbers, check_positive
 from .learning.forecast import check_fit
 from .learning.models import fitted_outputs, layer_powers
@@ -128,6 +128,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         "features": [StrOptions({"auto"}), ConvFeatures, list, tuple, None],
         "alpha": [Interval(Real, 0, None, closed="neither"), "array-like"],
         "n_rounds": [Interval(Integral, 0, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
         "agop_power": [Interval(Real, 0, None, closed="neither")],
         "agop_samples": [
             StrOptions({"auto"}),
@@ -151,6 +152,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         *,
         alpha: ArrayLike = DEFAULT_ALPHAS,
         n_rounds: int = 4,
+        n_iter_no_change: int | None = 1,
         agop_power: float = 0.5,
         agop_samples: float | Literal["auto"] | None = "auto",
         landmarks: int | None = None,
@@ -169,6 +171,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         self.features = features
         self.alpha = alpha
         self.n_rounds = n_rounds
+        self.n_iter_no_change = n_iter_no_change
         self.agop_power = agop_power
         self.agop_samples = agop_samples
         self.landmarks = landmarks
@@ -358,6 +361,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             features = [] if features is None else [features]
         check_composition(kernel, features)
         scale = resolve_scale([*features, kernel][0].scale, image_shape, X)
+        check_patience(self.n_iter_no_change, self.selection)
         return Recipe(
             kernel=kernel,
             features=tuple(clone(layer) for layer in features),

@@ -10,6 +10,7 @@ from ._input import check_weights
 from .compute.images import unscaled
 from .compute.progress import LONG_CALL, in_words
 from .learning.checkpoint import Checkpoint, describe, digest
+from .learning.choice import describe_choice
 from .learning.rounds import (
     Schedule,
     StagePlan,
@@ -135,6 +136,7 @@ class Fitting(Watcher):
         self._data, self._plan, self._name = data, plan, phase
         self._phase = None if self.checkpoint is None else self.checkpoint.phase(phase)
         options = (estimator.n_rounds, estimator.agop_power, estimator.selection)
+        options += (estimator.n_iter_no_change,)
         # With held-out rows there are two fits, with the same filters.
         recipe = replace(recipe, rng=copy.deepcopy(recipe.rng))
         return fit_stages(recipe, data, Schedule(*options, plan), self, held_out)
@@ -154,33 +156,39 @@ class Fitting(Watcher):
         if self._phase is not None:
             self._phase.save(stage, progress)
 
-    def report(self, stages, best, history):
+    def report(self, stages, best, history, ends):
         """Print a line about the round, and tell the callbacks, which may stop."""
         estimator, index = self._estimator, len(stages)
         if self.callbacks is None:
             return False
         if estimator.verbose:
-            print(self._describe_round(index, history))
-        n_stages, n_rounds = self._recipe.n_stages, estimator.n_rounds
-        selection = estimator.selection
+            print(self._describe_round(index, history, ends))
+            if ends:
+                print(f"[{type(estimator).__name__}] {self._describe(history, best)}")
+        n_stages, selection = self._recipe.n_stages, estimator.selection
         if self._plan is not None:
-            n_stages, n_rounds = len(self._plan), self._plan[index].n_rounds
-            selection = "last"
-        last = index + 1 == n_stages and history["round"][-1] == n_rounds
+            n_stages, selection = len(self._plan), "last"
+        last = index + 1 == n_stages and ends
         return self.callbacks.end_round(
             lambda: self._attributes(self._data, stages, selection, (best, history)),
             last and self._name != "choice",
         )
 
-    def _describe_round(self, index, history):
+    def _describe(self, history, best):
+        """Return a sentence about the round that was kept."""
+        estimator = self._estimator
+        options = estimator.selection, estimator.n_rounds
+        return describe_choice(history, best.index, *options)
+
+    def _describe_round(self, index, history, ends):
         """Return one line about the last round of a stage."""
         last = {key: values[-1] for key, values in history.items()}
         seconds = sum(last[key] for key in last if key.startswith("seconds"))
         estimator, n_stages = self._estimator, self._recipe.n_stages
         layer = f"layer {index + 1}/{n_stages}  " if n_stages > 1 else ""
-        rounds = (n_stages - index) * (estimator.n_rounds + 1) - last["round"] - 1
-        left = rounds * seconds
-        rest = f", about {in_words(left)} left" if left >= LONG_CALL else ""
+        here = 0 if ends else estimator.n_rounds - last["round"]
+        left = (here + (n_stages - index - 1) * (estimator.n_rounds + 1)) * seconds
+        rest = f", at most {in_words(left)} left" if left >= LONG_CALL else ""
         return (
             f"[{type(estimator).__name__}] {layer}round {last['round']}/"
             f"{estimator.n_rounds}  alpha={last['alpha']:.0e}  gcv={last['gcv']:.4g}  "
@@ -225,6 +233,7 @@ class Fitting(Watcher):
             "alpha_": solution.alpha,
             "best_round_": best.index,
             "history_": _as_arrays(history),
+            "choice_reason_": self._describe(history, best),
             **kept,
             "loo_prediction_": left_out[:, 0] if is_flat else left_out,
             **estimator._calibrate(*calibrated, **self._common),

@@ -386,6 +386,8 @@ def test_class_weights_that_are_not_positive_are_refused(images, labels, class_w
         ("features", "conv"),
         ("features", 3),
         ("n_rounds", -1),
+        ("n_iter_no_change", 0),
+        ("n_iter_no_change", 1.0),
         ("agop_power", 0),
         ("agop_power", np.nan),
         ("agop_power", np.inf),

@@ -24,6 +24,7 @@ from skconvrfm.learning import rounds
 OTHERS = {
     "alpha": 7.0,
     "n_rounds": 3,
+    "n_iter_no_change": None,
     "agop_power": 1.0,
     "agop_samples": 2,
     "landmarks": 3,

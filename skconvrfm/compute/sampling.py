@@ -14,10 +14,10 @@ _DIRECTION_ENTRIES, _PROJECTED_ENTRIES = 2**20, 2**21
 # Distances of patches that settle a median, and the images that it takes at least.
 MEDIAN_DISTANCES = 2_000_000
 _MEDIAN_IMAGES = 20
-# Draws that are made one by one; more would give every row what its weight gives it.
-_MOST_DRAWS = 2**24
 # Weights are at least this part of the largest: a smaller one is rounding beside it.
 _LEAST_WEIGHT = 1e-24
+# Draws that are made one by one; more would give every row what its weight gives it.
+_MOST_DRAWS = 2**24
 
 
 def content_positions(images, rng):

@@ -135,3 +135,13 @@ def _check_room(index, layer, above, is_last):
                 f"{needed[1]} locations: take pool_grid=None or pool_size=2, or a "
                 "smaller depth."
             )
+
+
+def check_patience(n_iter_no_change, selection):
+    """Refuse a number of rounds to wait for where no criterion chooses the round."""
+    if selection == "last" and n_iter_no_change not in (None, 1):
+        raise ValueError(
+            f"n_iter_no_change={n_iter_no_change} waits for a criterion, but "
+            "selection='last' takes the last of all n_rounds without one: leave "
+            "n_iter_no_change at 1 or None, or take selection='gcv'."
+        )
