@@ -123,7 +123,7 @@ def patch_occlusion(
     (3, 8, 8)
     """
     explained = explained_targets(estimator, X, target)
-    images = np.asarray(estimator._check_images(X)[:])
+    images = images_of(estimator, X)
     height, width = images.shape[1:3]
     rows, columns = _occlusion_size(patch_size, height, width)
     places = [
@@ -141,6 +141,11 @@ def patch_occlusion(
         for place, change in zip(places, changes, strict=True):
             falls[(index, *place)] += change
     return falls / counts
+
+
+def images_of(estimator, X):
+    """Return images (n, h, w, c) of a fitted estimator, with the pixels of `X`."""
+    return np.asarray(estimator._check_images(X)[:]) * estimator.scale_
 
 
 @dataclass(frozen=True)
@@ -200,8 +205,9 @@ def _output_gradients(estimator, X, outputs):
     place = estimator.device, estimator.dtype, estimator.n_jobs
     resources = make_resources(*place, images, centres, learned=learned)
     maps, scales = [layer.maps_ for layer in features], ()
+    scale = estimator.scale_  # by which the machine divides pixels
     if isinstance(kernel, PatchKernel):
-        centres = as_images(centres, estimator.image_shape_, estimator.channels_)
+        centres = as_images(centres, estimator.image_shape_, estimator.channels_, scale)
         centres = hold_maps(pass_through(centres, maps), resources)
         transform = kernel.patch_transform_
         readout = PatchReadout(kernel, centres, coef, transform, resources)
@@ -209,7 +215,7 @@ def _output_gradients(estimator, X, outputs):
         scales = fitted_scales(features)
         linear = LinearReadout(coef)
         readout = linear if centres is None else RadialReadout(kernel, centres, coef)
-    return input_gradients(maps, readout, images, resources, scales)
+    return input_gradients(maps, readout, images, resources, scales) / scale
 
 
 def _occlusion_size(patch_size, height, width):

@@ -164,6 +164,21 @@ def test_channels_first_and_flat_rows_are_explained_alike():
             np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-10)
 
 
+def test_pixels_of_0_to_255_are_explained_in_their_own_unit():
+    X, y = data()
+    X = np.round(40 * (X - X.min())).clip(0, 255).astype(np.uint8)
+    options = {"n_rounds": 0, "dtype": "float64", "random_state": 0}
+    for kernel in ("gaussian", ConvNTK(depth=2)):
+        whole = ConvRFMClassifier(kernel, **options).fit(X, y)
+        unit = ConvRFMClassifier(kernel, **options).fit(X / 255, y)
+        assert (whole.scale_, unit.scale_) == (255, 1)
+        for explain, factor in ((pixel_gradients, 255), (patch_occlusion, 1)):
+            found = factor * explain(whole, X[:2], target=0)
+            expected = explain(unit, X[:2] / 255, target=0)
+            size = np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, atol=1e-5 * size)
+
+
 def test_outputs_of_a_regressor_are_named_by_number():
     X, y = data()
     model = ConvRFMRegressor("gaussian", n_rounds=0, dtype="float64")

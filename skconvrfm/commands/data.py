@@ -34,7 +34,9 @@ def read_labelled(path, size, mode, skip_broken):
     if path.is_dir():
         return _read_class_folders(path, size, mode, skip_broken), None
     if size is not None or mode != "auto":
-        raise UsageError("--size and --mode are for folders; arrays are taken as is")
+        raise UsageError(
+            "--size and --mode are for folders; arrays are taken as they are"
+        )
     place = f"DATA {path}"
     arrays = read_archive(place, path, *LABELLED, also=("X_test", "y_test"))
     names = [name for name in arrays if name.startswith("X")]
@@ -68,7 +70,7 @@ def read_unlabelled(path, model, skip_broken):
             f"{place}: {name} has images of shape {shape}, the model was trained on "
             f"{model.image_shape_}; bring them to that shape"
         )
-    return Images(scaled(X), None, [f"{name}[{i}]" for i in range(len(X))])
+    return Images(X, None, [f"{name}[{i}]" for i in range(len(X))])
 
 
 def read_files(path, model, skip_broken=False):
@@ -93,7 +95,9 @@ def read_files(path, model, skip_broken=False):
         raise UsageError(f"{path}: has no image files that can be read")
     base = path if path.is_dir() else path.parent
     names = [str(file.relative_to(base)) for file in np.array(files)[read]]
-    return Images(scaled(X), None, names)
+    if model.scale_ == 1.0:  # trained on an archive of floats of order one
+        X = X / np.float32(255)
+    return Images(X, None, names)
 
 
 def _read_class_folders(path, size, mode, skip_broken):
@@ -104,7 +108,7 @@ def _read_class_folders(path, size, mode, skip_broken):
     options = {"size": size, "mode": mode, "on_error": on_error}
     images = _said_well(path, lambda: load_image_folder(path, **options))
     names = [str(Path(name).relative_to(path)) for name in images.filenames]
-    return Images(scaled(images.data), images.target_names[images.target], names)
+    return Images(images.data, images.target_names[images.target], names)
 
 
 def _default_size(files):
@@ -201,7 +205,7 @@ def _image_faults(name, X):
         fit = f"{SHAPES}, with at least one image"
         yield f"{name} has shape {X.shape}; it must be {fit}"
     if X.dtype not in (np.uint8, np.float32, np.float64):
-        fit = "uint8 images (0 to 255), or float32 or float64 images of order one"
+        fit = "uint8, float32 or float64 images"
         yield f"{name} has dtype {X.dtype}; save {fit}"
     if not np.isfinite(X).all():
         yield f"{name} has NaN or infinite pixels"
@@ -223,11 +227,6 @@ def check_alike(place, arrays):
             raise UsageError(f"{place}: {dtypes}; both must be numbers or both text")
 
 
-def scaled(images):
-    """Return uint8 images as floats in [0, 1], others as they are."""
-    return images / np.float32(255) if images.dtype == np.uint8 else images
-
-
 def _of_archive(arrays, name):
     y = arrays[name.replace("X", "y", 1)]
-    return Images(scaled(arrays[name]), y, [f"{name}[{i}]" for i in range(len(y))])
+    return Images(arrays[name], y, [f"{name}[{i}]" for i in range(len(y))])

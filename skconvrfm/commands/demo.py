@@ -25,7 +25,7 @@ from ..display import ExplanationDisplay, PatchFiltersDisplay, RoundsDisplay
 from ..estimators import ConvRFMClassifier
 from ..features import ConvFeatures
 from ..kernels import ConvNTK
-from .data import check_alike, find_faults, read_archive, scaled
+from .data import check_alike, find_faults, read_archive
 from .screen import Screen, installed
 
 DESCRIPTION = (
@@ -78,8 +78,8 @@ def add_options(parser):
     images = (
         "your own images: a NumPy archive with X_train and X_test of shape (n, rows, "
         "columns) or (n, rows, columns, channels) and labels y_train and y_test of "
-        "shape (n,). uint8 images are divided by 255 into [0, 1], floats are taken as "
-        "they are"
+        "shape (n,). Images whose values are all from 0 to 255, some beyond 1.5, are "
+        "divided by 255"
     )
     add("--data FILE.npz", Path, None, images)
     part = (
@@ -169,14 +169,13 @@ def draw_by_class(y, n, seed):
 
 
 def read_npz(path):
-    """Return the user's images, checked for all models; uint8 is scaled to [0, 1]."""
+    """Return the user's images, checked for all models."""
     place = f"--data {path}"
     arrays = read_archive(place, path, KEYS)
     faults = find_faults(arrays, "X_train", "y_train")
     for fault in chain(faults, find_faults(arrays, "X_test", "y_test")):
         raise cli.UsageError(f"{place}: {fault}")
     check_alike(place, arrays)
-    arrays |= {name: scaled(arrays[name]) for name in ("X_train", "X_test")}
     return Split(path.name, **arrays)
 
 

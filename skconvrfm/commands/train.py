@@ -49,7 +49,7 @@ def add_options(parser):
         type=Path,
         help="a folder with a subfolder of image files for each class; or a NumPy "
         "archive (.npz) with X_train and y_train, or X and y: images (n, rows, "
-        "columns) or (n, rows, columns, channels), uint8 or floats of order one, and "
+        "columns) or (n, rows, columns, channels), uint8 or floats, and "
         "labels (n,). With X_test and y_test their accuracy is printed too",
     )
     parser.add_argument(

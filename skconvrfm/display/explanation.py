@@ -10,7 +10,12 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, is_classifier
 
 from .._typing import Pair
-from ..explain import explained_targets, patch_occlusion, pixel_gradients
+from ..explain import (
+    explained_targets,
+    images_of,
+    patch_occlusion,
+    pixel_gradients,
+)
 from ._axes import check_matplotlib, make_axes, signed, stretched
 
 _WHAT = "image, evidence by pixel and by patch"
@@ -99,7 +104,7 @@ class ExplanationDisplay:
         explained = explained_targets(estimator, X, target)
         gradient = pixel_gradients(estimator, X, target=target)[0]
         occlusion = patch_occlusion(estimator, X, target=target, patch_size=patch_size)
-        pixels = np.asarray(estimator._check_images(X)[:])[0]
+        pixels = images_of(estimator, X)[0]
         difference = pixels - pixels.mean((0, 1))
         return cls(
             image=pixels,
