@@ -17,6 +17,7 @@ PACKAGE = Path(skconvrfm.__file__).parent
 # From the top down: a module imports from its own room and from those below it.
 ROOMS = [
     "__main__",
+    "commands",
     "__init__",
     "transformer",
     "estimators",
@@ -24,6 +25,7 @@ ROOMS = [
     "_fitting",
     "ansatz",
     "display",
+    "explain",
     "learning",
     "kernels",
     "features",

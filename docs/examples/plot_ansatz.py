@@ -155,7 +155,7 @@ plt.show()
 # `X` may be arrays of images `(n, h, w, c)`, scaled and normalised as in the training,
 # or a `DataLoader`. The command line does it without a program::
 #
-#     python -m skconvrfm.ansatz package.module:MyNetwork --images FILE.npz \
+#     skconvrfm ansatz package.module:MyNetwork --images FILE.npz \
 #         --weights checkpoint.pt
 #
 # :ref:`ansatz` explains the numbers.
