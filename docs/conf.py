@@ -2,6 +2,7 @@
 
 import os
 
+from docutils.nodes import SkipNode
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
@@ -23,7 +24,8 @@ extensions = [
 ]
 templates_path = ["_templates"]
 # The sources of the gallery are not pages; sphinx-gallery makes docs/gallery of them.
-exclude_patterns = ["_build", "changes", "examples"]
+# Its tables of times load scripts from the network.
+exclude_patterns = ["_build", "changes", "examples", "**sg_execution_times.rst"]
 default_role = "literal"
 extlinks = {"arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s")}
 
@@ -110,11 +112,13 @@ if "READTHEDOCS" in os.environ:
 def visit_math(translator, node):
     """Write a formula within a line."""
     translator.body.append(as_mathml(node, block=False))
+    raise SkipNode
 
 
 def visit_displaymath(translator, node):
     """Write a formula of its own, which scrolls where it is too wide."""
     translator.body.append(f'<div class="math">{as_mathml(node, block=True)}</div>')
+    raise SkipNode
 
 
 def as_mathml(node, block):
@@ -126,14 +130,10 @@ def as_mathml(node, block):
         return node.astext()
 
 
-def depart_nothing(translator, node):
-    """A formula is written whole when it is visited."""
-
-
 def setup(app):
     """Draw formulas with MathML."""
     app.add_html_math_renderer(
         "mathml",
-        inline_renderers=(visit_math, depart_nothing),
-        block_renderers=(visit_displaymath, depart_nothing),
+        inline_renderers=(visit_math, None),
+        block_renderers=(visit_displaymath, None),
     )
