@@ -28,6 +28,7 @@ ROOMS = [
     "kernels",
     "features",
     "datasets",
+    "_image_folder",
     "_input",
     "_command_line",
     "_docs",
