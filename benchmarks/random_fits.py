@@ -306,7 +306,8 @@ _EXTREMES = [(1e-6, 1e-2, 100.0), (1e-8, 1e2)]
 def random_machine(rng):
     """Return a kernel, and feature layers or None."""
     if rng.random() < 0.5:
-        return random_patch_kernel(rng, most=3), None
+        kernel = random_patch_kernel(rng, most=3)
+        return kernel.set_params(scale=pick(rng, ("auto", "auto", 4.0))), None
     if rng.random() < 0.2:
         kernel = random_patch_kernel(rng, most=1).set_params(mirror=False)
         return kernel, [random_layer(rng, lower=True)]

@@ -81,8 +81,8 @@ def parse_options(argv=None):
     images = (
         "your own images: a NumPy archive with X_train and X_test of shape (n, rows, "
         "columns) or (n, rows, columns, channels) and labels y_train and y_test of "
-        "shape (n,). uint8 images are divided by 255 into [0, 1], floats are taken as "
-        "they are"
+        "shape (n,). Images whose values are all from 0 to 255, some beyond 1.5, are "
+        "divided by 255"
     )
     add("--data FILE.npz", Path, None, images)
     part = (
@@ -182,7 +182,7 @@ def draw_by_class(y, n, seed):
 
 
 def read_npz(path):
-    """Return the user's images, checked for all models; uint8 is scaled to [0, 1]."""
+    """Return the user's images, checked for all models."""
     option = f"--data {path}"
     try:
         with path.open("rb") as file:
@@ -203,9 +203,6 @@ def read_npz(path):
         raise cli.UsageError(f"{option}: {fault}") from error
     for fault in _find_faults(arrays):
         raise cli.UsageError(f"{option}: {fault}")
-    for name in ("X_train", "X_test"):
-        if arrays[name].dtype == np.uint8:
-            arrays[name] = arrays[name] / np.float32(255)
     return Split(path.name, **arrays)
 
 
@@ -218,7 +215,7 @@ def _find_faults(arrays):
             fit = "(n, rows, columns) or (n, rows, columns, channels)"
             yield f"{X} shape {images.shape}; it must be {fit}, with at least one image"
         if images.dtype not in (np.uint8, np.float32, np.float64):
-            fit = "uint8 images (0 to 255), or float32 or float64 images of order one"
+            fit = "uint8, float32 or float64 images"
             yield f"{X} dtype {images.dtype}; save {fit}"
         if not np.isfinite(images).all():
             yield f"{X} NaN or infinite pixels"

@@ -137,6 +137,9 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         After `partial_fit`: the sums over what it has seen, and a sample of the rows.
     image_shape_, channels_
         Shape (h, w, c) and layout of an image in the fit.
+    scale_ : float
+        Number that all images are divided by, in the fit and after it: the `scale` of
+        the first feature layer, or else of the kernel; of ``"auto"`` 1 or 255.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
         Number of features of a row, and their names where `X` had string names.
 
@@ -170,14 +173,17 @@ IMAGES = """Parameters
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
                 (n_samples, h, w, c)
-            Images, laid out as in `fit`."""
+            Images, laid out as in `fit`; labels of a torch Dataset are left out."""
 
 FIT = """X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
                 (n_samples, h, w, c)
-            Images, or rows of pixels, of any real dtype. Of a memmap, a dataset of h5py
-            or zarr, or another array that is read by slices, feature layers and
-            landmarks hold no more than blocks; a kernel of patches without landmarks
-            reads it whole."""
+            Images, or rows of pixels, of any real dtype; also a list of images of one
+            size, arrays or of PIL, or a torch Dataset or DataLoader of pairs (image,
+            label), whose labels are `y` where that is None. Its images are read once,
+            mostly of shape (c, h, w), which ``channels="first"`` says.
+            Of a memmap, a dataset of h5py or zarr, or another array that is read by
+            slices, feature layers and landmarks hold no more than blocks; a kernel of
+            patches without landmarks reads it whole."""
 
 WEIGHTS = """sample_weight : array-like of shape (n_samples,), default=None
             Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.\

@@ -1,11 +1,15 @@
 """One fit of an estimator: choice, refit, reports, and the fitted attributes."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 
+from ._input import check_weights
+from .compute.images import unscaled
 from .compute.progress import LONG_CALL, in_words
+from .learning.checkpoint import Checkpoint, describe, digest
 from .learning.rounds import (
     Schedule,
     StagePlan,
@@ -17,6 +21,8 @@ from .learning.rounds import (
 )
 from .learning.stream import Stream
 
+# Parameters that a checkpoint does not depend on.
+_NOT_OF_THE_RESULT = {"device", "n_jobs", "verbose", "checkpoint"}
 # selection="holdout": part of the rows that chooses.
 _HOLDOUT_FRACTION = 0.2
 
@@ -30,6 +36,40 @@ class Fitting(Watcher):
     def __init__(self, estimator, recipe, common, output_shape):
         self._estimator, self._recipe = estimator, recipe
         self._common, self._output_shape = common, output_shape
+
+    def open_checkpoint(self, X, y, sample_weight, groups):
+        """Return the context of this fit's `Checkpoint`, or of None."""
+        estimator, recipe = self._estimator, self._recipe
+        if estimator.checkpoint is None:
+            return nullcontext()
+        from . import __version__  # not there yet while this module is imported
+
+        parameters = {"estimator": type(estimator).__name__, "version": __version__}
+        resolved = {
+            "kernel": recipe.kernel,
+            "features": recipe.features,
+            "alpha": recipe.alphas,
+            "image_shape": self._common["image_shape_"],
+        }
+        for name, value in (estimator.get_params(deep=False) | resolved).items():
+            if name not in _NOT_OF_THE_RESULT:
+                parameters[name] = describe(value)
+        data = {"X": X, "y": y, "sample_weight": check_weights(sample_weight, X)}
+        if groups is not None:
+            data["groups"] = groups
+        if recipe.start is not None:
+            parameters["scale"] = recipe.scale
+            for index, transform in enumerate(recipe.start.transforms):
+                if transform is not None:
+                    data[f"metric {index} of the former fit"] = transform
+        digests = {name: digest(array) for name, array in data.items()}
+        checkpoint = Checkpoint(estimator.checkpoint, parameters, digests)
+        if estimator.verbose and checkpoint.n_rounds:
+            print(
+                f"[{type(estimator).__name__}] goes on after {checkpoint.n_rounds} "
+                f"rounds in checkpoint={str(estimator.checkpoint)!r}"
+            )
+        return checkpoint
 
     def run(self, data):
         """Return the fitted attributes of a fit to some rows."""
@@ -79,7 +119,8 @@ class Fitting(Watcher):
         sample = units.sample
         columns = (sample.rows, sample.targets, sample.weights, None)
         shape, rng = self._common["image_shape_"], copy.deepcopy(self._recipe.rng)
-        _, data = estimator._training_set(*columns, shape, rng)
+        scale = self._common["scale_"]
+        _, data = estimator._training_set(*columns, shape, scale, rng)
         data = replace(data, scatter=sample.scatter)
         self._recipe = recipe.summed(model, units.moments)
         self._phase, self._data = None, data
@@ -191,7 +232,7 @@ class Fitting(Watcher):
 
     def _flat_rows(self, images):
         """Return images of the first stage as flat rows, laid out as they came."""
-        images = np.asarray(images)
+        images = unscaled(images)
         if self._estimator.channels == "first":
             images = images.transpose(0, 3, 1, 2)
         return np.array(images.reshape(len(images), -1))

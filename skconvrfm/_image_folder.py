@@ -1,14 +1,11 @@
 """Image files, read by Pillow into one uint8 array, which may lie in a file."""
 
 import os
-import shutil
-import tempfile
-import weakref
 from pathlib import Path
 
 import numpy as np
 
-from .compute.parallel import working_memory
+from .compute.stored import allocate
 from .compute.warn import warn_caller
 
 _NAMED_FILES = 10  # in a warning
@@ -96,7 +93,7 @@ class _Images:
         if self.mode == "auto" and pixels.ndim == 3 and _is_grey(pixels):
             pixels = pixels[..., 0]
         if self.data is None:
-            self.data, self.first = _allocate((self.n, *pixels.shape)), file
+            self.data, self.first = allocate((self.n, *pixels.shape), np.uint8), file
         if pixels.shape[:2] != self.data.shape[1:3]:
             (h, w), (rows, columns) = pixels.shape[:2], self.data.shape[1:3]
             raise ValueError(
@@ -105,7 +102,7 @@ class _Images:
                 f"size, such as size=({rows}, {columns}), to which all are resized."
             )
         if pixels.ndim > self.data.ndim - 1:  # the first in colour
-            grey, self.data = self.data, _allocate((self.n, *pixels.shape))
+            grey, self.data = self.data, allocate((self.n, *pixels.shape), np.uint8)
             for i in range(self.count):
                 self.data[i] = grey[i][..., None]
         elif pixels.ndim < self.data.ndim - 1:
@@ -116,16 +113,6 @@ class _Images:
     def finish(self):
         """Return all images, or None if there are none."""
         return None if self.data is None else self.data[: self.count]
-
-
-def _allocate(shape):
-    """Return a uint8 array, beyond the working memory of scikit-learn in a file."""
-    if np.prod(shape, dtype=float) <= working_memory():
-        return np.empty(shape, np.uint8)
-    folder = tempfile.mkdtemp(prefix="skconvrfm-images-")
-    array = np.memmap(Path(folder) / "images", np.uint8, "w+", shape=shape)
-    weakref.finalize(array.base, shutil.rmtree, folder, ignore_errors=True)
-    return array
 
 
 def _read_image(file, size, mode, resize):

@@ -135,7 +135,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
     def fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: Weights = None,
         groups: ArrayLike | None = None,
     ) -> Self:
@@ -154,7 +154,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
     def partial_fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         classes: ArrayLike | None = None,
         sample_weight: Weights = None,
     ) -> Self:
@@ -374,7 +374,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
     def fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: Weights = None,
         groups: ArrayLike | None = None,
     ) -> Self:
@@ -391,7 +391,10 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
     @all_or_nothing
     @fit_method
     def partial_fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: Weights = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike | None = None,
+        sample_weight: Weights = None,
     ) -> Self:
         """Add images to those that were seen, with the present filters and metric.
 

@@ -428,6 +428,8 @@ def test_invalid_parameter_values_are_refused(Estimator, images, labels, name, v
         ("kernel__bias", 1e160),
         ("kernel__metric", "mahalanobis"),
         ("kernel__pool_grid", 0),
+        ("kernel__scale", 0),
+        ("kernel__scale", "raw"),
         ("features__n_filters", 0),
         ("features__patch_size", 2.5),
         ("features__padding", "full"),
@@ -441,6 +443,8 @@ def test_invalid_parameter_values_are_refused(Estimator, images, labels, name, v
         ("features__pool_size", 0),
         ("features__pool_overlap", 1.5),
         ("features__mirror", "horizontal"),
+        ("features__scale", -1.0),
+        ("features__scale", np.inf),
     ],
 )
 def test_invalid_nested_values_are_refused(Estimator, images, labels, name, value):

@@ -29,7 +29,9 @@ ROOMS = [
     "features",
     "datasets",
     "_image_folder",
+    "_scale",
     "_input",
+    "_sequences",
     "_command_line",
     "_docs",
     "compute",
@@ -39,7 +41,7 @@ ROOMS = [
 # Names that may be imported from above.
 FROM_ABOVE = {
     # A plain string, and the package is imported before any estimator is fitted.
-    ("skconvrfm._base", "skconvrfm.__version__"),
+    ("skconvrfm._fitting", "skconvrfm.__version__"),
 }
 LONGEST = 520
 

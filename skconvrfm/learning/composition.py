@@ -78,8 +78,21 @@ def check_composition(kernel, features):
             f"{features!r}, and the mirror of a map is not the map of the mirrored "
             "image: take mirror=False, or features=None."
         )
+    _check_scales(kernel, features)
     for index, above in enumerate([*features[1:], kernel][: len(features)]):
         _check_room(index, features[index], above, index + 1 == len(features))
+
+
+def _check_scales(kernel, features):
+    """Refuse a scale of what sees maps: images are divided below the first layer."""
+    above = [(f"features[{i}]", layer) for i, layer in enumerate(features)][1:]
+    for name, part in [*above, ("kernel", kernel)] if features else ():
+        if part.scale != "auto":
+            raise ValueError(
+                f"{name}.scale={part.scale!r} has no effect above features[0]="
+                f"{features[0]!r}, which sees the images: take features[0].scale="
+                f"{part.scale!r}, and {name}.scale='auto'."
+            )
 
 
 def _check_layer_of_deep(index, layer, kernel):
