@@ -89,8 +89,8 @@ html_theme_options = {
 }
 html_sidebars = dict.fromkeys(
     [
-        *("benchmarks", "changelog", "comparison", "contributing", "design"),
-        *("glossary", "install", "method", "reproduction", "start"),
+        *("changelog", "comparison", "contributing", "glossary", "install"),
+        *("method", "reproduction", "start"),
     ],
     [],
 )
