@@ -287,6 +287,7 @@ def random_learner(rng, shape):
     options = {
         "alpha": pick(rng, [(1e-3, 1e-1, 10.0), (1e-2, 1e-1, 1.0), 0.1, *_EXTREMES]),
         "n_rounds": int(rng.integers(0, 3)),
+        "n_iter_no_change": pick(rng, (1, None)),
         "agop_power": pick(rng, (0.5, 0.5, 1.0, 0.25)),
         "agop_samples": pick(rng, ("auto", "auto", None, 5, 0.5)),
         "landmarks": pick(rng, (None, None, max(2, n // 2))),
@@ -306,7 +307,8 @@ _EXTREMES = [(1e-6, 1e-2, 100.0), (1e-8, 1e2)]
 def random_machine(rng):
     """Return a kernel, and feature layers or None."""
     if rng.random() < 0.5:
-        return random_patch_kernel(rng, most=3), None
+        kernel = random_patch_kernel(rng, most=3)
+        return kernel.set_params(scale=pick(rng, ("auto", "auto", 4.0))), None
     if rng.random() < 0.2:
         kernel = random_patch_kernel(rng, most=1).set_params(mirror=False)
         return kernel, [random_layer(rng, lower=True)]

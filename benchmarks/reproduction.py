@@ -2,8 +2,7 @@
 
 Experiments of Beaglehole et al., arXiv:2309.00570: the star, signals planted in rows
 of noise, framed digits, data sets at hand, filters of a ResNet-20 before and after
-training, and metrics of photographs beside its first layer. The kernel has the bias 0
-of
+training, and metrics of photographs beside its first layer. The kernel has the bias 0 of
 the publication; ridge and round are chosen by GCV where nothing else is said, and
 nothing by test images, which are scored after every round for the report alone.
 """
@@ -147,7 +146,8 @@ def run(experiment, folder, seed, sizes):
     found = {"accuracy": [100 * score for score in scores.scores], **times}
     found["kept"] = int(np.argmin(model.history_["gcv"]))
     for activation in ("relu", "identity") if experiment.deep else ():
-        deep = deep_convrfm(activation, n_rounds=n_rounds).fit(X, y)
+        deep = deep_convrfm(activation, n_rounds=n_rounds, n_iter_no_change=None)
+        deep.fit(X, y)
         found[activation] = 100 * deep.score(X_test, y_test)
     return found
 

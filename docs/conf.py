@@ -2,6 +2,10 @@
 
 import os
 
+from docutils.nodes import SkipNode
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
 from sphinx_gallery.sorting import ExplicitOrder
 
 import skconvrfm
@@ -15,13 +19,13 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.extlinks",
-    "sphinx.ext.mathjax",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
 # The sources of the gallery are not pages; sphinx-gallery makes docs/gallery of them.
-exclude_patterns = ["_build", "changes", "examples"]
+# Its tables of times load scripts from the network.
+exclude_patterns = ["_build", "changes", "examples", "**sg_execution_times.rst"]
 default_role = "literal"
 extlinks = {"arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s")}
 
@@ -67,6 +71,7 @@ sphinx_gallery_conf = {
     "capture_repr": (),
 }
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = f"skconvrfm {release}"
 html_static_path = ["_static"]
@@ -84,8 +89,8 @@ html_theme_options = {
 }
 html_sidebars = dict.fromkeys(
     [
-        *("benchmarks", "changelog", "comparison", "contributing", "design"),
-        *("glossary", "install", "method", "reproduction", "start"),
+        *("changelog", "comparison", "contributing", "glossary", "install"),
+        *("method", "reproduction", "start"),
     ],
     [],
 )
@@ -99,3 +104,36 @@ if "READTHEDOCS" in os.environ:
         "python": ("https://docs.python.org/3", None),
         "sklearn": ("https://scikit-learn.org/stable", None),
     }
+
+# Formulas are MathML, which browsers draw without a script or the network. docutils,
+# on which Sphinx is built, converts them.
+
+
+def visit_math(translator, node):
+    """Write a formula within a line."""
+    translator.body.append(as_mathml(node, block=False))
+    raise SkipNode
+
+
+def visit_displaymath(translator, node):
+    """Write a formula of its own, which scrolls where it is too wide."""
+    translator.body.append(f'<div class="math">{as_mathml(node, block=True)}</div>')
+    raise SkipNode
+
+
+def as_mathml(node, block):
+    """Return the formula of a node in MathML; a warning if it cannot be converted."""
+    try:
+        return tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        logging.getLogger(__name__).warning("formula: %s", error, location=node)
+        return node.astext()
+
+
+def setup(app):
+    """Draw formulas with MathML."""
+    app.add_html_math_renderer(
+        "mathml",
+        inline_renderers=(visit_math, None),
+        block_renderers=(visit_displaymath, None),
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral, Real
 from os import PathLike
@@ -29,6 +28,7 @@ from ._input import (
     fitted_attributes,
     make_resources,
 )
+from ._scale import resolve_scale
 from ._sklearn_compat import (
     CallbackSupportMixin,
     Interval,
@@ -45,22 +45,22 @@ from ._typing import (
     RandomState,
     Selection,
 )
-from .compute.images import as_images
+from .compute.images import as_images, held
 from .compute.progress import with_progress
 from .compute.sampling import (
     Lineup,
-    binary_exponent,
     content_positions,
     find_copies,
     groups_of_images,
+    none_vanishing,
+    scaled_weights,
 )
 from .compute.torch_state import plain_torch
 from .features.layer import ConvFeatures
 from .features.skips import fitted_scales
 from .kernels.base import BaseKernel, PatchKernel
-from .learning.checkpoint import Checkpoint, describe, digest
-from .learning.composition import auto_features, check_composition
-from .learning.fitted import as_matrix, check_layers, check_numbers
+from .learning.composition import auto_features, check_composition, check_patience
+from .learning.fitted import as_matrix, check_layers, check_numbers, check_positive
 from .learning.forecast import check_fit
 from .learning.models import fitted_outputs, layer_powers
 from .learning.recipe import Recipe, Start
@@ -89,10 +89,6 @@ DEFAULT_ALPHAS = tuple(
     float(f"{digit}e{exponent}") for exponent in range(-6, 2) for digit in (1, 3)
 ) + (100.0,)
 
-# Parameters that a checkpoint does not depend on.
-_NOT_OF_THE_RESULT = {"device", "n_jobs", "verbose", "checkpoint"}
-# Weights are at least this part of the largest: a smaller one is rounding beside it.
-_LEAST_WEIGHT = 1e-24
 # Sums of the weights of a partial_fit, within which sums over rows keep them.
 _SUM_RANGE = (1e-100, 1e100)
 
@@ -132,6 +128,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         "features": [StrOptions({"auto"}), ConvFeatures, list, tuple, None],
         "alpha": [Interval(Real, 0, None, closed="neither"), "array-like"],
         "n_rounds": [Interval(Integral, 0, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
         "agop_power": [Interval(Real, 0, None, closed="neither")],
         "agop_samples": [
             StrOptions({"auto"}),
@@ -155,6 +152,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         *,
         alpha: ArrayLike = DEFAULT_ALPHAS,
         n_rounds: int = 4,
+        n_iter_no_change: int | None = 1,
         agop_power: float = 0.5,
         agop_samples: float | Literal["auto"] | None = "auto",
         landmarks: int | None = None,
@@ -173,6 +171,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         self.features = features
         self.alpha = alpha
         self.n_rounds = n_rounds
+        self.n_iter_no_change = n_iter_no_change
         self.agop_power = agop_power
         self.agop_samples = agop_samples
         self.landmarks = landmarks
@@ -209,14 +208,18 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             raise ValueError(
                 "X has 1 sample with a positive weight; a fit needs at least 2."
             )
-        encoding, targets, weights = self._encode(y[kept], _scaled(row_weights[kept]))
+        encoding, targets, weights = self._encode(
+            y[kept], scaled_weights(row_weights[kept])
+        )
         rng = self._rng()
         recipe = self._recipe(X, image_shape, rng)
         if self.warm_start and hasattr(self, "kernel_"):
             recipe = self._warm(recipe, image_shape)
         rows = X if len(kept) == len(X) else X[kept]
         columns = targets, weights, None if groups is None else groups[kept]
-        _, data = self._training_set(rows, *columns, image_shape, rng)
+        common = {"image_shape_": image_shape, "channels_": self.channels}
+        common |= {"scale_": recipe.scale, **encoding}
+        _, data = self._training_set(rows, *columns, image_shape, recipe.scale, rng)
         check_relatives(data.images, data.groups)
         # Weights count rows; where they do not even add up to the images, only their
         # ratios can be meant, and they are read as having mean one. Beside what is as
@@ -226,12 +229,10 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         data = data.scaled(mean * n_images / data.weights.sum())
         check_fit(recipe, data, self.n_rounds)
         if isinstance(recipe.kernel, PatchKernel) and not recipe.has_landmarks(data):
-            data = replace(data, images=np.asarray(data.images))  # kept in any case
-        common = {"image_shape_": image_shape, "channels_": self.channels, **encoding}
+            data = replace(data, images=held(data.images))  # kept in any case
         fitting = Fitting(self, recipe, common, y.shape[1:])
         metadata = {"sample_weight": sample_weight, "groups": groups}
-        checkpoint = self._open_checkpoint(recipe, image_shape, X, y, **metadata)
-        with checkpoint as fitting.checkpoint:
+        with fitting.open_checkpoint(X, y, **metadata) as fitting.checkpoint:
             n_fits = 2 if self.selection == "holdout" else 1
             n_tasks = n_fits * recipe.n_stages * (self.n_rounds + 1)
             fitting.callbacks = RoundCallbacks(self, n_tasks, X, y, **metadata)
@@ -280,11 +281,13 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         if not begins:  # with the kernel and the layers that there are
             there = {"kernel": clone(self.kernel_), "features": tuple(self.features_)}
             there |= {"start": self._start(), "choices": self._choices()}
+            there["scale"] = self.scale_
             recipe = replace(recipe, **there)
         rows = X if len(kept) == len(X) else X[kept]
         columns = targets, weights, None
-        rows, data = self._training_set(rows, *columns, image_shape, rng)
-        common = {"image_shape_": image_shape, "channels_": self.channels, **encoding}
+        common = {"image_shape_": image_shape, "channels_": self.channels}
+        common |= {"scale_": recipe.scale, **encoding}
+        rows, data = self._training_set(rows, *columns, image_shape, recipe.scale, rng)
         fitting = Fitting(self, recipe, common, y.shape[1:])
         self._keep(fitting.add(former, data, rows, total))
         return self
@@ -357,6 +360,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         if features is None or isinstance(features, ConvFeatures):
             features = [] if features is None else [features]
         check_composition(kernel, features)
+        scale = resolve_scale([*features, kernel][0].scale, image_shape, X)
+        check_patience(self.n_iter_no_change, self.selection)
         return Recipe(
             kernel=kernel,
             features=tuple(clone(layer) for layer in features),
@@ -365,6 +370,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             landmarks=self.landmarks,
             resources=make_resources(self.device, self.dtype, self.n_jobs, X),
             rng=rng,
+            scale=scale,
         )
 
     def _warm(self, recipe, image_shape):
@@ -390,7 +396,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             )
         for layer in self.learned_layers_ if not self.features_ else ():
             recipe.kernel.bind(image_shape)._check_transform(layer.patch_transform_)
-        return replace(recipe, start=self._start(), choices=self._choices())
+        former = {"start": self._start(), "choices": self._choices()}
+        return replace(recipe, scale=self.scale_, **former)
 
     def _choices(self):
         """Return what the present fit has chosen, see `Recipe`."""
@@ -416,62 +423,32 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         self._strata(np.zeros((1, math.prod(np.shape(y)[1:]))), np.zeros(1), rng)
         return rng
 
-    def _training_set(self, rows, targets, weights, groups, image_shape, rng):
+    def _training_set(self, rows, targets, weights, groups, image_shape, scale, rng):
         """Return the flat rows of distinct images, and these as a `TrainingSet`.
 
         Copies of an image are one with their summed weight, and images are in an order
         for draws that depends on their content alone.
         """
-        images = as_images(rows, image_shape, self.channels)
+        layout = image_shape, self.channels, scale
+        images = as_images(rows, *layout)
         positions = content_positions(images, rng)
         first, image = find_copies(positions)
         if len(first) < len(positions):  # where there are no copies, nothing is copied
             rows, positions = rows[first], positions[first]
-            images = as_images(rows, image_shape, self.channels)
+            images = as_images(rows, *layout)
         observations = Observations(image, targets, weights)
         targets, weights, scatter = observations.of_images()
-        weights, offset = _none_vanishing(weights), rng.uniform()
+        weights, offset = none_vanishing(weights), rng.uniform()
         strata = self._strata(targets, positions, rng)
         lineup = Lineup(strata, positions, weights, offset)
         columns = images, targets, weights, scatter
         groups = None if groups is None else groups_of_images(groups, image)
         return rows, TrainingSet(*columns, lineup, observations, groups)
 
-    def _open_checkpoint(self, recipe, image_shape, X, y, sample_weight, groups):
-        """Return the context of this fit's `Checkpoint`, or of None."""
-        if self.checkpoint is None:
-            return nullcontext()
-        from . import __version__  # not there yet while this module is imported
-
-        parameters = {"estimator": type(self).__name__, "version": __version__}
-        resolved = {
-            "kernel": recipe.kernel,
-            "features": recipe.features,
-            "alpha": recipe.alphas,
-            "image_shape": image_shape,
-        }
-        for name, value in (self.get_params(deep=False) | resolved).items():
-            if name not in _NOT_OF_THE_RESULT:
-                parameters[name] = describe(value)
-        data = {"X": X, "y": y, "sample_weight": check_weights(sample_weight, X)}
-        if groups is not None:
-            data["groups"] = groups
-        if recipe.start is not None:
-            for index, transform in enumerate(recipe.start.transforms):
-                if transform is not None:
-                    data[f"metric {index} of the former fit"] = transform
-        digests = {name: digest(array) for name, array in data.items()}
-        checkpoint = Checkpoint(self.checkpoint, parameters, digests)
-        if self.verbose and checkpoint.n_rounds:
-            print(
-                f"[{type(self).__name__}] goes on after {checkpoint.n_rounds} rounds "
-                f"in checkpoint={str(self.checkpoint)!r}"
-            )
-        return checkpoint
-
     def _check_fitted(self):
         """Refuse a fit that was changed; return coefficients, centres and intercept."""
         kernel, image_shape = self.kernel_, self.image_shape_
+        check_positive("scale_", self.scale_)
         width = math.prod(check_layers(kernel, self.features_, image_shape))
         intercept, outputs = np.reshape(self.intercept_, -1), np.shape(self.intercept_)
         check_numbers("intercept_", intercept, (None,))
@@ -498,7 +475,8 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             self.device, self.dtype, self.n_jobs, images, centres, learned=learned
         )
         if isinstance(self.kernel_, PatchKernel):
-            centres = as_images(centres, self.image_shape_, self.channels_)
+            layout = self.image_shape_, self.channels_, self.scale_
+            centres = as_images(centres, *layout)
         machine = self.kernel_, self.features_, images, coef, centres
         outputs = fitted_outputs(*machine, resources) + intercept
         if not np.isfinite(outputs).all():
@@ -508,13 +486,3 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
                 "fit."
             )
         return outputs
-
-
-def _scaled(weights):
-    """Return positive weights times a power of two, the largest about 1."""
-    return _none_vanishing(np.ldexp(weights, -binary_exponent(weights)))
-
-
-def _none_vanishing(weights):
-    """Return positive weights, none so small beside others that its root is lost."""
-    return np.maximum(weights, _LEAST_WEIGHT * weights.max())

@@ -35,6 +35,23 @@ def integer(*, from_, to=None):
     return convert
 
 
+def share(text):
+    """Return a number between 0 and 1, as an argparse type."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"needs a number between 0 and 1, got {text!r}")
+
+
+def pair(text):
+    """Return the numbers in a text such as 3 or 5x3, as an argparse type."""
+    sizes = text.lower().split("x")
+    if len(sizes) > 2 or not all(size.isdecimal() and int(size) for size in sizes):
+        needs = "needs a positive integer, or two as in 5x3"
+        raise argparse.ArgumentTypeError(f"{needs}, got {text!r}")
+    return int(text) if len(sizes) == 1 else tuple(map(int, sizes))
+
+
 def check_device(name):
     """Return the torch device of that name, if there is one."""
     try:

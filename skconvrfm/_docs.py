@@ -24,9 +24,15 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         The ridge, in units of the largest diagonal entry of the kernel; of several,
         `selection` chooses. One decomposition serves them all.
     n_rounds : int, default=4
-        Updates of the patch metrics after the first fit. 0 is the fixed machine. More
-        rounds cost time and no accuracy, for `selection` keeps the best. A kernel of
-        whole images without feature layers has no patch metric, and one round.
+        Most updates of the patch metrics after the first fit. 0 is the fixed machine.
+        More rounds cost time and no accuracy, for `selection` keeps the best. A kernel
+        of whole images without feature layers has no patch metric, and one round.
+    n_iter_no_change : int or None, default=1
+        End the rounds, of each layer of Deep ConvRFM, when the criterion of `selection`
+        has not been lower than all before for so many rounds. 1 saves time and seldom
+        changes the round that is kept (:ref:`stopping`); None does all `n_rounds`.
+        ``selection="last"`` has no criterion and always does all; a number beyond 1 is
+        an error there.
     agop_power : float, default=0.5
         The power of the patch AGOP that becomes the patch transform.
     agop_samples : "auto", int, float or None, default="auto"
@@ -127,16 +133,23 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         with its ``patch_transform_``, ``patch_agop_``, ``filter_transform_`` (the
         learned transform also where round 0 was kept), ``best_round_``, ``history_``.
     history_ : dict of ndarray
-        One entry per round: ``round``, ``alpha``, ``gcv``, ``loo_loss``, ``loo_score``
+        One entry per round: ``round``, ``alpha``, ``criterion`` (by which `selection`
+        chose), ``gcv``, ``loo_loss``, ``loo_score``
         (%(score)s of left-out rows), ``seconds_kernel``, ``seconds_solve``,
         ``seconds_agop``, ``spectrum`` (the eigenvalues of the metric T Tᵀ as shares of
         their sum, the largest first), ``bandwidth`` of a kernel that has one, and
         ``holdout_loss`` with
         ``selection="holdout"``, where all of them are of the fit that chose.
+    choice_reason_ : str
+        A sentence: the round that was kept, why, by how much its criterion is below the
+        next best, and whether rounds ended early.
     stream_ : Stream
         After `partial_fit`: the sums over what it has seen, and a sample of the rows.
     image_shape_, channels_
         Shape (h, w, c) and layout of an image in the fit.
+    scale_ : float
+        Number that all images are divided by, in the fit and after it: the `scale` of
+        the first feature layer, or else of the kernel; of ``"auto"`` 1 or 255.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
         Number of features of a row, and their names where `X` had string names.
 
@@ -170,14 +183,17 @@ IMAGES = """Parameters
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
                 (n_samples, h, w, c)
-            Images, laid out as in `fit`."""
+            Images, laid out as in `fit`; labels of a torch Dataset are left out."""
 
 FIT = """X : array-like of shape (n_samples, n_features), (n_samples, h, w) or \
                 (n_samples, h, w, c)
-            Images, or rows of pixels, of any real dtype. Of a memmap, a dataset of h5py
-            or zarr, or another array that is read by slices, feature layers and
-            landmarks hold no more than blocks; a kernel of patches without landmarks
-            reads it whole."""
+            Images, or rows of pixels, of any real dtype; also a list of images of one
+            size, arrays or of PIL, or a torch Dataset or DataLoader of pairs (image,
+            label), whose labels are `y` where that is None. Its images are read once,
+            mostly of shape (c, h, w), which ``channels="first"`` says.
+            Of a memmap, a dataset of h5py or zarr, or another array that is read by
+            slices, feature layers and landmarks hold no more than blocks; a kernel of
+            patches without landmarks reads it whole."""
 
 WEIGHTS = """sample_weight : array-like of shape (n_samples,), default=None
             Weights; a row of weight 2 counts as two rows, one of weight 0 not at all.\

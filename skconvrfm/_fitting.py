@@ -1,11 +1,16 @@
 """One fit of an estimator: choice, refit, reports, and the fitted attributes."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 
+from ._input import check_weights
+from .compute.images import unscaled
 from .compute.progress import LONG_CALL, in_words
+from .learning.checkpoint import Checkpoint, describe, digest
+from .learning.choice import describe_choice
 from .learning.rounds import (
     Schedule,
     StagePlan,
@@ -17,6 +22,8 @@ from .learning.rounds import (
 )
 from .learning.stream import Stream
 
+# Parameters that a checkpoint does not depend on.
+_NOT_OF_THE_RESULT = {"device", "n_jobs", "verbose", "checkpoint"}
 # selection="holdout": part of the rows that chooses.
 _HOLDOUT_FRACTION = 0.2
 
@@ -30,6 +37,40 @@ class Fitting(Watcher):
     def __init__(self, estimator, recipe, common, output_shape):
         self._estimator, self._recipe = estimator, recipe
         self._common, self._output_shape = common, output_shape
+
+    def open_checkpoint(self, X, y, sample_weight, groups):
+        """Return the context of this fit's `Checkpoint`, or of None."""
+        estimator, recipe = self._estimator, self._recipe
+        if estimator.checkpoint is None:
+            return nullcontext()
+        from . import __version__  # not there yet while this module is imported
+
+        parameters = {"estimator": type(estimator).__name__, "version": __version__}
+        resolved = {
+            "kernel": recipe.kernel,
+            "features": recipe.features,
+            "alpha": recipe.alphas,
+            "image_shape": self._common["image_shape_"],
+        }
+        for name, value in (estimator.get_params(deep=False) | resolved).items():
+            if name not in _NOT_OF_THE_RESULT:
+                parameters[name] = describe(value)
+        data = {"X": X, "y": y, "sample_weight": check_weights(sample_weight, X)}
+        if groups is not None:
+            data["groups"] = groups
+        if recipe.start is not None:
+            parameters["scale"] = recipe.scale
+            for index, transform in enumerate(recipe.start.transforms):
+                if transform is not None:
+                    data[f"metric {index} of the former fit"] = transform
+        digests = {name: digest(array) for name, array in data.items()}
+        checkpoint = Checkpoint(estimator.checkpoint, parameters, digests)
+        if estimator.verbose and checkpoint.n_rounds:
+            print(
+                f"[{type(estimator).__name__}] goes on after {checkpoint.n_rounds} "
+                f"rounds in checkpoint={str(estimator.checkpoint)!r}"
+            )
+        return checkpoint
 
     def run(self, data):
         """Return the fitted attributes of a fit to some rows."""
@@ -79,7 +120,8 @@ class Fitting(Watcher):
         sample = units.sample
         columns = (sample.rows, sample.targets, sample.weights, None)
         shape, rng = self._common["image_shape_"], copy.deepcopy(self._recipe.rng)
-        _, data = estimator._training_set(*columns, shape, rng)
+        scale = self._common["scale_"]
+        _, data = estimator._training_set(*columns, shape, scale, rng)
         data = replace(data, scatter=sample.scatter)
         self._recipe = recipe.summed(model, units.moments)
         self._phase, self._data = None, data
@@ -94,6 +136,7 @@ class Fitting(Watcher):
         self._data, self._plan, self._name = data, plan, phase
         self._phase = None if self.checkpoint is None else self.checkpoint.phase(phase)
         options = (estimator.n_rounds, estimator.agop_power, estimator.selection)
+        options += (estimator.n_iter_no_change,)
         # With held-out rows there are two fits, with the same filters.
         recipe = replace(recipe, rng=copy.deepcopy(recipe.rng))
         return fit_stages(recipe, data, Schedule(*options, plan), self, held_out)
@@ -113,33 +156,39 @@ class Fitting(Watcher):
         if self._phase is not None:
             self._phase.save(stage, progress)
 
-    def report(self, stages, best, history):
+    def report(self, stages, best, history, ends):
         """Print a line about the round, and tell the callbacks, which may stop."""
         estimator, index = self._estimator, len(stages)
         if self.callbacks is None:
             return False
         if estimator.verbose:
-            print(self._describe_round(index, history))
-        n_stages, n_rounds = self._recipe.n_stages, estimator.n_rounds
-        selection = estimator.selection
+            print(self._describe_round(index, history, ends))
+            if ends:
+                print(f"[{type(estimator).__name__}] {self._describe(history, best)}")
+        n_stages, selection = self._recipe.n_stages, estimator.selection
         if self._plan is not None:
-            n_stages, n_rounds = len(self._plan), self._plan[index].n_rounds
-            selection = "last"
-        last = index + 1 == n_stages and history["round"][-1] == n_rounds
+            n_stages, selection = len(self._plan), "last"
+        last = index + 1 == n_stages and ends
         return self.callbacks.end_round(
             lambda: self._attributes(self._data, stages, selection, (best, history)),
             last and self._name != "choice",
         )
 
-    def _describe_round(self, index, history):
+    def _describe(self, history, best):
+        """Return a sentence about the round that was kept."""
+        estimator = self._estimator
+        options = estimator.selection, estimator.n_rounds
+        return describe_choice(history, best.index, *options)
+
+    def _describe_round(self, index, history, ends):
         """Return one line about the last round of a stage."""
         last = {key: values[-1] for key, values in history.items()}
         seconds = sum(last[key] for key in last if key.startswith("seconds"))
         estimator, n_stages = self._estimator, self._recipe.n_stages
         layer = f"layer {index + 1}/{n_stages}  " if n_stages > 1 else ""
-        rounds = (n_stages - index) * (estimator.n_rounds + 1) - last["round"] - 1
-        left = rounds * seconds
-        rest = f", about {in_words(left)} left" if left >= LONG_CALL else ""
+        here = 0 if ends else estimator.n_rounds - last["round"]
+        left = (here + (n_stages - index - 1) * (estimator.n_rounds + 1)) * seconds
+        rest = f", at most {in_words(left)} left" if left >= LONG_CALL else ""
         return (
             f"[{type(estimator).__name__}] {layer}round {last['round']}/"
             f"{estimator.n_rounds}  alpha={last['alpha']:.0e}  gcv={last['gcv']:.4g}  "
@@ -184,6 +233,7 @@ class Fitting(Watcher):
             "alpha_": solution.alpha,
             "best_round_": best.index,
             "history_": _as_arrays(history),
+            "choice_reason_": self._describe(history, best),
             **kept,
             "loo_prediction_": left_out[:, 0] if is_flat else left_out,
             **estimator._calibrate(*calibrated, **self._common),
@@ -191,7 +241,7 @@ class Fitting(Watcher):
 
     def _flat_rows(self, images):
         """Return images of the first stage as flat rows, laid out as they came."""
-        images = np.asarray(images)
+        images = unscaled(images)
         if self._estimator.channels == "first":
             images = images.transpose(0, 3, 1, 2)
         return np.array(images.reshape(len(images), -1))

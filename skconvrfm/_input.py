@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._sequences import as_numpy, read_images, read_pairs, stacked
 from ._sklearn_compat import StrOptions, check_sample_weight
 from ._typing import Function
 from .compute.blocks import SCANNED_BYTES, byte_blocks, squares_fit_float32
@@ -20,14 +21,14 @@ from .compute.devices import TORCH_DTYPES, resolve_device, resolve_dtype
 from .compute.duplicates import near_duplicate_share
 from .compute.images import as_images
 from .compute.parallel import is_out_of_memory, parallel_resources, working_memory
-from .compute.stored import StoredRows, in_memory, stored_rows
+from .compute.stored import StoredRows, stored_rows
 from .compute.torch_state import plain_torch
 from .compute.warn import warn_caller
 
 # Fitted attributes that scikit-learn sets.
 _OF_SKLEARN = {"n_features_in_", "feature_names_in_"}
 # Layout of saved estimators.
-_FORMAT = 3
+_FORMAT = 4
 # Numbers of channels that are usual.
 _CHANNEL_COUNTS = (1, 3, 4)
 # Share of rows with near-duplicates from which on groups are asked for.
@@ -169,28 +170,6 @@ def check_relatives(images, groups):
         )
 
 
-def as_numpy(values, name):
-    """Return tensors and mapped arrays as arrays in memory; all else as it is."""
-    if not isinstance(values, torch.Tensor):
-        return in_memory(values, name)
-    if values.device.type != "cpu":
-        raise TypeError(
-            f"{name} is a tensor on {values.device}; pass {name}.cpu(), and "
-            "device='cuda' to compute on a GPU."
-        )
-    try:
-        values = values.detach().resolve_conj().resolve_neg()
-        # float32 holds bfloat16 and float8, which numpy has not, exactly.
-        small = values.is_floating_point() and values.itemsize < 4
-        return (values.float() if small else values).numpy()
-    except (RuntimeError, TypeError) as error:
-        raise TypeError(
-            f"{name} is a tensor with layout {values.layout} and {values.dtype}, which "
-            f"no array can hold ({error}). Pass one of numbers, such as "
-            f"{name}.to_dense() or {name}.dequantize()."
-        ) from error
-
-
 def as_numbers(values, name):
     """Return real numbers as an array; refuse what numpy would make into numbers."""
     array = np.asarray(as_numpy(values, name))
@@ -256,6 +235,7 @@ class ImageInput(BaseEstimator):
     def _validate_fit(self, X, y, reset=True):
         """Return X flat, y, and the shape of an image; ``reset`` begins anew."""
         image_shape, channels = self._image_parameters()
+        X, y = read_pairs(X, y)
         X, shape = self._flatten(X, channels)
         if image_shape is None and shape is not None:
             _check_layout(shape, channels)
@@ -304,11 +284,12 @@ class ImageInput(BaseEstimator):
 
     def _flatten(self, X, channels):
         """Return images as flat rows, and the shape (h, w, c) that they had, if any."""
+        X = read_images(X)
         stored = stored_rows(X)
         if stored is not None:
             return stored, _seen_shape(X.shape, channels)
         X = as_numpy(X, "X")
-        X = _stacked(X)
+        X = stacked(X)
         ndim = getattr(X, "ndim", 2)
         if ndim not in (3, 4):
             return X, None
@@ -330,7 +311,7 @@ class ImageInput(BaseEstimator):
             self._check_stored(X, reset=False)
         else:
             X = as_numbers(validate_data(self, X, dtype="numeric", reset=False), "X")
-        return as_images(X, self.image_shape_, self.channels_)
+        return as_images(X, self.image_shape_, self.channels_, self.scale_)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -402,54 +383,6 @@ def _check_layout(shape, channels):
             f"like {other}: pass channels={'last' if first else 'first'!r}, or "
             f"image_shape={shape} if it is meant."
         )
-
-
-def _stacked(X):
-    """Return images one by one, in a list or an object column, as an array.
-
-    Anything else is returned as it is.
-    """
-    # Sparse arrays of old versions of SciPy may be dicts as well.
-    if isinstance(X, dict) and not hasattr(X, "shape"):
-        raise TypeError(f"X is a dict with the keys {list(X)}: pass its images alone.")
-    items = _items(X)
-    if items is None or not len(items):
-        return X
-    images = [_as_image(item, index) for index, item in enumerate(items)]
-    shapes = [np.shape(image) for image in images]
-    if shapes[0] == ():  # numbers or texts, which validate_data knows
-        return X
-    for index, shape in enumerate(shapes):
-        if shape != shapes[0]:
-            raise ValueError(
-                f"X has images of shapes {shapes[0]} and {shape} (number {index}): "
-                "bring them to one shape."
-            )
-    return np.stack(images)
-
-
-def _items(X):
-    """Return the items of a list, a tuple or an object column; or None."""
-    if isinstance(X, list | tuple):
-        return X
-    if hasattr(X, "iloc") and X.ndim == 2 and X.shape[1] == 1:  # of pandas
-        X = X.iloc[:, 0]
-    if getattr(getattr(X, "dtype", None), "kind", None) != "O":
-        return None
-    X = np.asarray(X)
-    return X.ravel() if X.ndim == 1 or X.shape[1:] == (1,) else None
-
-
-def _as_image(item, index):
-    """Return an item of a list of images as an array."""
-    image = as_numpy(item, f"X[{index}]")
-    if isinstance(image, dict):
-        keys = list(image)
-        raise TypeError(f"X[{index}] is a dict with the keys {keys}, not an image.")
-    try:
-        return np.asarray(image)
-    except ValueError as error:
-        raise ValueError(f"X[{index}] has rows of different lengths.") from error
 
 
 def all_or_nothing(method: Function) -> Function:

@@ -27,6 +27,7 @@ Activation: TypeAlias = Literal["relu", "identity"]
 Pool: TypeAlias = (
     'Literal["root", "mean", "norm", "max", "auto"] | tuple[float, float] | list[float]'
 )
+Scale: TypeAlias = float | Literal["auto"]
 Selection: TypeAlias = Literal["gcv", "loo", "holdout", "last"]
 RandomState: TypeAlias = "int | np.random.RandomState | None"
 File: TypeAlias = "str | PathLike[str]"

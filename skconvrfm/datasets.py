@@ -1,10 +1,13 @@
-"""Small seeded image data sets on which learned features matter; nothing is downloaded.
+"""Folders of images, and small seeded data sets on which learned features matter.
 
-Images (n, h, w) or (n, h, w, c) have values of order one, as the estimators take them.
+Nothing is downloaded. Images are arrays (n, h, w) or (n, h, w, c); those that are made
+have values of order one, and those from files are uint8.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -13,11 +16,17 @@ from sklearn.datasets import load_digits
 from sklearn.utils import Bunch, check_array, check_consistent_length
 from sklearn.utils import check_random_state as _check_random_state
 
+from ._image_folder import find_classes, find_images, read_images
 from ._input import check_pair
-from ._sklearn_compat import Interval, validated
+from ._sklearn_compat import Interval, StrOptions, validated
 from ._typing import Array, Floats, Pair, RandomState
 
-__all__ = ["load_digit_images", "make_framed_digits", "make_star"]
+__all__ = [
+    "load_digit_images",
+    "load_image_folder",
+    "make_framed_digits",
+    "make_star",
+]
 
 _STAR_ROWS = "...#... ...#... ####### .#####. ..###.. .##.##. ##...##".split()
 _STAR = np.array([[pixel == "#" for pixel in row] for row in _STAR_ROWS])
@@ -35,6 +44,121 @@ _CONSTRAINTS = {
     "random_state": ["random_state"],
     "return_X_y": ["boolean"],
 }
+_FOLDER_CONSTRAINTS = {
+    "path": [str, os.PathLike],
+    "size": [_COUNT, tuple, list, None],
+    "mode": [StrOptions({"auto", "gray", "rgb"})],
+    "classes": ["array-like", None],
+    "resize": [StrOptions({"crop", "pad"})],
+    "on_error": [StrOptions({"raise", "skip"})],
+}
+
+
+@validated(_FOLDER_CONSTRAINTS)
+def load_image_folder(
+    path: str | os.PathLike[str],
+    *,
+    size: Pair | None = None,
+    mode: str = "auto",
+    classes: Sequence[str] | None = None,
+    resize: str = "crop",
+    on_error: str = "raise",
+) -> Bunch:
+    """Load image files that lie in one subfolder per class.
+
+    Reads PNG, JPEG and whatever else Pillow reads, which comes with the extra
+    ``pip install "skconvrfm[images]"``.
+    The subfolders of a class are searched as well; hidden files, other files and
+    images outside of the subfolders are left out.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The folder with the subfolders of the classes.
+    size : int or (int, int), default=None
+        Rows and columns that all images are resized to, smoothly (bicubic, with
+        antialiasing). By default images keep their size; if the sizes differ, that is
+        an error which names the first odd file.
+    mode : {"auto", "gray", "rgb"}, default="auto"
+        Grey images of shape (rows, columns), or colour ones of shape (rows, columns,
+        3). "auto" is grey if no image has colours: a file in RGB whose channels are
+        equal counts as grey. For new images of a fitted model, name the mode that its
+        training images had.
+    classes : sequence of str, default=None
+        The subfolders to read, in the order of their labels. By default all, sorted by
+        name, without hidden ones and those whose name begins with ``__``.
+    resize : {"crop", "pad"}, default="crop"
+        How an image of other proportions than `size` is made to fit; it is never
+        distorted. "crop" scales it until it covers the size, and cuts off what sticks
+        out on two sides; "pad" scales it until all of it fits in, and adds black bars.
+    on_error : {"raise", "skip"}, default="raise"
+        Whether a broken file raises a ValueError that names it, or is left out, with
+        one warning that names all of these files.
+
+    Returns
+    -------
+    images : :class:`~sklearn.utils.Bunch`
+        ``data``, uint8 of shape (n, rows, columns) or (n, rows, columns, 3), 0 black
+        and 255 full; ``target``, int64 of shape (n,), which indexes the array
+        ``target_names``; and the array ``filenames``, paths that begin with `path`.
+        Images are sorted by class, and within it by path.
+
+    Raises
+    ------
+    ImportError
+        Without Pillow.
+    NotADirectoryError
+        If `path` is no folder.
+    ValueError
+        For a broken file, images of different sizes without `size`, a folder without
+        subfolders, and a class without images.
+
+    Notes
+    -----
+    A photograph is turned upright as its EXIF data say. Transparent pixels are laid on
+    white. Grey images of 16 bits are divided by 257. Of an animation the first image is
+    read.
+
+    If `data` would exceed the ``working_memory`` of :func:`sklearn.set_config`, 1 GiB
+    by default, it is a :class:`numpy.memmap` of a temporary file, which the estimators
+    read in blocks; the file is removed with the array.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> from skconvrfm.datasets import load_image_folder
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, value in [("dark", 10), ("light", 250)]:
+    ...         Path(folder, name).mkdir()
+    ...         pixels = np.full((20, 30), value, dtype=np.uint8)
+    ...         Image.fromarray(pixels).save(Path(folder, name, "one.png"))
+    ...     images = load_image_folder(folder, size=8)
+    >>> images.data.shape, images.data.dtype, images.target_names[images.target]
+    ((2, 8, 8), dtype('uint8'), array(['dark', 'light'], dtype='<U5'))
+    """
+    if size is not None:
+        size = check_pair(size, "size")
+    folders = find_classes(path, classes)
+    found = [find_images(folder) for folder in folders]
+    files = [file for images in found for file in images]
+    options = {"size": size, "mode": mode, "resize": resize, "on_error": on_error}
+    data, read = read_images(files, **options)
+    target = np.repeat(np.arange(len(found)), [len(images) for images in found])[read]
+    for label, folder in enumerate(folders):
+        if label not in target:
+            raise ValueError(
+                f"the subfolder {str(folder)!r} has no images that can be read: add "
+                "some, or name the subfolders to read in classes."
+            )
+    return Bunch(
+        data=data,
+        target=target.astype(np.int64),
+        target_names=np.array([folder.name for folder in folders]),
+        filenames=np.array([str(file) for file in files])[read],
+    )
 
 
 @validated(_CONSTRAINTS)

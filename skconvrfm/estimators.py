@@ -94,6 +94,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
         *,
         alpha: ArrayLike = DEFAULT_ALPHAS,
         n_rounds: int = 4,
+        n_iter_no_change: int | None = 1,
         agop_power: float = 0.5,
         agop_samples: float | Literal["auto"] | None = "auto",
         landmarks: int | None = None,
@@ -114,6 +115,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
             features,
             alpha=alpha,
             n_rounds=n_rounds,
+            n_iter_no_change=n_iter_no_change,
             agop_power=agop_power,
             agop_samples=agop_samples,
             landmarks=landmarks,
@@ -135,7 +137,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
     def fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: Weights = None,
         groups: ArrayLike | None = None,
     ) -> Self:
@@ -154,7 +156,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
     def partial_fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         classes: ArrayLike | None = None,
         sample_weight: Weights = None,
     ) -> Self:
@@ -374,7 +376,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
     def fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: Weights = None,
         groups: ArrayLike | None = None,
     ) -> Self:
@@ -391,7 +393,10 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
     @all_or_nothing
     @fit_method
     def partial_fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: Weights = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike | None = None,
+        sample_weight: Weights = None,
     ) -> Self:
         """Add images to those that were seen, with the present filters and metric.
 

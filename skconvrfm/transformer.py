@@ -13,7 +13,8 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
 from ._docs import FIT, GROUPS, IMAGES, RETURNS, WEIGHTS, fill_in
-from ._input import ImageInput, all_or_nothing, as_numpy, check_pair, make_resources
+from ._input import ImageInput, all_or_nothing, check_pair, make_resources
+from ._sequences import as_numpy, read_images, read_pairs
 from ._sklearn_compat import (
     Interval,
     StrOptions,
@@ -29,7 +30,7 @@ from .features.filters import draw_filters
 from .features.maps import ACTIVATIONS, FilterLayer, compute_features, pass_through
 from .features.projections import EigenProjections, Saliency, SeenImage
 from .features.skips import SideBySide, fitted_scales, kernel_features
-from .learning.fitted import check_numbers
+from .learning.fitted import check_numbers, check_positive
 from .learning.rounds import leading_eigenvectors, rank
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
     image_shape_, patch_shape_, output_shape_ : tuple of int
         Rows, columns and channels of an image; rows and columns of a patch; rows,
         columns and maps of the features, in this order in a row of the result.
-    learned_layers_, best_round_, alpha_, history_
+    scale_, learned_layers_, best_round_, alpha_, history_
         Of the fitted estimator, see :class:`ConvRFMClassifier`.
     n_features_in_, feature_names_in_ : int, ndarray of shape (`n_features_in_`,)
         Number of features of a row; their names, where `X` had string names.
@@ -151,7 +152,7 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
     def fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
         sample_weight: Weights = None,
         groups: ArrayLike | None = None,
     ) -> Self:
@@ -172,6 +173,7 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
         """Fit the estimator, and make the features of what it learned."""
         single = "None, nor a positive int,"
         pool = None if self.pool is None else check_pair(self.pool, "pool", single)
+        X, y = read_pairs(X, y)
         self._learner = _make_learner(self.estimator, as_numpy(y, "y"))
         try:
             X, y, image_shape = self._validate_fit(X, y)
@@ -187,7 +189,7 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
             )
         learned = estimator.learned_layers_[0]
         self.estimator_, self.image_shape_ = estimator, image_shape
-        for name in ("channels_", "alpha_", "best_round_", "history_"):
+        for name in ("channels_", "scale_", "alpha_", "best_round_", "history_"):
             setattr(self, name, getattr(estimator, name))
         self.patch_shape_, self.patch_agop_ = learned.patch_shape_, learned.patch_agop_
         self.patch_transform_ = transform = learned.filter_transform_
@@ -214,6 +216,7 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
             Features in float32, or float64 for data that need it. Those of
             ``output="image"`` have the shape of `X`, except in a data frame.
         """
+        X = read_images(X)
         images = self._check_images(X)
         learned, fitted = (self.patch_transform_, self.filters_), self.estimator_
         options = fitted.device, fitted.dtype, fitted.n_jobs
@@ -255,6 +258,7 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
 
     def _check_fitted(self):
         """Refuse a fit that was changed."""
+        check_positive("scale_", self.scale_)
         d = self.image_shape_[2] * math.prod(self.patch_shape_)
         check_numbers("patch_transform_", self.patch_transform_, (d, d))
         for name in ("filters_", "components_"):

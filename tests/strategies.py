@@ -405,6 +405,7 @@ linear_machines = st.fixed_dictionaries(
 learning = st.fixed_dictionaries(
     {
         "n_rounds": st.integers(0, 2),
+        "n_iter_no_change": st.sampled_from([1, None]),
         "selection": st.sampled_from(["gcv", "gcv", "loo", "holdout", "last"]),
         "agop_power": st.sampled_from([0.5, 0.25, 1.0]),
         "agop_samples": st.sampled_from(["auto", None, 2, 0.5]),

@@ -386,6 +386,8 @@ def test_class_weights_that_are_not_positive_are_refused(images, labels, class_w
         ("features", "conv"),
         ("features", 3),
         ("n_rounds", -1),
+        ("n_iter_no_change", 0),
+        ("n_iter_no_change", 1.0),
         ("agop_power", 0),
         ("agop_power", np.nan),
         ("agop_power", np.inf),
@@ -428,6 +430,8 @@ def test_invalid_parameter_values_are_refused(Estimator, images, labels, name, v
         ("kernel__bias", 1e160),
         ("kernel__metric", "mahalanobis"),
         ("kernel__pool_grid", 0),
+        ("kernel__scale", 0),
+        ("kernel__scale", "raw"),
         ("features__n_filters", 0),
         ("features__patch_size", 2.5),
         ("features__padding", "full"),
@@ -441,6 +445,8 @@ def test_invalid_parameter_values_are_refused(Estimator, images, labels, name, v
         ("features__pool_size", 0),
         ("features__pool_overlap", 1.5),
         ("features__mirror", "horizontal"),
+        ("features__scale", -1.0),
+        ("features__scale", np.inf),
     ],
 )
 def test_invalid_nested_values_are_refused(Estimator, images, labels, name, value):

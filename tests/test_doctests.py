@@ -25,6 +25,7 @@ PUBLIC = [
     "skconvrfm.ansatz",
     "skconvrfm.datasets",
     "skconvrfm.display",
+    "skconvrfm.explain",
     "skconvrfm.features",
     "skconvrfm.kernels",
 ]

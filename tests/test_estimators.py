@@ -26,6 +26,7 @@ from skconvrfm.kernels import (
 
 HISTORY = {
     "round",
+    "criterion",
     "alpha",
     "gcv",
     "loo_loss",
@@ -196,12 +197,13 @@ def test_fit_is_kernel_ridge_in_the_metric_of_the_round(problem, n_rounds):
 def test_constructor_has_the_documented_parameters():
     signature = inspect.signature(ConvRFMClassifier)
     assert list(signature.parameters) == [
-        *("kernel", "features", "alpha", "n_rounds", "agop_power", "agop_samples"),
+        *("kernel", "features", "alpha", "n_rounds", "n_iter_no_change"),
+        *("agop_power", "agop_samples"),
         *("landmarks", "selection", "class_weight", "image_shape", "channels"),
         *("warm_start", "checkpoint", "device", "dtype", "n_jobs", "random_state"),
         "verbose",
     ]
-    assert len(signature.parameters) == 18
+    assert len(signature.parameters) == 19
     regressor = set(inspect.signature(ConvRFMRegressor).parameters)
     assert set(signature.parameters) - regressor == {"class_weight"}
 
@@ -271,7 +273,7 @@ def test_every_layer_keeps_what_it_learned(composition):
 
 def test_history_has_one_entry_per_round(problem):
     estimator, X, y = problem
-    history = estimator.fit(X, y).history_
+    history = estimator.set_params(n_iter_no_change=None).fit(X, y).history_
     assert set(history) == HISTORY
     spectrum = history["spectrum"]
     assert spectrum.shape == (3, 9)

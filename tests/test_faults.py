@@ -6,7 +6,6 @@ See also ``test_tiles.py`` (memory of tiles), ``test_checkpoint.py`` (checkpoint
 
 import contextlib
 import copy
-import importlib
 import os
 import signal
 import subprocess
@@ -34,8 +33,10 @@ from skconvrfm import (
     _fitting,
     transformer,
 )
+from skconvrfm.__main__ import main
 from skconvrfm._input import fitted_attributes
 from skconvrfm.ansatz import command
+from skconvrfm.commands import demo
 from skconvrfm.features import ConvFeatures, filters, maps
 from skconvrfm.kernels import ConvNTK
 from skconvrfm.kernels.convolutional import ConvolutionalKernel
@@ -48,8 +49,6 @@ from skconvrfm.learning import (
     rounds,
     stream,
 )
-
-job = importlib.import_module("skconvrfm.__main__")
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPTH_2 = ConvNTK(depth=2)
@@ -495,7 +494,7 @@ def test_impossible_checkpoint_folder_is_refused_before_fit(
 def assert_one_line(code, err, *words):
     """An exit code that is not 0, and one line on standard error with these words."""
     assert code
-    assert err.startswith("python -m skconvrfm") and err.count("\n") == 1
+    assert err.startswith("skconvrfm: error: ") and err.count("\n") == 1
     for word in words:
         assert word in err
 
@@ -511,31 +510,33 @@ def comparison(tmp_path, data, monkeypatch):
     def only_ours(options, split):
         shape = {"image_shape": split.image_shape, "device": "cpu"}
         model = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1, **shape)
-        return {"fixed kernel": clone(model).set_params(n_rounds=0), "ConvRFM": model}
+        fixed = clone(model).set_params(n_rounds=0)
+        return {demo.BEST: clone(model), "fixed kernel": fixed, "ConvRFM": model}
 
-    monkeypatch.setattr(job, "make_models", only_ours)
-    return ["--data", str(tmp_path / "images.npz"), "--out"]
+    monkeypatch.setattr(demo, "make_models", only_ours)
+    return ["demo", "--data", str(tmp_path / "images.npz"), "--out"]
 
 
 @pytest.mark.thorough
 def test_pictures_on_full_disk_leave_no_file(comparison, tmp_path, full_disk, capsys):
     folder = tmp_path / "out"
     with full_disk():
-        code = job.main([*comparison, str(folder)])
+        code = main([*comparison, str(folder)])
     error = "could not be written: File too large; name another place with --out"
-    assert_one_line(code, capsys.readouterr().err, str(folder / "rounds.png"), error)
+    first = str(folder / "explanation.png")
+    assert_one_line(code, capsys.readouterr().err, first, error)
     assert not list(folder.iterdir())
-    assert job.main([*comparison, str(folder)]) == 0
+    assert main([*comparison, str(folder)]) == 0
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["patch_agop.png", "rounds.png"]
+    assert names == ["explanation.png", "patch_agop.png", "rounds.png"]
 
 
 def test_impossible_folder_of_pictures_is_refused_first(
     comparison, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(job, "make_models", failing(AssertionError()))
+    monkeypatch.setattr(demo, "make_models", failing(AssertionError()))
     for place in nowhere(tmp_path):
-        code = job.main([*comparison, str(place)])
+        code = main([*comparison, str(place)])
         assert_one_line(code, capsys.readouterr().err, f"--out {place}: ", "another")
 
 
@@ -543,7 +544,12 @@ def test_impossible_folder_of_pictures_is_refused_first(
 def measurement(tmp_path, rng, monkeypatch):
     """Return the arguments of the other command, and where its table goes."""
     np.savez(tmp_path / "images.npz", X=rng.random(size=(4, 8, 8, 3)))
-    return ["benchmarks.networks:mobilenet", "--images", str(tmp_path / "images.npz")]
+    return [
+        "ansatz",
+        "benchmarks.networks:mobilenet",
+        "--images",
+        str(tmp_path / "images.npz"),
+    ]
 
 
 def test_table_on_full_disk_leaves_former_table(
@@ -552,7 +558,7 @@ def test_table_on_full_disk_leaves_former_table(
     table = tmp_path / "table.csv"
     table.write_text("former")
     with full_disk():
-        code = command.main([*measurement, "--csv", str(table)])
+        code = main([*measurement, "--csv", str(table)])
     out, err = capsys.readouterr()
     assert "correlation" in out
     error = "could not be written: File too large; name another place with --csv"
@@ -570,19 +576,19 @@ def test_impossible_place_of_table_is_refused_first(
     monkeypatch.setattr(command, "load_images", failing(AssertionError()))
     places = [place / "table.csv" for place in nowhere(tmp_path)]
     for place in [*places, tmp_path]:
-        code = command.main([*measurement, "--csv", str(place)])
+        code = main([*measurement, "--csv", str(place)])
         assert_one_line(code, capsys.readouterr().err, f"--csv {place}: ")
 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
 def test_full_device_is_one_line_and_stays_a_device(measurement, environment, capsys):
-    code = command.main([*measurement, "--csv", "/dev/full"])
+    code = main([*measurement, "--csv", "/dev/full"])
     assert_one_line(code, capsys.readouterr().err, "/dev/full", "No space left")
     assert not Path("/dev/full").is_file()
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "skconvrfm.ansatz", *measurement],
+            [sys.executable, "-m", "skconvrfm", *measurement],
             cwd=ROOT,
             env=environment,
             stdout=full,
@@ -602,11 +608,11 @@ def test_full_device_is_one_line_and_stays_a_device(measurement, environment, ca
     ],
 )
 def test_failing_command_is_one_line(error, code, words, capsys):
-    found = _command_line.run_command("python -m skconvrfm", failing(error))
+    found = _command_line.run_command("skconvrfm", failing(error))
     assert found == code
     assert_one_line(found, capsys.readouterr().err, words)
 
 
 def test_unknown_error_of_command_is_raised():
     with pytest.raises(RuntimeError, match="ours"):
-        _command_line.run_command("python -m skconvrfm", failing(RuntimeError("ours")))
+        _command_line.run_command("skconvrfm", failing(RuntimeError("ours")))

@@ -24,6 +24,7 @@ from skconvrfm.learning import rounds
 OTHERS = {
     "alpha": 7.0,
     "n_rounds": 3,
+    "n_iter_no_change": None,
     "agop_power": 1.0,
     "agop_samples": 2,
     "landmarks": 3,
@@ -42,6 +43,7 @@ OTHERS = {
     "kernel__metric": "whiten",
     "kernel__pool_grid": (1, 2),
     "kernel__mirror": True,
+    "kernel__scale": 3.0,
     "kernel__bandwidth": 0.1,
     "features__n_filters": 2,
     "features__patch_size": 6,
@@ -62,6 +64,7 @@ OTHERS = {
     "features__normalize": 0.5,
     "features__skip": True,
     "features__mirror": True,
+    "features__scale": 3.0,
     # Last, for they take the nested ones away.
     "features": ConvFeatures(3),
     "kernel": ConvNTK(),

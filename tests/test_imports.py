@@ -17,6 +17,7 @@ PACKAGE = Path(skconvrfm.__file__).parent
 # From the top down: a module imports from its own room and from those below it.
 ROOMS = [
     "__main__",
+    "commands",
     "__init__",
     "transformer",
     "estimators",
@@ -24,11 +25,15 @@ ROOMS = [
     "_fitting",
     "ansatz",
     "display",
+    "explain",
     "learning",
     "kernels",
     "features",
     "datasets",
+    "_image_folder",
+    "_scale",
     "_input",
+    "_sequences",
     "_command_line",
     "_docs",
     "compute",
@@ -38,7 +43,7 @@ ROOMS = [
 # Names that may be imported from above.
 FROM_ABOVE = {
     # A plain string, and the package is imported before any estimator is fitted.
-    ("skconvrfm._base", "skconvrfm.__version__"),
+    ("skconvrfm._fitting", "skconvrfm.__version__"),
 }
 LONGEST = 520
 

@@ -2,11 +2,10 @@
 The ansatz on a trained ResNet
 ==============================
 
-ConvRFM rests on an observation about trained networks, the *convolutional neural
-feature ansatz*: the covariance of a layer's filters is nearly proportional to the
-layer's patch AGOP. :class:`~skconvrfm.AnsatzScorer` measures how nearly, for every
-layer of any torch network; here for a small ResNet that learns scikit-learn's digits
-within half a minute.
+In many trained networks the covariance of a layer's filters is nearly proportional to
+the layer's patch AGOP, which is called the *convolutional neural feature ansatz*.
+:class:`~skconvrfm.AnsatzScorer` measures how nearly, for every layer of a torch
+network. Here it is a small ResNet that learns scikit-learn's digits in half a minute.
 """
 
 import copy
@@ -31,7 +30,7 @@ X_train, y_train, X_test, y_test = X[:900], y[:900], X[900:], y[900:]
 
 
 class Block(nn.Module):
-    """Two convolutions and a way around them."""
+    """Two convolutions and a shortcut."""
 
     def __init__(self, channels_in, channels, stride):
         super().__init__()
@@ -64,7 +63,7 @@ network = nn.Sequential(
 
 # %%
 # The baseline is this network before training. Its batch norm gets the statistics of
-# images, as it has them after training: without them it is another network.
+# the images, as it has them after training.
 
 images, labels = torch.as_tensor(X_train)[:, None], torch.as_tensor(y_train)
 untrained = copy.deepcopy(network)
@@ -105,38 +104,39 @@ for name, model in (("untrained", untrained), ("trained", network)):
 # %%
 # The ansatz, trained against untrained
 # -------------------------------------
-# 200 images that were not trained on, all ten outputs. Of the correlation of a layer
-# only what it has more than the baseline, its *lift*, is due to training: much in the
-# last convolution here, and less than nothing in those before it. :ref:`evidence` has
-# the reasons.
+# We take 200 images that were not trained on, and all ten outputs. The *lift* of a
+# layer is its correlation less that of the baseline: the part that is due to training.
+# It is large in the last convolution here, and negative in those before it.
+# :ref:`evidence` has the reasons.
 
 report = AnsatzScorer(max_images=200, baseline=untrained).report(network, X_test)
 print(report)
 
 # %%
-# `drift` is the correlation of the filter covariances before and after training: where
+# `drift` is the correlation of the filter covariances before and after training. Where
 # it is low, training has changed the filters.
 
 print({row.name: round(row.drift, 2) for row in report})
 
 # %%
-# A picture of the same numbers. Random filters are in part proportional to their AGOP
-# already, since it contains them on both sides. The effect of training is the distance
+# The picture has the same numbers. Random filters are already correlated with their
+# AGOP, because it contains them on both sides. The effect of training is the distance
 # from the dashed line.
 
 report.plot()
 plt.show()
 
 # %%
-# In the first epoch most correlations fall: the gradients have turned to what matters,
-# and the filters are still those that were drawn. From then on they rise.
+# In the first epoch most correlations fall: the gradients have changed, and the filters
+# hardly yet. After that they rise.
 
 AnsatzTrainingDisplay.from_reports(reports, step_name="Epoch")
 plt.show()
 
 # %%
-# One layer: its filter covariance above, its AGOP below, and the leading eigenvectors
-# of each, patches of many channels, whose length at each pixel is drawn.
+# For one layer, the filter covariance is above and the AGOP below, each with its
+# leading eigenvectors. These are patches of many channels; the picture shows their norm
+# over the channels at each pixel.
 
 deepest = max(report, key=lambda row: row.lift)
 AnsatzLayerDisplay.from_report(report, deepest.name)
@@ -152,10 +152,10 @@ plt.show()
 #     network.load_state_dict(torch.load("checkpoint.pt", weights_only=True))
 #     AnsatzScorer(baseline=untrained).report(network, X)
 #
-# `X` may be arrays of images `(n, h, w, c)`, scaled and normalised as in the training,
-# or a `DataLoader`. The command line does it without a program::
+# `X` is an array of images `(n, h, w, c)`, scaled and normalised as in the training, or
+# a `DataLoader`. From the command line::
 #
-#     python -m skconvrfm.ansatz package.module:MyNetwork --images FILE.npz \
+#     skconvrfm ansatz package.module:MyNetwork --images FILE.npz \
 #         --weights checkpoint.pt
 #
 # :ref:`ansatz` explains the numbers.

@@ -2,9 +2,9 @@
 A fit on a cluster
 ==================
 
-The loops of a fit go through joblib, so that a Dask cluster can run them. This one has
-two worker processes on one machine; on many machines only the address differs.
-New processes import this file, hence the guard at the end.
+A Dask cluster can run the loops of a fit, through joblib. This one has two worker
+processes on one machine; for many machines only the address differs. Workers import
+this file, so it ends with a `__main__` guard.
 """
 
 import time
@@ -61,9 +61,10 @@ def run():
 # %%
 # What the workers did
 # --------------------
-# A row for each worker, a bar for each task. White is time in which a worker waited for
-# the parent, which decomposes, or for a task to arrive. On problems as small as this
-# one workers mostly wait: a cluster is worth it where passes over images take minutes.
+# There is a row for each worker and a bar for each task. In the gaps a worker waited
+# for the parent process, which decomposes, or for a task to arrive. On a problem as
+# small as this one workers mostly wait. Use a cluster where passes over the images take
+# minutes.
 
 
 def draw(start, tasks):

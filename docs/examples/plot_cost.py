@@ -2,9 +2,9 @@
 What a fit costs
 ================
 
-The time of a kernel of pairs grows with the square of the number of images, that of its
-decomposition with the cube, and that of a linear kernel of features linearly. Here they
-are measured on the machine that built these pages, with their exponents.
+The time of a kernel grows with the square of the number of images, and the time of its
+decomposition with the cube. With a linear kernel of features, time grows linearly. This
+example measures the exponents on the machine that built these pages.
 """
 
 import os
@@ -56,9 +56,8 @@ seconds["whole fit, linear"] = np.array([features(n) for n in IMAGES])
 # %%
 # Seconds and exponents
 # ---------------------
-# The exponent is the slope of the line through the logarithms. For few images lower
-# powers have a share in decomposition and kernel: both exponents grow with the number
-# of images, towards 3 and 2.
+# The exponent is the slope of a line through the logarithms. It is too low for few
+# images, and grows with their number towards 3 (decomposition) and 2 (kernel).
 
 print(f"{'images':24}", *(f"{n:8}" for n in IMAGES), "exponent")
 exponents = {}
@@ -82,8 +81,7 @@ ax.legend()
 # Layers and classes
 # ------------------
 # Each layer adds its locations to the kernel and to the AGOP. All classes share one
-# sweep through the layers, and each costs a matrix product until there are many of
-# them.
+# sweep through the layers, and each costs one matrix product more.
 
 figure, axes = plt.subplots(1, 2, figsize=(6.6, 3.2), layout="constrained")
 for ax, name, values in (
@@ -101,8 +99,8 @@ axes[0].legend()
 # %%
 # The constants
 # -------------
-# Seconds over what the formulas of :doc:`/guide/costs` count, at the largest number of
-# images, in nanoseconds.
+# Seconds at the largest number of images, divided by the number of operations in
+# :doc:`/guide/costs`.
 
 n = int(IMAGES[-1])
 locations = sum((SIDE - 2 * layer) ** 2 for layer in range(1, DEPTH + 1))

@@ -2,8 +2,8 @@
 A deeper layer
 ==============
 
-Deep ConvRFM learns a metric, draws filters from it, and learns the next metric on their
-maps. The channels of the second metric's patches are the filters of the first layer.
+Deep ConvRFM learns a metric, draws filters from it, and learns the next metric on the
+maps of these filters. Each filter of the first layer is a channel of the second.
 """
 
 import matplotlib.pyplot as plt
@@ -44,9 +44,9 @@ print(
 # %%
 # The two metrics
 # ---------------
-# Above, eigenvectors of the first layer's patch AGOP: strokes and edges. Below, those
-# of the second: with 16 channels, 3 · 3 · 16 = 144 entries. They are drawn by their
-# norm over the channels, which shows where in the patch they are large.
+# Above are eigenvectors of the first layer's patch AGOP: strokes and edges. Below are
+# those of the second layer, with 3 · 3 · 16 = 144 entries for 16 channels. The picture
+# shows their norm over the channels at each pixel.
 
 figure, axes = plt.subplots(2, 1, figsize=(6.6, 3.6), layout="constrained")
 for number, ax in enumerate(axes):

@@ -2,9 +2,9 @@
 Digits in a frame of noise
 ==========================
 
-scikit-learn's digits of 8×8 pixels, each pasted at a random place into a frame of
-noise. The noise is as strong as the digits are, and fills more than half of an image. A
-model has to learn which directions of a patch are strokes and which are noise.
+Each of scikit-learn's digits, 8×8 pixels, is pasted at a random place into a frame of
+noise. The noise is as strong as the digits, and fills more than half of an image. A
+model has to learn which patterns of a patch are strokes and which are noise.
 """
 
 import matplotlib.pyplot as plt
@@ -32,11 +32,10 @@ for ax, image, label in zip(axes.flat, X_train, y_train, strict=False):
     ax.set_title(f"{label}", fontsize="small")
 
 # %%
-# Fixed, learned, feature layers, and two models of pixels
-# --------------------------------------------------------
-# The parameters of ConvRFM are the defaults except for the number of images that carry
-# the AGOP; ridge and round are chosen by generalised cross-validation of the training
-# images.
+# Five models
+# -----------
+# The parameters of ConvRFM are the defaults, except for `agop_samples`. Ridge and round
+# are chosen by generalised cross-validation on the training images.
 
 models = {
     "fixed kernel": ConvRFMClassifier(n_rounds=0),
@@ -55,8 +54,8 @@ for name, model in models.items():
 # %%
 # What the rounds did
 # -------------------
-# The criterion falls from round to round. In the spectrum the metric leaves the flat
-# line of round 0, on which all nine directions of a patch count alike.
+# The criterion falls from round to round. The spectrum of round 0 is flat, because all
+# nine directions of a patch count alike; later rounds weigh some of them more.
 
 clf = models["ConvRFM"]
 history = clf.history_
@@ -81,10 +80,10 @@ for ax in axes:
     ax.grid(alpha=0.3)
 
 # %%
-# The patterns that it responds to
-# --------------------------------
-# The leading eigenvectors of the patch AGOP and their shares: blue is negative, white
-# zero, red positive.
+# Learned patterns
+# ----------------
+# These are the leading eigenvectors of the patch AGOP and their shares. Blue is
+# negative, white zero, red positive.
 
 PatchFiltersDisplay.from_estimator(clf, n_components=6)
 plt.show()

@@ -3,9 +3,8 @@ A pipeline under GridSearchCV
 =============================
 
 :class:`~skconvrfm.PatchAGOPTransformer` learns a patch metric, and makes features for
-any classifier. As a step of a pipeline it is searched like any other: here
-the size of the patch, the number of filters, and the grid that their responses are
-averaged on.
+any classifier. As a step of a pipeline it can be searched. This example searches the
+size of the patch, the number of filters, and the grid on which responses are averaged.
 """
 
 import matplotlib.pyplot as plt
@@ -52,8 +51,8 @@ print(table[columns].round(3).to_string(index=False))
 # %%
 # The chosen model, and the test
 # ------------------------------
-# The test images are used once, and only here. Beside it stands the same classifier on
-# the pixels themselves.
+# The test images are used once. For comparison, the same classifier is fitted to the
+# pixels.
 
 pixels = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
 pixels.fit(X_train.reshape(len(X_train), -1), y_train)

@@ -2,10 +2,9 @@
 A round of ConvRFM by hand
 ==========================
 
-The method, step by step, with a kernel and a few functions: the kernel machine, its
-gradients with respect to patches, the patch AGOP, the patch transform, and its effect
-on patches, distances and predictions. :doc:`/method` explains the pictures that are
-drawn here.
+This program computes one round step by step: the kernel machine, its gradients with
+respect to patches, the patch AGOP, the patch transform, and its effect on patches,
+distances and predictions. :doc:`/method` explains the pictures.
 """
 
 import matplotlib.pyplot as plt
@@ -79,7 +78,7 @@ draw_scores(ax, scores, "Fixed kernel")
 # ----------------------------------------
 # With one layer the kernel is a mean over locations, so that the predictor is a mean of
 # predictors on crops of one location. The AGOP of one crop is the outer product of its
-# gradient, which is a row of that matrix up to a factor.
+# gradient with itself. A row of this matrix is the gradient, up to a factor.
 
 stars = y_test == 1
 image = X_test[stars][np.argmax(scores[stars])]
@@ -132,8 +131,8 @@ right.grid(alpha=0.3)
 print(f"the leading eigenvector has {shares[0]:.0%} of the trace")
 
 # %%
-# Its eigenvectors are patterns in a patch, each with the mean squared slope of the
-# predictor along it.
+# An eigenvector is a pattern in a patch. Its eigenvalue is the mean squared slope of
+# the predictor along it.
 
 figure, axes = plt.subplots(1, 5, figsize=(6.6, 1.7), layout="constrained")
 figure.suptitle("Leading eigenvectors of G, and their shares", fontsize="medium")
@@ -144,8 +143,8 @@ for ax, vector, share in zip(axes, eigenvectors.T[::-1], shares, strict=False):
 # %%
 # 4. The patch transform
 # ----------------------
-# The square root of :math:`G`, as large as the identity. Patches are multiplied by it
-# before they are compared.
+# The patch transform is the square root of :math:`G`, scaled to the norm of the
+# identity. Patches are multiplied by it before they are compared.
 
 
 def transform(G):
@@ -200,8 +199,8 @@ figure.colorbar(drawn, ax=axes, label="Distance, of the largest")
 # %%
 # 6. Fit again, and again
 # -----------------------
-# Left-out predictions come from the same inverse. The test images are drawn for
-# comparison only.
+# Left-out predictions come from the same inverse. The test images are for comparison
+# only.
 
 accuracy = {"left-out training images": [], "test images": []}
 scores_by_round = []

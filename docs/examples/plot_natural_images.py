@@ -2,9 +2,9 @@
 Edge detectors from two photographs
 ===================================
 
-The first filters of a trained network are edges. Here a kernel machine finds its own in
-scikit-learn's two sample photographs, without any backpropagation and without labels:
-it learns whether a small grey crop was turned by a quarter. Brightness and contrast are
+The first filters of a trained network are edges. Here a kernel machine finds edges in
+scikit-learn's two sample photographs, without backpropagation and without labels: it
+learns whether a small grey crop was turned by 90 degrees. Brightness and contrast are
 removed from every crop, so that only edges carry information.
 """
 
@@ -21,8 +21,8 @@ SIDE, PATCH = 16, 7
 # %%
 # Crops
 # -----
-# The photographs are cut along a grid, so that no two crops share a pixel. Sky and
-# other crops without contrast are left out; half of the rest is turned.
+# The photographs are cut along a grid, so that no two crops share a pixel. Crops
+# without contrast, such as sky, are left out. Half of the others are turned.
 
 rng = np.random.default_rng(0)
 crops = []
@@ -49,8 +49,8 @@ for ax, crop, turn in zip(axes.flat, X_train, y_train, strict=False):
 # %%
 # The machine
 # -----------
-# The test crops come from the same two photographs, so that the accuracy does not hold
-# for others.
+# The test crops come from the same two photographs, so that the accuracy says nothing
+# about other photographs.
 
 kernel = ConvNTK(depth=1, patch_size=PATCH)
 clf = ConvRFMClassifier(kernel, n_rounds=2, agop_samples=30)
@@ -63,11 +63,11 @@ print(f"round {clf.best_round_} is kept: {clf.score(X_test, y_test):.1%} of test
 print("by chance: 50 %")
 
 # %%
-# Learned patterns, and the variation of patches
-# ----------------------------------------------
-# Above, the leading eigenvectors of the patch AGOP, blue negative and red positive.
-# Below, for comparison, those of the covariance of the patches, which do not depend on
-# the classes.
+# Learned patterns
+# ----------------
+# Above are the leading eigenvectors of the patch AGOP, blue negative and red positive.
+# Below, for comparison, are those of the covariance of the patches, which do not depend
+# on the classes.
 
 windows = np.lib.stride_tricks.sliding_window_view(X_train, (PATCH, PATCH), axis=(1, 2))
 covariance = np.cov(windows.reshape(-1, PATCH**2).T)
@@ -86,7 +86,8 @@ for part, (name, matrix) in zip(figure.subfigures(2, 1), matrices.items(), stric
         ax.set_title(f"{value / values.sum():.0%}", fontsize="small")
 
 # %%
-# An edge detector does not respond to uniform brightness. Its share of each matrix:
+# An edge detector does not respond to uniform brightness. This is the share of uniform
+# brightness in each matrix:
 
 uniform = np.full(PATCH**2, 1 / PATCH)
 for name, matrix in matrices.items():

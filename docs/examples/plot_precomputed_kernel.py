@@ -2,9 +2,9 @@
 The kernel in an SVC and in a Gaussian process
 ==============================================
 
-:class:`~skconvrfm.kernels.ConvNTK` can be called on images, under the patch transform
-of a fitted ConvRFM. Any kernel method can use it: a support vector machine as a
-callable or with `kernel="precomputed"`, a Gaussian process with a small class.
+A kernel such as :class:`~skconvrfm.kernels.ConvNTK` can be called on images, with the
+patch transform of a fitted ConvRFM. Any kernel method can use it: a support vector
+machine with `kernel="precomputed"`, or a Gaussian process with a small class.
 """
 
 import warnings
@@ -25,7 +25,7 @@ from skconvrfm.kernels import ConvNTK
 # %%
 # A support vector machine
 # ------------------------
-# The metric is learned by ConvRFM, from the same training images; the SVC gets kernels.
+# ConvRFM learns the metric from the same training images. The SVC gets kernel matrices.
 
 X, y = make_framed_digits(random_state=0)
 X_train, X_test, y_train, y_test = train_test_split(
@@ -56,8 +56,8 @@ print(f"ConvRFM itself:               {clf.score(X_test, y_test):.1%}")
 # %%
 # A Gaussian process
 # ------------------
-# scikit-learn's Gaussian processes take kernel objects. This one has no parameters to
-# optimise; the variance of the noise is optimised.
+# scikit-learn's Gaussian processes take kernel objects. This kernel has no parameters
+# to optimise; only the variance of the noise is optimised.
 
 
 class ImageKernel(Kernel):
@@ -87,9 +87,9 @@ class ImageKernel(Kernel):
 
 
 # %%
-# A regression: by what angle was a digit turned? A Gaussian process predicts a standard
-# deviation as well, which can be compared with its errors. All strokes matter to the
-# angle and there is no noise, so that a learned metric adds little here.
+# The task is a regression: by what angle was a digit turned? A Gaussian process also
+# predicts a standard deviation, which we compare with the errors. All strokes matter
+# for the angle and there is no noise, so that a learned metric adds little here.
 
 digits, _ = load_digit_images(return_X_y=True)
 rng = np.random.default_rng(0)

@@ -2,9 +2,9 @@
 Saliency: where the signal is
 =============================
 
-The learned metric is the same at all locations. Under it, a patch is long where it has
-a pattern to which the predictor responds, and short elsewhere: the map of this length
-is the *saliency* of an image.
+The *saliency* of an image is the length of its patches under the learned metric. It is
+large where a patch has a pattern to which the predictor responds. It is the same for
+all classes, and does not say for which class a pattern speaks.
 """
 
 import matplotlib.pyplot as plt
@@ -18,10 +18,9 @@ from skconvrfm.kernels import ConvNTK
 # %%
 # Stars in noise
 # --------------
-# These images were not trained on. The signal is found where the star is, as wide as a
-# patch of 11 pixels; no patch is centred in the grey border. One direction is all that
-# matters here, so that saliency is the absolute value of the projection on it, up to a
-# factor.
+# These images were not trained on. Saliency is large where the star is, over the width
+# of a patch of 11 pixels. No patch is centred in the grey border. Only one direction
+# matters here: up to a factor, saliency is the absolute projection on it.
 
 X, y = make_star(80, random_state=0)
 X = X.astype(np.float32)
@@ -31,8 +30,8 @@ stars = X[50:][y[50:] == 1]
 SaliencyDisplay.from_estimator(clf, stars, n_images=3)
 
 # %%
-# In numbers, over all the stars of the test images: how often the most salient location
-# is a patch with the whole star in it. The star is where the first two channels are 1.
+# Over all test images with a star: how often does the most salient patch have the whole
+# star in it? The star is where the first two channels are 1.
 
 saliency = SaliencyDisplay.from_estimator(clf, stars, n_images=len(stars)).saliency
 plt.close()  # the arrays are wanted, not a picture of so many rows
@@ -49,8 +48,8 @@ print(f"the most salient patch has the whole star in {hits} of {len(stars)} imag
 # %%
 # Digits in noise
 # ---------------
-# Where more directions matter, saliency and projections differ. The metric of 3×3
-# patches responds to strokes, and to noise that looks like a stroke.
+# Here more directions matter. The metric of 3×3 patches responds to strokes, and to
+# noise that looks like a stroke.
 
 X, y = make_framed_digits(random_state=0)
 X = X.astype(np.float32)
@@ -62,7 +61,7 @@ SaliencyDisplay.from_estimator(features, X[300:], n_images=3)
 # %%
 # As features
 # -----------
-# The same maps come as an array from `output="saliency"`.
+# `output="saliency"` gives the same maps as an array.
 
 features.set_params(output="saliency").fit(X[:300], y[:300])
 print(features.transform(X[300:]).shape, features.output_shape_)

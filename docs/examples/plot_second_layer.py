@@ -2,10 +2,10 @@
 What a second layer has learned
 ===============================
 
-Two feature layers under a Gaussian kernel look for digits in noise. The filters of both
-are chosen by the patch AGOP, and the second layer's metric is learned. Its leading
-eigenvectors are patterns of maps, which nobody can read; shown are the places of the
-images that excite each of them the most.
+Two feature layers below a Gaussian kernel find digits in noise. The filters of both are
+chosen by the patch AGOP, and the second layer's metric is learned. Its leading
+eigenvectors are patterns of maps and hard to read. So this example shows the places in
+images that excite each of them most.
 """
 
 import matplotlib.pyplot as plt
@@ -22,8 +22,8 @@ PATCH = 3
 # The machine
 # -----------
 # Digits of 8×8 pixels stand in frames of noise. Round 0 has the filters that were drawn
-# first, round 1 the most important of four times as many, and round 2 the metric of the
-# second layer as well.
+# first, round 1 has the most important of four times as many, and round 2 also has a
+# learned metric of the second layer.
 
 X, y = make_framed_digits(random_state=0)
 layers = [
@@ -42,10 +42,10 @@ print(f"round {clf.best_round_} is kept: {clf.score(X[600:], y[600:]):.1%} of th
 # %%
 # Patches that excite the leading eigenvectors
 # --------------------------------------------
-# A patch of the second layer is 3×3 places of all maps of the first one, and sees 5×5
-# pixels. Each row belongs to an eigenvector of the second layer's patch AGOP: the
-# pixels, in other images than those of the fit, whose patches have the largest
-# products with it.
+# A patch of the second layer is 3×3 places of all maps of the first layer, and sees 5×5
+# pixels. Each row belongs to one eigenvector of the second layer's patch AGOP. It shows
+# the pixels whose patches have the largest products with it, in images that were not
+# fitted.
 
 first, second = clf.features_
 

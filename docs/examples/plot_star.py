@@ -2,10 +2,10 @@
 Fifty images, half of them with a star
 ======================================
 
-A small problem on which learned features matter. An image is noise, and half of the
-images have a star somewhere, 7 pixels wide. A fixed convolutional kernel weighs all 363
-directions of an 11×11 colour patch alike, although only one of them matters. ConvRFM
-learns that direction from the gradients of its own predictor.
+Each image is noise, and half of the images have a star somewhere, 7 pixels wide. A
+fixed convolutional kernel weighs all 363 directions of an 11×11 colour patch alike,
+although only one of them matters. ConvRFM learns that direction from the gradients of
+its own predictor.
 """
 
 import matplotlib.pyplot as plt
@@ -23,7 +23,7 @@ X_train, y_train, X_test, y_test = X[:50], y[:50], X[50:200], y[50:200]
 # %%
 # The fixed kernel, and two rounds
 # --------------------------------
-# Everything, the round that is kept included, is chosen from the fifty images.
+# Ridge and round are chosen from the fifty training images.
 
 kernel = ConvNTK(depth=1, patch_size=11)
 fixed = ConvRFMClassifier(kernel, n_rounds=0).fit(X_train, y_train)
@@ -34,11 +34,10 @@ for name, model in (("fixed kernel", fixed), ("two rounds", clf)):
 # %%
 # What happened
 # -------------
-# Above, four images of each class. In the middle, score and criterion of each round on
-# the training data, and the spectrum of its metric: flat at first, and in the end one
-# direction with nearly all of the weight.
-# Below, the leading eigenvectors of the patch AGOP: that direction is a spot of the
-# star's colour.
+# Above are four images of each class. In the middle are score and criterion of each
+# round on the training data, and the spectrum of its metric. The spectrum is flat at
+# first; in the last round one direction has nearly all of the weight. Below are the
+# leading eigenvectors of the patch AGOP: that direction is a spot of the star's colour.
 
 figure = plt.figure(figsize=(10, 5.6), layout="constrained")
 images, rounds, patterns = figure.subfigures(3, 1, height_ratios=(1, 1.8, 0.9))

@@ -1,4 +1,4 @@
-"""The command line of ``python -m skconvrfm.ansatz``: the ansatz from the shell."""
+"""``skconvrfm ansatz``: the ansatz from the shell."""
 
 import csv
 import difflib
@@ -15,30 +15,26 @@ import numpy as np
 import torch
 
 from .._command_line import (
-    Parser,
     UsageError,
     check_device,
     check_place,
     integer,
-    run_command,
     write_output,
 )
 from .report import COLUMNS
 from .scorer import AnsatzScorer
 from .weights import load_weights
 
-PROGRAM = "python -m skconvrfm.ansatz"
+DESCRIPTION = (
+    "Measure the convolutional neural feature ansatz on a network. Prints the "
+    "correlation of the filter covariance of each layer with its patch AGOP."
+)
 IMAGE_FILES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 ARCHIVE_KEYS = ("X", "X_test", "X_train")
 DEFAULT = "DEFAULT"
 
 
-def main(argv=None):
-    """Run the command line on a list of arguments, and return its exit code."""
-    return run_command(PROGRAM, lambda: measure(parse_options(argv)))
-
-
-def measure(options):
+def run(options):
     """Measure as the options say, print the report, and write it."""
     check_device(options.device)
     if options.csv is not None:
@@ -109,13 +105,8 @@ HELP = {
 }
 
 
-def parse_options(argv=None):
-    """Parse the command line; raise UsageError if it is wrong."""
-    parser = Parser(
-        prog=PROGRAM,
-        description="Correlation of the filter covariance of each layer of a network "
-        "with its patch AGOP: the convolutional neural feature ansatz.",
-    )
+def add_options(parser):
+    """Add the options of the command to a parser."""
 
     def add(name, **settings):
         parser.add_argument(name, help=HELP[name], **settings)
@@ -133,7 +124,6 @@ def parse_options(argv=None):
     add("--size", metavar="N", type=_positive)
     add("--device", default="auto")
     add("--csv", metavar="FILE", type=Path)
-    return parser.parse_args(argv)
 
 
 def find_factory(text):

@@ -78,14 +78,24 @@ def cells(size, count):
     return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
 
 
-def as_images(X, image_shape, channels):
-    """Return flat rows as images of shape (n, h, w, c): a view, or stored images."""
+def as_images(X, image_shape, channels, scale=1.0):
+    """Return flat rows as images (n, h, w, c): a view, or images that are read late.
+
+    ``scale`` is what they are divided by.
+    """
     if not isinstance(X, np.ndarray):
-        return X.images(image_shape, channels)
+        return scaled(X.images(image_shape, channels), scale)
     height, width, depth = image_shape
     if channels == "first":
-        return X.reshape(-1, depth, height, width).transpose(0, 2, 3, 1)
-    return X.reshape(-1, height, width, depth)
+        images = X.reshape(-1, depth, height, width).transpose(0, 2, 3, 1)
+    else:
+        images = X.reshape(-1, height, width, depth)
+    return scaled(images, scale)
+
+
+def scaled(images, scale):
+    """Return images over a number, by which they are divided when they are read."""
+    return images if scale == 1.0 else ScaledImages(images, scale)
 
 
 def take(images, rows):
@@ -107,6 +117,45 @@ class _ImagesOfOthers:
     def dtype(self):
         """The dtype of the pixels."""
         return self.images.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledImages(_ImagesOfOthers):
+    """Images that are divided by a number when they are read."""
+
+    images: object  # (n, h, w, c)
+    scale: float
+
+    @property
+    def dtype(self):
+        """The dtype of the quotients."""
+        return np.result_type(self.images.dtype, np.float32)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        """Return some of these images, by a slice or an array of integers."""
+        if isinstance(index, slice):
+            return ScaledImages(self.images[index], self.scale)
+        return ScaledImages(take(self.images, index), self.scale)
+
+    def __array__(self, dtype=None, copy=None):
+        """Read and divide the images."""
+        images = np.divide(np.asarray(self.images), self.scale, dtype=self.dtype)
+        return images if dtype is None else images.astype(dtype, copy=False)
+
+
+def unscaled(images):
+    """Return images in memory, before they are divided by their scale."""
+    return np.asarray(images.images if isinstance(images, ScaledImages) else images)
+
+
+def held(images):
+    """Return images in memory; their division stays for when they are read."""
+    if isinstance(images, ScaledImages):
+        return ScaledImages(np.asarray(images.images), images.scale)
+    return np.asarray(images)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,8 @@ _DIRECTION_ENTRIES, _PROJECTED_ENTRIES = 2**20, 2**21
 # Distances of patches that settle a median, and the images that it takes at least.
 MEDIAN_DISTANCES = 2_000_000
 _MEDIAN_IMAGES = 20
+# Weights are at least this part of the largest: a smaller one is rounding beside it.
+_LEAST_WEIGHT = 1e-24
 # Draws that are made one by one; more would give every row what its weight gives it.
 _MOST_DRAWS = 2**24
 
@@ -55,6 +57,16 @@ def groups_of_images(groups, image):
 def binary_exponent(values):
     """Return the exponent of the power of two that scales values to about 1."""
     return int(np.frexp(np.abs(values).max())[1])
+
+
+def scaled_weights(weights):
+    """Return positive weights times a power of two, the largest about 1."""
+    return none_vanishing(np.ldexp(weights, -binary_exponent(weights)))
+
+
+def none_vanishing(weights):
+    """Return positive weights, none so small beside others that its root is lost."""
+    return np.maximum(weights, _LEAST_WEIGHT * weights.max())
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import contextlib
 import math
 import mmap
 import os
+import shutil
+import tempfile
 import threading
 import weakref
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ import numpy as np
 
 from .blocks import byte_blocks
 from .images import as_images
+from .parallel import working_memory
 
 # Rows between two wanted ones that are read with them: one read costs more.
 _READ_AHEAD = 8
@@ -58,6 +61,19 @@ def in_memory(array, name):
         return array
     _check_length(root, name)
     return np.array(array)
+
+
+def allocate(shape, dtype):
+    """Return an array, beyond the working memory of scikit-learn in a temporary file.
+
+    The file is removed with the array.
+    """
+    if math.prod(shape) * np.dtype(dtype).itemsize <= working_memory():
+        return np.empty(shape, dtype)
+    folder = tempfile.mkdtemp(prefix="skconvrfm-images-")
+    array = np.memmap(os.path.join(folder, "images"), dtype, "w+", shape=shape)
+    weakref.finalize(array.base, shutil.rmtree, folder, ignore_errors=True)
+    return array
 
 
 def _find_map(array):

@@ -48,3 +48,13 @@ def make_axes(ax, n_axes, n_columns, size, what):
 def signed(peak):
     """Return options for imshow: blue is negative, white 0, red positive."""
     return {"cmap": "RdBu_r", "vmin": -peak, "vmax": peak}
+
+
+def stretched(image):
+    """Return pixels of an image (rows, columns, channels) for imshow, 0 to 1."""
+    image = np.asarray(image, dtype=np.float64)
+    if image.shape[2] == 1:
+        image = image[..., 0]
+    elif image.shape[2] != 3:
+        image = np.linalg.norm(image, axis=2)
+    return (image - image.min()) / (np.ptp(image) or 1.0)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, is_regressor
 
+from ..learning.choice import short_reason
 from ._axes import make_axes
 from ._learned import learned_layer
 
@@ -27,11 +28,12 @@ _LEGEND_ROUNDS = 6  # of more rounds, the first, the kept and the last
 class RoundsDisplay:
     """Score, criterion and spectrum by round, with the round that was kept.
 
-    Use :meth:`from_estimator` to make one. All come from the training data alone: the
-    score is the leave-one-out score that the fit itself computes. The spectrum is that
-    of the metric with which the round measures patches, one curve per round: flat in
-    round 0, where all directions of a patch count alike, and the steeper the fewer
-    directions count. :class:`PatchFiltersDisplay` shows these directions.
+    A black circle marks the kept round, and the legend of the criterion says why it
+    was kept. Use :meth:`from_estimator` to make one. All come from the training data
+    alone: the score is the leave-one-out score that the fit itself computes. The
+    spectrum is that of the metric with which the round measures patches, one curve per
+    round: flat in round 0, where all directions of a patch count alike, and the steeper
+    the fewer directions count. :class:`PatchFiltersDisplay` shows these directions.
 
     Parameters
     ----------
@@ -42,6 +44,8 @@ class RoundsDisplay:
         Eigenvalues of each round's metric as shares of their sum, the largest first.
     best_round, score_name, criterion_name : int, str, str
         The round that was kept; labels of the score and of the criterion.
+    reason : str, default=""
+        Why the round was kept, for the legend of the criterion, as "lowest GCV".
 
     Attributes
     ----------
@@ -67,6 +71,7 @@ class RoundsDisplay:
     best_round: int
     score_name: str = "Leave-one-out score"
     criterion_name: str = "Criterion"
+    reason: str = ""
 
     @classmethod
     def from_estimator(
@@ -105,6 +110,7 @@ class RoundsDisplay:
             best_round=learned.best_round_,
             score_name=f"Leave-one-out {measure}",
             criterion_name=_CRITERIA[name],
+            reason=short_reason(history, learned.best_round_, machine.selection),
         ).plot(ax)
 
     def plot(self, ax: Any = None) -> RoundsDisplay:
@@ -117,20 +123,23 @@ class RoundsDisplay:
         """
         axes = make_axes(ax, 3, 3, (11.0, 3.2), "score, criterion and spectrum")
         self.axes_, self.figure_ = axes, axes[0].figure
-        score = self._plot_curve(axes[0], self.score, self.score_name, "C0")
-        criterion = self._plot_curve(axes[1], self.criterion, self.criterion_name, "C1")
+        label = f"round {self.best_round} is kept"
+        score = self._plot_curve(axes[0], self.score, self.score_name, "C0", label)
+        if self.reason:
+            label = f"kept: {self.reason}"
+        criterion = self.criterion, self.criterion_name, "C1", label
+        criterion = self._plot_curve(axes[1], *criterion)
         self.lines_ = [score, criterion]
         self.spectrum_lines_ = self._plot_spectrum(axes[2])
         return self
 
-    def _plot_curve(self, ax, values, name, color):
+    def _plot_curve(self, ax, values, name, color, label):
         """Draw one number per round, with a ring around that of the kept round."""
         from matplotlib.ticker import MaxNLocator
 
         rounds, values = np.asarray(self.rounds), np.asarray(values)
         kept = rounds == self.best_round
         [line] = ax.plot(rounds, values, marker="o", color=color)
-        label = f"round {self.best_round} is kept"
         ring = {"markersize": 13, "mfc": "none", "mec": "black", "label": label}
         ax.plot(rounds[kept], values[kept], "o", **ring)
         ax.set(xlabel="Round", ylabel=name)

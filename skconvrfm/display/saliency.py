@@ -14,7 +14,7 @@ from ..compute.torch_state import plain_torch
 from ..features.maps import compute_features
 from ..features.projections import EigenProjections, Saliency
 from ..learning.rounds import leading_eigenvectors
-from ._axes import make_axes, signed
+from ._axes import make_axes, signed, stretched
 from ._learned import learned_layer
 
 _WHAT = "image, saliency and filtered image for each image"
@@ -30,6 +30,10 @@ class SaliencyDisplay:
     metric M = T Tᵀ. Use :meth:`from_estimator` to make one;
     :class:`PatchFiltersDisplay` shows the patterns themselves, and
     :class:`skconvrfm.PatchAGOPTransformer` gives saliency and projections as arrays.
+
+    Saliency is the same whatever class is predicted: it shows where an image has the
+    patterns that the machine looks at, not what speaks for or against a class. For the
+    evidence of one prediction see :class:`ExplanationDisplay`.
 
     An image is stretched from its smallest to its largest pixel; of other than one or
     three channels the norm is shown. Saliency runs from black (0) to yellow, and the
@@ -149,7 +153,7 @@ class SaliencyDisplay:
         self.images_ = []
         for place, one in enumerate(axes):
             row, column = divmod(place, 3)
-            pixels = (_stretched(images[row]), saliency[row], projections[row])[column]
+            pixels = (stretched(images[row]), saliency[row], projections[row])[column]
             drawn = one.imshow(pixels, interpolation="nearest", **options[column])
             self.images_.append(drawn)
             one.set(aspect="auto" if thin else "equal", **frame)
@@ -157,13 +161,3 @@ class SaliencyDisplay:
         for one, name in zip(self.axes_[0], names, strict=True):
             one.set_title(name, fontsize="medium")
         return self
-
-
-def _stretched(image):
-    """Pixels of an image of shape (rows, columns, channels), for imshow, 0 to 1."""
-    image = np.asarray(image, dtype=np.float64)
-    if image.shape[2] == 1:
-        image = image[..., 0]
-    elif image.shape[2] != 3:
-        image = np.linalg.norm(image, axis=2)
-    return (image - image.min()) / (np.ptp(image) or 1.0)

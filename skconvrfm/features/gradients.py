@@ -107,6 +107,28 @@ def importances(features, readout, images, weights, resources):
     return found
 
 
+def input_gradients(layers, readout, images, resources, scales=()):
+    """Return the gradients of all outputs at the pixels, (n, n_outputs, h, w, c).
+
+    Float64; layers, readout and scales are as for `layer_agops`, with no layers the
+    readout sees the pixels.
+    """
+    if not layers:
+        rows = resources.tensor(images).flatten(1).double()
+        gradients = readout.gradients(rows).unflatten(2, images.shape[1:])
+        return gradients.cpu().numpy()
+    top = SideBySide(layers, scales or _last_alone(layers))
+    blocks, ones = [], np.ones(len(images))
+    for passes, found in _passes(top, readout, images, ones, resources, "inputs"):
+        *_, (index, gradients) = _backward(passes, found)
+        gradients = passes[index].at_inputs(gradients)
+        if top.mirror:
+            own, mirrored = gradients.chunk(2)
+            gradients = own + mirrored.flip(3)
+        blocks.append(gradients.cpu().numpy())
+    return np.concatenate(blocks)
+
+
 def _last_alone(layers):
     return (*[None] * (len(layers) - 1), 1.0)
 
@@ -189,45 +211,56 @@ def _second_moments(top, readout, images, weights, resources):
         for index, layer in enumerate(layers)
     ]
     for passes, found in _passes(top, readout, images, weights, resources):
-        gradients = 0.0
-        for index in reversed(range(len(layers))):
-            if found[index] is not None:
-                gradients = gradients + found[index]
-            gradients = passes[index].at_means(gradients)
+        for index, gradients in _backward(passes, found):
             moments = passes[index].second_moments(gradients, len(totals[index]) == 2)
             totals[index] += moments.cpu().numpy()
-            if index:
-                gradients = passes[index].at_inputs(gradients)
     return totals
+
+
+def _backward(passes, found):
+    """Yield the index of each layer, the last first, and the gradients at its means.
+
+    ``found`` has those at the features that the readout sees, None elsewhere.
+    """
+    gradients = 0.0
+    for index in reversed(range(len(passes))):
+        if found[index] is not None:
+            gradients = gradients + found[index]
+        gradients = passes[index].at_means(gradients)
+        yield index, gradients
+        if index:
+            gradients = passes[index].at_inputs(gradients)
 
 
 @halving_memory
 def _squares(top, readout, images, weights, resources):
     """Return the diagonal of S of one layer, (1, K), but for the sum of weights."""
     total = np.zeros((1, top.layers[0].n_maps))
-    parts = _passes(top, readout, images, weights, resources, squares=True)
+    parts = _passes(top, readout, images, weights, resources, "squares")
     for [one], [gradients] in parts:
         total += one.squares(one.at_means(gradients)).cpu().numpy()
     return total
 
 
-def _passes(top, readout, images, weights, resources, squares=False):
+def _passes(top, readout, images, weights, resources, purpose="products"):
     """Yield, by blocks of images, `_LayerPass`es and gradients at their features.
 
     These are None where the readout does not see a layer, multiplied by the roots of
-    the weights, and halved where mirrors follow the images. ``squares`` says that no
-    product of all pairs of filters will be taken.
+    the weights, and halved where mirrors follow the images. ``purpose`` says what is
+    made of them: "products" of all pairs of filters, their "squares", or gradients at
+    "inputs" of the first layer, for which all its locations are kept at once.
     """
     layers, sides = top.layers, 2 if top.mirror else 1
     widest = max(layers, key=lambda layer: layer.n_maps * layer.layer.n_locations)
-    outputs = readout.coef.shape[1] if len(layers) > 1 else 0
+    by_bands = len(layers) == 1 and purpose != "inputs"
+    outputs = 0 if by_bands else readout.coef.shape[1]
     numbers = readout.numbers
-    if not squares:
+    if purpose == "products":
         numbers += 4 * widest.n_maps**2
     largest = _block(widest, outputs, resources, numbers)
     for part in track(image_blocks(images, largest // sides), "AGOP"):
         some = images[part] if sides == 1 else read_with_mirrors(images[part])
-        passes = _pass_layers(layers, some, resources)
+        passes = _pass_layers(layers, some, resources, by_bands)
         features = top.join([one.features for one in passes])
         features = features.unflatten(0, (sides, -1)).mean(0)
         gradients = readout.gradients(features.double())
@@ -236,9 +269,9 @@ def _passes(top, readout, images, weights, resources, squares=False):
         yield passes, top.split(gradients.repeat(sides, 1, 1))
 
 
-def _pass_layers(layers, images, resources):
-    """Return the `_LayerPass` of each layer over some images."""
-    if len(layers) == 1:
+def _pass_layers(layers, images, resources, by_bands):
+    """Return the `_LayerPass` of each layer over some images; by bands of one alone."""
+    if by_bands:
         return [_LayerPass(*layers, *_pool_by_bands(*layers, images, resources))]
     # The way back is through all locations at once.
     maps, passes = resources.tensor(images), []

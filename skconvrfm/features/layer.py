@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from sklearn.base import BaseEstimator
 
+from .._docs import fill_in
 from .._input import check_pair
+from .._scale import SCALE_CONSTRAINTS, SCALE_PARAMETER
 from .._sklearn_compat import Interval, StrOptions
-from .._typing import Activation, Array, Filters, Metric, Padding, Pair, Pool
+from .._typing import Activation, Array, Filters, Metric, Padding, Pair, Pool, Scale
 from ..compute.images import convolution_layers
 from .filters import SHRINKAGE, FilterBank, PatchMoments
 from .maps import ACTIVATIONS, FilterLayer
@@ -21,6 +23,7 @@ _DEFAULT_GRID = (3, 3)
 AUTO: dict[str, tuple] = {"normalize": (1.0, 0.03), "pool": ("root", "norm")}
 
 
+@fill_in(scale=SCALE_PARAMETER)
 class ConvFeatures(BaseEstimator):
     r"""Convolutional features: filters that carry a patch metric, activation and pool.
 
@@ -108,6 +111,7 @@ class ConvFeatures(BaseEstimator):
         averaged over the last one's grid, each of the two scaled to unit spread. In
         prototypes on CIFAR-10 it added a third of a point to 2000 images, and nothing
         to 5000.
+    %(scale)s
 
     Attributes
     ----------
@@ -134,7 +138,7 @@ class ConvFeatures(BaseEstimator):
         None is the identity.
     normalize_, pool_ : float or None, str or (float, float)
         `normalize` and `pool`, or which of them was chosen.
-    scale_ : float or None
+    skip_scale_ : float or None
         Factor of the layer's features beside those of others; None without `skip`.
     floor_ : float or None
         The ε of normalised patches, None of others.
@@ -184,6 +188,7 @@ class ConvFeatures(BaseEstimator):
         "pool_overlap": [Interval(Real, 0, 1, closed="both")],
         "mirror": ["boolean"],
         "skip": ["boolean"],
+        **SCALE_CONSTRAINTS,
     }
 
     def __init__(
@@ -208,6 +213,7 @@ class ConvFeatures(BaseEstimator):
         pool_overlap: float = 0.0,
         mirror: bool = False,
         skip: bool = False,
+        scale: Scale = "auto",
     ) -> None:
         self.n_filters = n_filters
         self.patch_size = patch_size
@@ -228,6 +234,7 @@ class ConvFeatures(BaseEstimator):
         self.pool_overlap = pool_overlap
         self.mirror = mirror
         self.skip = skip
+        self.scale = scale
 
     def bind(self, image_shape: tuple[int, int, int]) -> ConvFeatures:
         """Return a copy of the layer for images of shape (h, w, c), checked."""
@@ -340,7 +347,7 @@ class ConvFeatures(BaseEstimator):
         fitted.directions_, fitted.unit_biases_ = bank.directions, bank.unit_biases
         fitted.patch_mean_, fitted.floor_ = bank.moments.mean, bank.moments.floor
         fitted.patch_covariance_ = bank.moments.covariance
-        fitted.initial_transform_, fitted.scale_ = bank.initial, None
+        fitted.initial_transform_, fitted.skip_scale_ = bank.initial, None
         for name, value in learned.items():
             setattr(fitted, f"{name}_", value)
         return fitted

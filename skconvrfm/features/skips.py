@@ -169,5 +169,5 @@ def seen_layers(features):
 
 def fitted_scales(features):
     """Return the scales of fitted layers, see `kernel_features`."""
-    scales = tuple(layer.scale_ for layer in features)
+    scales = tuple(layer.skip_scale_ for layer in features)
     return scales if any(scale is not None for scale in scales) else ()

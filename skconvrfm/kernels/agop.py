@@ -120,7 +120,7 @@ def patch_agop(
     >>> patch_agop(ConvNTK(depth=2), X, dual_coef=[1, -1, 2, 0, -2]).shape
     (9, 9)
     """
-    images, others = check_image_pair(X, Y)
+    images, others = check_image_pair(X, Y, kernel)
     others = images if others is None else others
     options = {"ensure_2d": False, "allow_nd": True}  # refused below, in better words
     coef = as_numbers(dual_coef, "dual_coef")
@@ -233,7 +233,7 @@ def _sum_of_products(route, machine, images, weights, pairs, resources):
 def _sum_by_outputs(machine, images, roots, library, resources):
     """Return the sum from the gradients h themselves."""
     images = resources.tensor(images)
-    gradients, *own = _gradients(machine, images, library, resources)
+    gradients, *own = patch_gradients(machine, images, library, resources)
 
     def products(at):
         added = gradients[at].addcmul_(*(factor[at] for factor in own), value=2)
@@ -252,7 +252,7 @@ def _sum_over_mirror(machine, images, roots, library, resources):
     shift = layer.padding[3] - layer.padding[2]
     total = 0
     for side, margins in ((images, (shift, 0)), (images.flip(2), (0, shift))):
-        gradients, *own = _gradients(machine, side, library, resources)
+        gradients, *own = patch_gradients(machine, side, library, resources)
         gradients.addcmul_(*own, value=2)
         if transform is not None:
             gradients = gradients @ transform
@@ -264,8 +264,11 @@ def _sum_over_mirror(machine, images, roots, library, resources):
     return _outer_sum(total, total).cpu().numpy()
 
 
-def _gradients(machine, images, library, resources):
-    """Return h, (locations, images, n_outputs, d), without 2 β T v, and β and T v."""
+def patch_gradients(machine, images, library, resources):
+    """Return h, (locations, images, n_outputs, d), without 2 β T v, and β and T v.
+
+    A machine is a kernel, its centres, coefficients and transform, both as tensors.
+    """
     kernel, _, dual_coef, transform = machine
     pixels = tiles.has_pixels(transform, library)
     left = kernel.prepare_block(images, transform, pixels)

@@ -13,8 +13,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 
 from .._input import as_numbers, check_image_array, check_pair, make_resources
+from .._scale import SCALE_CONSTRAINTS, resolve_scale
 from .._sklearn_compat import Interval, StrOptions
-from ..compute.images import cells, convolution_layers
+from ..compute.images import cells, convolution_layers, scaled
 from ..compute.sampling import Lineup, bandwidth_draws, content_positions
 from ..compute.tiles import kernel_matrix
 from ..compute.torch_state import plain_torch
@@ -47,7 +48,7 @@ _MIRROR_ROUNDINGS = 64 * np.finfo(float).eps
 class BaseKernel(BaseEstimator):
     """Hyperparameters of a kernel; a function of images once it is bound to a shape."""
 
-    _parameter_constraints: dict = {}
+    _parameter_constraints: dict = {**SCALE_CONSTRAINTS}
 
     # True where the machine is linear in the features: sums over rows determine it.
     is_linear = False
@@ -80,7 +81,8 @@ class BaseKernel(BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_X, h, w), (n_X, h, w, c) or (n_X, h * h)
-            Images, channels last, or the flat rows of square images.
+            Images, channels last, or the flat rows of square images. With
+            ``scale="auto"`` `X` and `Y` together decide what both are divided by.
         Y : array-like of such a shape, default=None
             Images of the columns, the centres of a machine, on which a bandwidth of
             ``"auto"`` is measured; None means `X`, of which one triangle is computed.
@@ -101,7 +103,7 @@ class BaseKernel(BaseEstimator):
         K : ndarray of shape (n_X, n_Y)
             The kernel, not scaled.
         """
-        X, Y = check_image_pair(X, Y)
+        X, Y = check_image_pair(X, Y, self)
         kernel = self.bind(X.shape[1:])
         transform = kernel._check_transform(patch_transform)
         resources = make_resources(device, dtype, n_jobs, X, Y)
@@ -117,6 +119,7 @@ class PatchKernel(BaseKernel):
     """
 
     _parameter_constraints: dict = {
+        **BaseKernel._parameter_constraints,
         "patch_size": [Interval(Integral, 1, None, closed="left"), tuple, list],
         "padding": [StrOptions({"valid", "same"})],
         "metric": [StrOptions({"identity", "whiten", "auto"})],
@@ -277,18 +280,22 @@ def even_sample(images, n_draws):
     return Lineup(np.zeros(n), positions, np.ones(n), 0.5).draw(n_draws)
 
 
-def check_image_pair(X, Y):
-    """Return X and Y as finite arrays of shape (n, h, w, c); Y may be None."""
+def check_image_pair(X, Y, kernel):
+    """Return X and Y as finite images (n, h, w, c), divided by the kernel's scale.
+
+    Y may be None.
+    """
     X = check_image_array(X, "X")
-    if Y is None:
-        return X, None
-    Y = check_image_array(Y, "Y")
-    if X.shape[1:] != Y.shape[1:]:
+    Y = None if Y is None else check_image_array(Y, "Y")
+    if Y is not None and X.shape[1:] != Y.shape[1:]:
         raise ValueError(
             f"X has images of shape {X.shape[1:]} and Y of shape {Y.shape[1:]}; "
             "both need the same rows, columns and channels."
         )
-    return X, Y
+    pair = [images for images in (X, Y) if images is not None]
+    kernel._validate_params()
+    divisor = resolve_scale(kernel.scale, X.shape[1:], *pair)
+    return tuple(None if a is None else scaled(a, divisor) for a in (X, Y))
 
 
 @dataclass(frozen=True)

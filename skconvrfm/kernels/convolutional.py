@@ -34,8 +34,9 @@ from sklearn.base import clone
 from torch.nn.functional import pad
 
 from .._docs import fill_in
+from .._scale import SCALE_PARAMETER
 from .._sklearn_compat import Interval
-from .._typing import KernelMetric, Padding, Pair
+from .._typing import KernelMetric, Padding, Pair, Scale
 from ..features.maps import transformed_patches
 from .base import (
     METRIC_PARAMETER,
@@ -65,7 +66,8 @@ _PARAMETERS = f"""depth : int, default=3
         cells before the readout, so that what moves within a cell stays alike. 1 is a
         global average; None keeps all locations. A pool of cells of a × b locations
         takes up to (2a - 1)(2b - 1) times as long.
-    {MIRROR_PARAMETER}"""
+    {MIRROR_PARAMETER}
+    {SCALE_PARAMETER}"""
 
 
 class ConvolutionalKernel(PatchKernel):
@@ -87,6 +89,7 @@ class ConvolutionalKernel(PatchKernel):
         metric: KernelMetric = "identity",
         pool_grid: Pair | None = None,
         mirror: bool = False,
+        scale: Scale = "auto",
     ) -> None:
         self.depth = depth
         self.patch_size = patch_size
@@ -95,6 +98,7 @@ class ConvolutionalKernel(PatchKernel):
         self.metric = metric
         self.pool_grid = pool_grid
         self.mirror = mirror
+        self.scale = scale
 
     def below(self):
         """Return the kernel of a feature layer below, as deep as the whole network."""

@@ -25,7 +25,8 @@ from typing import Literal
 import torch
 
 from .._docs import fill_in
-from .._typing import KernelMetric, Padding, Pair
+from .._scale import SCALE_PARAMETER
+from .._typing import KernelMetric, Padding, Pair, Scale
 from ..compute.blocks import balanced_blocks
 from ..compute.images import take
 from ..compute.sampling import MEDIAN_DISTANCES
@@ -58,7 +59,8 @@ _PARAMETERS = f"""bandwidth : float or "auto", default="auto"
         cell stays alike. 1 compares all locations with all; None compares equal
         locations only. With cells of a × b locations it takes a · b times as long, and
         the diagonal is no longer made of ones.
-    {MIRROR_PARAMETER}"""
+    {MIRROR_PARAMETER}
+    {SCALE_PARAMETER}"""
 
 
 class RadialPatchKernel(PatchKernel):
@@ -78,6 +80,7 @@ class RadialPatchKernel(PatchKernel):
         metric: KernelMetric = "identity",
         pool_grid: Pair | None = None,
         mirror: bool = False,
+        scale: Scale = "auto",
     ) -> None:
         self.bandwidth = bandwidth
         self.patch_size = patch_size
@@ -85,6 +88,7 @@ class RadialPatchKernel(PatchKernel):
         self.metric = metric
         self.pool_grid = pool_grid
         self.mirror = mirror
+        self.scale = scale
 
     def measured_on(self, images, sample, transform, resources):
         """Return the kernel with the median distance of patches for bandwidth.

@@ -27,6 +27,8 @@ import numpy as np
 import torch
 
 from .._docs import fill_in
+from .._scale import SCALE_PARAMETER
+from .._typing import Scale
 from ..compute.blocks import (
     balanced_blocks,
     byte_blocks,
@@ -49,11 +51,12 @@ _ROWS = 1024  # of a matrix of all rows with all that are worked on at once
 _STRIP_BYTES = 2**22  # of a matrix that become the kernel at once
 _PRODUCT_NUMBERS = 2**19  # of the rows whose products are taken at once, in float64
 
-_PARAMETERS = """bandwidth : float or "auto", default="auto"
+_PARAMETERS = f"""bandwidth : float or "auto", default="auto"
         Distance at which the kernel has fallen to %(fallen)s. ``"auto"`` is the median
         distance of two images, weighted and measured anew in every round; in a fit
         times 1, 2, 4, ... or 32, which `selection` chooses with the ridge of the first
-        round (see :ref:`bandwidths` for what this gains)."""
+        round (see :ref:`bandwidths` for what this gains).
+    {SCALE_PARAMETER}"""
 
 
 class WholeKernel(BaseKernel):
@@ -101,10 +104,16 @@ class WholeKernel(BaseKernel):
 class RadialKernel(WholeKernel):
     """Base of the kernels of distances; ``profile`` and ``slope`` differ."""
 
-    _parameter_constraints: dict = {"bandwidth": BANDWIDTH}
+    _parameter_constraints: dict = {
+        **WholeKernel._parameter_constraints,
+        "bandwidth": BANDWIDTH,
+    }
 
-    def __init__(self, bandwidth: float | Literal["auto"] = "auto") -> None:
+    def __init__(
+        self, bandwidth: float | Literal["auto"] = "auto", *, scale: Scale = "auto"
+    ) -> None:
         self.bandwidth = bandwidth
+        self.scale = scale
 
     def measured(self, images, weights, some=slice(None)):
         """Return the kernel with the median distance of some images as bandwidth.
@@ -193,6 +202,7 @@ class Laplace(LaplaceProfile, RadialKernel):
     """
 
 
+@fill_in(scale=SCALE_PARAMETER)
 class Linear(WholeKernel):
     """Inner product of whole images, or of the maps behind feature layers.
 
@@ -200,6 +210,10 @@ class Linear(WholeKernel):
     convolutional features, linear in the number of images: it streams from files, and
     sums over images determine it (``partial_fit``). :class:`Gaussian` is a nonlinear
     readout of the same maps, more accurate, of n² pairs or n times `landmarks`.
+
+    Parameters
+    ----------
+    %(scale)s
 
     Examples
     --------
@@ -210,6 +224,9 @@ class Linear(WholeKernel):
     """
 
     is_linear = True
+
+    def __init__(self, *, scale: Scale = "auto") -> None:
+        self.scale = scale
 
     def value(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Return the kernel between float64 rows, a Tensor (len(left), len(right))."""

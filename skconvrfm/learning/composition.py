@@ -78,8 +78,21 @@ def check_composition(kernel, features):
             f"{features!r}, and the mirror of a map is not the map of the mirrored "
             "image: take mirror=False, or features=None."
         )
+    _check_scales(kernel, features)
     for index, above in enumerate([*features[1:], kernel][: len(features)]):
         _check_room(index, features[index], above, index + 1 == len(features))
+
+
+def _check_scales(kernel, features):
+    """Refuse a scale of what sees maps: images are divided below the first layer."""
+    above = [(f"features[{i}]", layer) for i, layer in enumerate(features)][1:]
+    for name, part in [*above, ("kernel", kernel)] if features else ():
+        if part.scale != "auto":
+            raise ValueError(
+                f"{name}.scale={part.scale!r} has no effect above features[0]="
+                f"{features[0]!r}, which sees the images: take features[0].scale="
+                f"{part.scale!r}, and {name}.scale='auto'."
+            )
 
 
 def _check_layer_of_deep(index, layer, kernel):
@@ -122,3 +135,13 @@ def _check_room(index, layer, above, is_last):
                 f"{needed[1]} locations: take pool_grid=None or pool_size=2, or a "
                 "smaller depth."
             )
+
+
+def check_patience(n_iter_no_change, selection):
+    """Refuse a number of rounds to wait for where no criterion chooses the round."""
+    if selection == "last" and n_iter_no_change not in (None, 1):
+        raise ValueError(
+            f"n_iter_no_change={n_iter_no_change} waits for a criterion, but "
+            "selection='last' takes the last of all n_rounds without one: leave "
+            "n_iter_no_change at 1 or None, or take selection='gcv'."
+        )

@@ -24,8 +24,8 @@ def check_layers(kernel, features, image_shape):
         filters = check_numbers(f"{name}.filters_", layer.filters_, (None, d))
         for array in ("biases_", "offsets_"):
             check_numbers(f"{name}.{array}", getattr(layer, array), (len(filters),))
-        if layer.scale_ is not None:
-            check_positive(f"{name}.scale_", layer.scale_)
+        if layer.skip_scale_ is not None:
+            check_positive(f"{name}.skip_scale_", layer.skip_scale_)
         shape = layer.maps_.shape
     if isinstance(kernel, WholeKernel):
         maps = [layer.maps_ for layer in features]

@@ -433,7 +433,7 @@ class MapModel(Model):
         scales = self.scales or [None] * len(self.layers)
         parts = zip(self.layers, self.banks, self.maps, scales, learned, strict=True)
         features = [
-            layer.fitted(bank, maps, scale=scale, **own)
+            layer.fitted(bank, maps, skip_scale=scale, **own)
             for layer, bank, maps, scale, own in parts
         ]
         if self.kernel.is_linear:

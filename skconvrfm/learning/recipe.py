@@ -9,6 +9,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.base import clone
 
+from ..compute.images import held
 from ..compute.parallel import Resources
 from ..compute.sampling import bandwidth_draws
 from ..features.filters import draw_bank, drawn_moments
@@ -41,6 +42,7 @@ class Recipe:
     landmarks: int | None  # centres of a machine that is not linear; None is all
     resources: Resources
     rng: np.random.RandomState  # source of the filters
+    scale: float = 1.0  # that images are divided by
     start: "Start | None" = None  # former fit to go on from
     moments: Moments | None = None  # of rows that are gone, in place of the data's
     choices: tuple = ()  # of each stage, what was chosen before where it is "auto"
@@ -74,7 +76,7 @@ class Recipe:
 
     def _draw_landmarks(self, data):
         landmarks = data.draw_once(self.landmarks)
-        return replace(landmarks, images=np.asarray(landmarks.images))
+        return replace(landmarks, images=held(landmarks.images))
 
     def model(self, data, held_out=None, landmarks=None, stage=0):
         """Return the model of a stage on the images, or maps, that it sees."""

@@ -4,6 +4,7 @@ r"""The loop over rounds: fit, score, take the patch AGOPs, measure patches anew
 
     T ← I
     for round 0..R:   K from T;  ridge path;  choose ridge;  score the round
+                      end if the criterion has not improved for some rounds
                       if not last:  G = patch AGOP;  T ← sqrt(d) Gᵖ / ‖Gᵖ‖_F
     keep the round with the best score
 
@@ -99,6 +100,7 @@ class Schedule:
     n_rounds: int  # after round 0
     agop_power: float  # p
     selection: str  # of SELECTIONS; "last" takes the ridge by GCV
+    patience: int | None = None  # rounds without improvement that end; None is all
     plan: list | None = None  # `StagePlan` of every stage, of a former fit
 
     def of_stage(self, stage):
@@ -106,7 +108,16 @@ class Schedule:
         if self.plan is None:
             return self
         plan = self.plan[stage]
-        return replace(self, plan=plan, n_rounds=plan.n_rounds, selection="last")
+        given = {"n_rounds": plan.n_rounds, "selection": "last", "patience": None}
+        return replace(self, plan=plan, **given)
+
+    def ends(self, history):
+        """Return True if no round is to follow those of a history."""
+        criterion = history["criterion"]
+        index = len(criterion) - 1
+        if index >= self.n_rounds or self.patience is None or self.selection == "last":
+            return index >= self.n_rounds
+        return index - int(np.argmin(criterion)) >= self.patience
 
 
 @dataclass(frozen=True)
@@ -134,8 +145,11 @@ class Watcher:
     def score(self, loo_prediction):
         """Return the score of the predictions of left-out rows, for the history."""
 
-    def report(self, stages, best, history):
-        """Take note of finished stages and the best round; True ends the fit."""
+    def report(self, stages, best, history, ends):
+        """Take note of finished stages and the best round; True ends the fit.
+
+        ``ends`` is True if the stage has no other round.
+        """
 
     def load(self, stage, model):
         """Return the `Progress` of a stage in a former run, or None."""
@@ -171,6 +185,10 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0) + now - self.begun
         self.begun = now
 
+    def skip(self):
+        """Give the time since the last lap to no part."""
+        self.begun = perf_counter()
+
 
 def fit_rounds(model, schedule, watcher=None, stages=()):
     """Fit the rounds of a model above ``stages`` and choose one, a `FittedStage`."""
@@ -189,20 +207,25 @@ def fit_rounds(model, schedule, watcher=None, stages=()):
             choice, current = _fit_first_round(model, schedule, clock)
             model = model.alternatives[choice]
             progress = replace(progress, choice=choice)
+        score = watcher.score(current.solution.loo_prediction)
+        _record(progress.history, current, score)
         agops = transforms = None
-        if index < schedule.n_rounds and model.has_candidates:
+        ends = schedule.ends(progress.history)
+        clock.skip()
+        if not ends and model.has_candidates:
             model = model.with_filters()
             transforms = model.initial_transforms
-        elif index < schedule.n_rounds:
+        elif not ends:
             agops = current.patch_agops()
             transforms = current.next_transforms(agops, schedule.agop_power)
         clock.lap("seconds_agop")
         if is_better(current, progress.best, schedule.selection):
             progress = replace(progress, best=current, agops=agops)
-        score = watcher.score(current.solution.loo_prediction)
-        _record(progress.history, current, score, clock.seconds)
+        for name, seconds in clock.seconds.items():
+            progress.history[name].append(seconds)
         # A round that was not reported is not kept either, and is done again.
-        stopped = bool(watcher.report(stages, progress.best, progress.history))
+        known = stages, progress.best, progress.history, transforms is None
+        stopped = bool(watcher.report(*known))
         ends = {"stopped": stopped, "ended": stopped or transforms is None}
         learned = {"transforms": transforms, "chosen": model.chosen}
         progress = replace(progress, **learned, **ends)
@@ -437,21 +460,21 @@ def _choose_ridge(model, path, schedule, index):
 
 def _empty_history(schedule, model):
     """Return the history before the first round, with a list for each key."""
-    keys = "round", "alpha", "gcv", "loo_loss", "loo_score", "spectra"
+    keys = "round", "alpha", "criterion", "gcv", "loo_loss", "loo_score", "spectra"
     held_out = ("holdout_loss",) if schedule.selection == "holdout" else ()
     bandwidth = ("bandwidth",) if hasattr(model.kernel, "bandwidth") else ()
     return {key: [] for key in (*keys, *bandwidth, *held_out, *CLOCKS)}
 
 
-def _record(history, current, score, seconds):
-    """Append one round to the history."""
-    values = vars(current.solution) | seconds
-    values |= {"round": current.index, "loo_score": score}
+def _record(history, current, score):
+    """Append one round to the history, but its seconds."""
+    values = vars(current.solution) | {"round": current.index, "loo_score": score}
+    values["criterion"] = current.criterion
     values["spectra"] = [_spectrum(transform) for transform in current.transforms]
     values["holdout_loss"] = current.criterion
     values["bandwidth"] = getattr(current.model.kernel, "bandwidth_", None)
-    for key, entries in history.items():
-        entries.append(values[key])
+    for key in history.keys() - set(CLOCKS):
+        history[key].append(values[key])
 
 
 def _spectrum(transform):

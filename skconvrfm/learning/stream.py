@@ -32,7 +32,7 @@ class Stream:
     @classmethod
     def of(cls, moments, total, rows, data, landmarks=None, multiple=None):
         """Return the stream of flat rows, the images of a `TrainingSet`."""
-        keys = _uniform_keys(content_positions(rows, np.random.RandomState(0)))
+        keys = _uniform_keys(content_positions(data.images, np.random.RandomState(0)))
         columns = keys, rows, data.targets, data.weights, data.scatter
         sample = RowSample.of(*columns)
         return cls(moments, total, np.unique(keys), sample, landmarks, multiple)

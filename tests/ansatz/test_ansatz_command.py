@@ -1,4 +1,4 @@
-"""``python -m skconvrfm.ansatz`` measures networks, and reports errors in one line."""
+"""``skconvrfm ansatz`` measures networks, and reports errors in one line."""
 
 import csv
 import math
@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from benchmarks import networks
+from skconvrfm.__main__ import main
 from skconvrfm._command_line import UsageError
 from skconvrfm.ansatz import AnsatzScorer
-from skconvrfm.ansatz.command import main
 from skconvrfm.ansatz.weights import load_weights
 
 ROOT = Path(__file__).parents[2]
@@ -34,14 +34,14 @@ NETWORK = "benchmarks.networks:mobilenet"
 
 def run_main(capsys, *arguments):
     """Exit code, output and errors of the command line."""
-    code = main([str(argument) for argument in arguments])
+    code = main(["ansatz", *(str(argument) for argument in arguments)])
     return code, *capsys.readouterr()
 
 
 @pytest.mark.thorough
 def test_command_runs_without_a_warning(archive):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "skconvrfm.ansatz", NETWORK]
+        [sys.executable, "-W", "error", "-m", "skconvrfm", "ansatz", NETWORK]
         + ["--images", str(archive)],
         cwd=ROOT,
         capture_output=True,
@@ -267,7 +267,7 @@ def test_command_reports_errors_in_one_line(archive, tmp_path, capsys, monkeypat
     ):
         code, out, err = run_main(capsys, *arguments)
         assert (code, err.count("\n")) == (2, 1), err
-        assert err.startswith("python -m skconvrfm.ansatz: error: ")
+        assert err.startswith("skconvrfm: error: ")
         assert message in err
 
 

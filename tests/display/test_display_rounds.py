@@ -41,10 +41,11 @@ def test_kept_round_marked_on_both_curves(figure):
     display = RoundsDisplay.from_estimator(
         HandMadeClassifier().fit(), ax=figure.subplots(1, 3)
     )
-    for axes, height in zip(display.axes_[:2], (0.9, 1.0), strict=True):
+    texts = "round 1 is kept", "kept: lowest GCV"
+    for axes, height, text in zip(display.axes_[:2], (0.9, 1.0), texts, strict=True):
         mark = axes.get_lines()[1]
         assert (mark.get_xdata(), mark.get_ydata()) == (1, height)
-        assert axes.get_legend().get_texts()[0].get_text() == "round 1 is kept"
+        assert axes.get_legend().get_texts()[0].get_text() == text
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ BAD = {
     "pool_overlap": [-0.1, 1.5, np.nan, "half", None],
     "mirror": ["horizontal", 2, None],
     "skip": ["all", 2, None],
+    "scale": ["raw", 0, -1.0, np.nan, np.inf, None],
 }
 
 

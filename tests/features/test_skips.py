@@ -128,7 +128,7 @@ def test_every_layer_has_unit_spread(name, data):
     features = transformer.transform(X).astype(float)
     assert features.shape == (40, math.prod(fitted.kernel_.image_shape_))
     assert len(transformer.get_feature_names_out()) == features.shape[1]
-    seen = [layer for layer in fitted.features_ if layer.scale_ is not None]
+    seen = [layer for layer in fitted.features_ if layer.skip_scale_ is not None]
     assert len(seen) == len(fitted.features_)
     np.testing.assert_allclose(features.var(0).sum(), len(seen), 1e-4)
     if hasattr(fitted, "coef_"):
@@ -162,9 +162,9 @@ def test_sums_of_batches_equal_one_fit(data):
     X, y = data
     model = clone(MACHINES["linear"]).set_params(n_rounds=0)
     model.partial_fit(X[:25], y[:25])
-    scales = [layer.scale_ for layer in model.features_]
+    scales = [layer.skip_scale_ for layer in model.features_]
     model.partial_fit(X[25:], y[25:])
-    assert [layer.scale_ for layer in model.features_] == scales
+    assert [layer.skip_scale_ for layer in model.features_] == scales
     assert model.score(X, y) > 0
 
 

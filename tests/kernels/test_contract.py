@@ -46,6 +46,7 @@ BAD = {
     "mirror": ["horizontal", 2],
     "pool_grid": [0, (2, 2, 2), 1.5, "global"],
     "bandwidth": [0.0, -1, "median", None],
+    "scale": [0.0, -1, "raw", None],
 }
 
 

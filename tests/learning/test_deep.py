@@ -175,7 +175,9 @@ def test_each_round_of_each_layer_is_reported(problem, capsys):
     model, X, y = problem
     model.set_params(verbose=1).fit(X, y)
     lines = capsys.readouterr().out.splitlines()
-    found = [line.split("]")[1].split("alpha")[0].split() for line in lines]
+    rounds = [line for line in lines if "] kept" not in line]
+    assert len(lines) == len(rounds) + 2  # one for the round that each layer kept
+    found = [line.split("]")[1].split("alpha")[0].split() for line in rounds]
     assert found == [
         ["layer", f"{layer}/2", "round", f"{index}/1"]
         for layer in (1, 2)

@@ -29,7 +29,7 @@ from skconvrfm.learning.ridge import RidgePath
 NORMAL = {"filters": "gaussian", "metric": "identity", "threshold": 0}
 LAST = {"selection": "last", "random_state": 0}
 MODELS = {
-    "ntk3": {"kernel": ConvNTK(depth=3), "n_rounds": 2},
+    "ntk3": {"kernel": ConvNTK(depth=3), "n_rounds": 2, "n_iter_no_change": None},
     "nngp2_same": {
         "kernel": ConvNNGP(depth=2, padding="same", bias=0.1),
         "n_rounds": 1,

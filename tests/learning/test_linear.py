@@ -188,7 +188,8 @@ def test_predictions_are_their_formula(problem):
 @pytest.mark.parametrize("selection", ["gcv", "loo", "holdout"])
 def test_round_is_kept_if_it_is_better_by_more_than_its_optimism(problem, selection):
     model, X, y = problem
-    model.set_params(selection=selection, n_rounds=2).fit(X, y)
+    options = {"selection": selection, "n_rounds": 2, "n_iter_no_change": None}
+    model.set_params(**options).fit(X, y)
     name = {"gcv": "gcv", "loo": "loo_loss", "holdout": "holdout_loss"}[selection]
     criteria = model.history_[name]
     best = 0

@@ -1,6 +1,5 @@
-"""The command line does what its help says, and answers mistakes in one line."""
+"""``skconvrfm demo`` does what its help says, and answers mistakes in one line."""
 
-import importlib
 import re
 import subprocess
 import sys
@@ -10,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from skconvrfm.__main__ import main, parse_options
+from skconvrfm.commands import demo as job
 from skconvrfm.datasets import make_framed_digits
 
-job = importlib.import_module("skconvrfm.__main__")
-
 MODELS = [
-    "fixed kernel",
-    "ConvRFM",
-    "features, linear",
     "features, Gaussian",
+    "features, linear",
+    "ConvRFM",
+    "fixed kernel",
     "RBF SVC, tuned",
     "random forest",
 ]
@@ -49,11 +48,18 @@ def run(tmp_path, capsys):
     """Return a function that runs the job on arrays: (exit code, stdout, stderr)."""
 
     def run(arrays=None, *options):
-        arguments = ["--out", str(tmp_path / "out"), "--device", "cpu", *options]
+        arguments = [
+            "demo",
+            "--out",
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+            *options,
+        ]
         if arrays is not None:
             np.savez(tmp_path / "images.npz", **arrays)
             arguments += ["--data", str(tmp_path / "images.npz")]
-        code = job.main(arguments)
+        code = main(arguments)
         return code, *capsys.readouterr()
 
     return run
@@ -63,7 +69,7 @@ def assert_one_line(result, *words):
     """Exit code 2, nothing on stdout, one line on stderr with these words."""
     code, out, err = result
     assert code == 2 and out == ""
-    assert err.startswith("python -m skconvrfm: error: ") and err.count("\n") == 1
+    assert err.startswith("skconvrfm: error: ") and err.count("\n") == 1
     for word in words:
         assert word in err
 
@@ -71,14 +77,20 @@ def assert_one_line(result, *words):
 # ------------------------------------------------------------------ it works
 
 
-def test_embedded_data_give_a_table_and_two_pictures(run, tmp_path):
+def test_embedded_data_give_a_table_and_pictures(run, tmp_path):
     pytest.importorskip("matplotlib")
     code, out, err = run(None, "--n-train", "40", "--rounds", "1", "--depth", "1")
     assert code == 0 and err == ""
     assert "framed digits: 40 training and 797 test images of 12 x 12" in out
     for model in MODELS:
         assert re.search(rf"{model}\W+[\d.]+%\W+[\d.]+ s\W+[\d.]+ s\W+\d+ MB", out)
-    for name in ("rounds.png", "patch_agop.png"):
+    best = max(
+        re.findall(r"\] (.*): ([\d.]+)% of the test", out), key=lambda m: float(m[1])
+    )
+    assert f"Best on the test images: {best[0]}, {best[1]}%." in out
+    assert out.index("Best on") < out.index("ConvRFM kept round")
+    assert out.splitlines()[-1].strip() == "skconvrfm train FOLDER --out model.skops"
+    for name in ("explanation.png", "rounds.png", "patch_agop.png"):
         picture = (tmp_path / "out" / name).read_bytes()
         assert picture.startswith(b"\x89PNG") and str(tmp_path / "out" / name) in out
 
@@ -93,8 +105,8 @@ def test_own_images_give_the_same(run, arrays):
 
 
 def test_options_reach_the_models(arrays):
-    options = job.parse_options(
-        "--rounds 2 --depth 4 --patch-size 5x3 --device cpu --seed 7".split()
+    options = parse_options(
+        "demo --rounds 2 --depth 4 --patch-size 5x3 --device cpu --seed 7".split()
     )
     models = job.make_models(options, job.Split("some", **arrays))
     convrfm = models["ConvRFM"].get_params()
@@ -118,12 +130,12 @@ def test_options_reach_the_models(arrays):
     assert differing == {"n_rounds", "verbose"} and fixed["n_rounds"] == 0
 
 
-def test_uint8_images_are_scaled_and_floats_taken_as_they_are(arrays, tmp_path):
+def test_images_are_left_to_the_machines_to_scale(arrays, tmp_path):
     arrays["X_test"] = arrays["X_test"].astype(np.float32)
     np.savez(tmp_path / "images.npz", **arrays)
     split = job.read_npz(tmp_path / "images.npz")
-    assert split.X_train.dtype == np.float32
-    np.testing.assert_allclose(split.X_train, arrays["X_train"] / 255, rtol=1e-6)
+    assert split.X_train.dtype == np.uint8
+    np.testing.assert_array_equal(split.X_train, arrays["X_train"])
     np.testing.assert_array_equal(split.X_test, arrays["X_test"])
 
 
@@ -165,7 +177,7 @@ def test_embedded_split_keeps_training_and_test_apart():
 
 @pytest.mark.thorough
 def test_module_can_be_run():
-    command = [sys.executable, "-m", "skconvrfm", "--help"]
+    command = [sys.executable, "-m", "skconvrfm", "demo", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for option in "data n-train rounds depth patch-size device out seed".split():
         assert f"--{option}" in done.stdout
@@ -195,7 +207,7 @@ def test_without_matplotlib_one_line_says_what_pictures_need(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, _ = run(arrays, "--rounds", "0", "--depth", "1")
     assert code == 0
-    assert out.splitlines()[-1] == 'For the pictures: pip install "skconvrfm[plot]"'
+    assert out.splitlines()[-3] == 'For the pictures: pip install "skconvrfm[plot]"'
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -1,8 +1,0 @@
-"""The command line of the ansatz: ``python -m skconvrfm.ansatz``."""
-
-import sys
-
-from .command import main
-
-if __name__ == "__main__":
-    sys.exit(main())
