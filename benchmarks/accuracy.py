@@ -175,7 +175,8 @@ def measure_rounds(X, y, X_other, y_other, layers):
     )
     rng = estimator._rng()
     recipe = estimator._recipe(rows, shape, rng)
-    _, data = estimator._training_set(rows, targets, np.ones(len(X)), None, shape, rng)
+    columns = targets, np.ones(len(X)), None
+    _, data = estimator._training_set(rows, *columns, shape, recipe.scale, rng)
     model, transforms, multiple, found = recipe.model(data), None, None, []
     for index in range(N_ROUNDS + 1):
         current = model.with_metric(transforms)

@@ -2,8 +2,8 @@
 
 Experiments of Beaglehole et al., arXiv:2309.00570: the star, signals planted in rows
 of noise, framed digits, data sets at hand, filters of a ResNet-20 before and after
-training, and metrics of photographs beside its first layer. The kernel has the bias 0 of
-the publication; ridge and round are chosen by GCV where nothing else is said, and
+training, and metrics of photographs beside its first layer. The kernel has the bias 0
+of the publication; ridge and round are chosen by GCV where nothing else is said, and
 nothing by test images, which are scored after every round for the report alone.
 """
 
