@@ -1,5 +1,6 @@
 """Fixtures of all tests: both kinds of tiles, reference data, a cache of their own."""
 
+import itertools
 import os
 import shutil
 import sys
@@ -56,6 +57,38 @@ def pytest_unconfigure(config):
     if hasattr(config, "skconvrfm_cache"):
         shutil.rmtree(config.skconvrfm_cache, ignore_errors=True)
         del os.environ[build.CACHE]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the marks
+def pytest_collection_modifyitems(items):
+    """Mark slow what repeats, in another combination, pairs of parameters tried before.
+
+    Of a test with three or more parameters the quick tier has every pair of values of
+    any two parameters, in few combinations; ``-m slow`` has the others.
+    """
+    tests = {}
+    for item in items:
+        if hasattr(item, "callspec") and len(item.callspec.indices) > 2:
+            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for cases in tests.values():
+        chosen = covering(cases)
+        for item in cases:
+            if item not in chosen:
+                item.add_marker("slow")
+
+
+def covering(cases):
+    """Choose few of the cases of a test that have all pairs of their parameters."""
+    pairs = {
+        item: set(itertools.combinations(sorted(item.callspec.indices.items()), 2))
+        for item in cases
+    }
+    missing, chosen = set().union(*pairs.values()), set()
+    while missing:
+        best = max(cases, key=lambda item: len(pairs[item] & missing))
+        missing -= pairs[best]
+        chosen.add(best)
+    return chosen
 
 
 def pytest_runtest_setup(item):

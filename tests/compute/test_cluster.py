@@ -133,7 +133,7 @@ def joblib_tasks(stream):
 # ------------------------------------------------------------------ equal results
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_fit_on_a_cluster_equals_that_of_one_process(model, client):
     X, y = make_problem()
@@ -145,7 +145,7 @@ def test_fit_on_a_cluster_equals_that_of_one_process(model, client):
     assert_same_model(shared, alone)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
 @pytest.mark.parametrize("learner", [FEATURES, EXACT], ids=["features", "exact"])
 def test_transform_on_a_cluster_equals_that_of_one_process(learner, output, client):
@@ -350,7 +350,7 @@ class Stream:
         return self._client.get_task_stream(start=self._start)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "n_before"),
     [
