@@ -75,7 +75,8 @@ needs_clear_refs = pytest.mark.skipif(
 
 
 @needs_clear_refs
-@pytest.mark.parametrize("budget", [32, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [32, 256])
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
 def test_public_functions_keep_to_working_memory(names, budget):
     peaks = measure_peaks(budget, names)
