@@ -1,6 +1,5 @@
 """Fixtures of all tests: both kinds of tiles, reference data, a cache of their own."""
 
-import itertools
 import os
 import shutil
 import sys
@@ -19,6 +18,8 @@ from skconvrfm.compute.native import build
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 SHARED = Path(os.environ.get("SKCONVRFM_SHARED", ROOT.parent / "shared"))
+
+MANY = 12
 
 # For the benchmarks, which are not installed, and the helpers beside this file; last,
 # so that the package is the installed one.
@@ -61,32 +62,32 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the marks
 def pytest_collection_modifyitems(items):
-    """Mark slow what repeats, in another combination, pairs of parameters tried before.
+    """Mark slow most of the many combinations of parameters of a test.
 
-    Of a test with three or more parameters the quick tier has every pair of values of
-    any two parameters, in few combinations; ``-m slow`` has the others.
+    Of a test with more than ``MANY`` cases the quick tier has every value of every
+    parameter, in few combinations; ``-m slow`` has the others.
     """
     tests = {}
     for item in items:
-        if hasattr(item, "callspec") and len(item.callspec.indices) > 2:
+        if hasattr(item, "callspec") and len(item.callspec.params) > 1:
             tests.setdefault(item.nodeid.split("[")[0], []).append(item)
     for cases in tests.values():
-        chosen = covering(cases)
+        chosen = covering(cases) if len(cases) > MANY else cases
         for item in cases:
             if item not in chosen:
                 item.add_marker("slow")
 
 
 def covering(cases):
-    """Choose few of the cases of a test that have all pairs of their parameters."""
-    pairs = {
-        item: set(itertools.combinations(sorted(item.callspec.indices.items()), 2))
+    """Choose few of the cases of a test that have all values of its parameters."""
+    values = {
+        item: {(name, id(value)) for name, value in item.callspec.params.items()}
         for item in cases
     }
-    missing, chosen = set().union(*pairs.values()), set()
+    missing, chosen = set().union(*values.values()), set()
     while missing:
-        best = max(cases, key=lambda item: len(pairs[item] & missing))
-        missing -= pairs[best]
+        best = max(cases, key=lambda item: len(values[item] & missing))
+        missing -= values[best]
         chosen.add(best)
     return chosen
 
