@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
@@ -84,10 +85,16 @@ def covering(cases):
         item: {(name, id(value)) for name, value in item.callspec.params.items()}
         for item in cases
     }
-    missing, chosen = set().union(*values.values()), set()
+    missing, chosen, used = set().union(*values.values()), set(), Counter()
+
+    def gain(item):
+        """New values; among equals, those that few chosen cases have."""
+        return len(values[item] & missing), -sum(used[v] for v in values[item])
+
     while missing:
-        best = max(cases, key=lambda item: len(values[item] & missing))
+        best = max(cases, key=gain)
         missing -= values[best]
+        used.update(values[best])
         chosen.add(best)
     return chosen
 
