@@ -559,7 +559,7 @@ def test_predictions_independent_of_n_jobs(composition):
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threading", "loky"])
 def test_predictions_independent_of_the_joblib_backend(composition, backend):
     X, y = make_strokes(24)
@@ -569,7 +569,7 @@ def test_predictions_independent_of_the_joblib_backend(composition, backend):
         assert_same_fit(alone, shared, X, 1e-9)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_predictions_independent_of_working_memory(composition):
     X, y = make_strokes(24)
     model = ConvRFMClassifier(**composition, n_rounds=1)

@@ -38,7 +38,7 @@ def quick_rivals(monkeypatch):
         monkeypatch.setitem(rivals.RIVALS, name, quick(make))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rivals.RIVALS)
 def test_rivals_searched_once_and_fitted_per_seed(name, small_problem, quick_rivals):
     if name == "network":
@@ -74,7 +74,7 @@ def test_search_on_few_images_holds_out_three_parts():
     assert rival.search(5000, 0).cv.get_n_splits() == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_linear_table_runs_writes_and_merges(small_problem, tmp_path, capsys):
     first, second, both = (tmp_path / f"{name}.json" for name in "abc")
     problem = ["--problems", "MNIST, 5000", "--seeds", "2", "--data", small_problem]
@@ -93,7 +93,7 @@ def test_linear_table_runs_writes_and_merges(small_problem, tmp_path, capsys):
     assert runs == {**dict.fromkeys(ours, 2), "pixels + RBF SVC": 1}
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_small_table_runs(digits, monkeypatch, capsys):
     load = functools.partial(problems.draw, digits.name, n_train=30, n_test=10)
     monkeypatch.setattr(accuracy, "SMALL", {"Fashion-MNIST, 30": load})

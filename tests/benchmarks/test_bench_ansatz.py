@@ -38,7 +38,7 @@ def run(module, folder, *options):
     return module.main([str(option) for option in known])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_networks_are_trained_measured_and_drawn_once(folder, capsys):
     pytest.importorskip("matplotlib")
     options = ["--sets", "CIFAR-10", "--networks", "MobileNet", "--seeds", 2]
@@ -67,7 +67,7 @@ def test_networks_are_trained_measured_and_drawn_once(folder, capsys):
     assert path.stat().st_size > 0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_ansatz_measures_a_network_of_full_size(monkeypatch):
     monkeypatch.setitem(ansatz.LARGE, "one", (1, 1))
     assert ansatz.measure_large("one").keys() == {"seconds", "cpu_seconds", "peak mib"}
@@ -134,7 +134,7 @@ def test_metric_of_a_matrix_is_its_power_also_after_whitening(rng):
     np.testing.assert_allclose(ratio, ratio[0, 0])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_metrics_of_a_network_are_compared(folder, monkeypatch, capsys):
     monkeypatch.setattr(ansatz_metric, "FILE", "small.npz")
     options = ["--data", folder, "--epochs", 1, "--n-train", 30, "--draws", 1]

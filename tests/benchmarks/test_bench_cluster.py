@@ -24,7 +24,7 @@ def little_file(tmp_path):
     return tmp_path
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @watched
 def test_backends_compared_with_fit_of_one_process(little_file, capsys):
     sizes = ["--images", "40", "--filters", "4", "--workers", "2", "--dtype", "float64"]

@@ -247,7 +247,7 @@ def compute():
         yield compute
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @needs_xrfm
 @pytest.mark.parametrize("standardize", [False, True])
 def test_xrfm_learns(compute, blobs, standardize):

@@ -8,7 +8,7 @@ from bench_fixtures import *  # noqa: F403
 from benchmarks import devices
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", devices.CASES)
 def test_device_cases_run_on_cpu(name):
     problem = devices.Problem(20)

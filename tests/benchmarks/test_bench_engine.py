@@ -22,7 +22,7 @@ def entries():
                     yield pytest.param(cls, name, values, id=label)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "name", "values"), list(entries()))
 def test_asv_entries_run(cls, name, values):
     entry = cls()

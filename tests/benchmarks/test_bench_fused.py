@@ -20,7 +20,7 @@ from benchmarks import fused  # noqa: E402
 
 # The interpreter computes both branches of a choice, with numpy.
 pytestmark = [
-    pytest.mark.thorough,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
 ]

@@ -82,7 +82,7 @@ def crash_at_two(connection, first, end):
         connection.send(("same", "nothing changed"))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_crashes_are_counted_and_the_next_file_is_tried(monkeypatch, capsys):
     monkeypatch.setattr(tampered, "work", crash_at_two)
     assert tampered.run(4, seed=0) == 1

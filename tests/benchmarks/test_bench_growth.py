@@ -6,7 +6,7 @@ from bench_fixtures import *  # noqa: F403
 from benchmarks import growth
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
@@ -32,7 +32,7 @@ def test_growth_measures_memory(capsys):
     assert "working_memory" in growth.make_table("memory", results)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_growth_of_linear_fit_by_images():
     result = growth.linear_by_images((60, 120), rounds=1)
     assert result["images"] == [60, 120]

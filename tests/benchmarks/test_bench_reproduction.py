@@ -15,7 +15,7 @@ def published_options(path, *more):
     return published.parse_options(["--data", str(path), *sizes, *more])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_published_passes_run(digits):
     pytest.importorskip("sklearn.callback")
     options = published_options(digits)
@@ -43,7 +43,7 @@ def test_planted_row_has_sign_of_label():
     assert (noisy**2).sum(2).mean() == pytest.approx((2 * 15 + 1) / 16, rel=0.05)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_reproduction_of_star_and_planted_rows(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn.callback")
     monkeypatch.setattr(reproduction, "PLANTED_SIGMA", (1.0,))

@@ -44,7 +44,7 @@ def test_copies_shifted_mirrored_and_noisy(flips, tmp_path, monkeypatch):
     assert 0 < np.abs(noisy - rows).max() <= 6
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_scale_measures_every_size(tmp_path, cifar, capsys):
     output = tmp_path / "results.json"
     command = ["--sizes", "60", "120", "--filters", "4", "--patch-size", "3"]
@@ -199,7 +199,7 @@ def test_quickest_number_of_workers(fit):
     assert spent(best) < min(spent(best // 2), spent(2 * best))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_unit_costs_measured_and_extrapolated_from_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(unit_costs, "FILE_BYTES", 2**20)
     monkeypatch.setattr(unit_costs, "FEATURE_IMAGES", 10)
