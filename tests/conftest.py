@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,8 @@ from skconvrfm.compute.native import build
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 SHARED = Path(os.environ.get("SKCONVRFM_SHARED", ROOT.parent / "shared"))
+
+MANY = 12
 
 # For the benchmarks, which are not installed, and the helpers beside this file; last,
 # so that the package is the installed one.
@@ -56,6 +59,44 @@ def pytest_unconfigure(config):
     if hasattr(config, "skconvrfm_cache"):
         shutil.rmtree(config.skconvrfm_cache, ignore_errors=True)
         del os.environ[build.CACHE]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the marks
+def pytest_collection_modifyitems(items):
+    """Mark slow most of the many combinations of parameters of a test.
+
+    Of a test with more than ``MANY`` cases the quick tier has every value of every
+    parameter, in few combinations; ``-m slow`` has the others.
+    """
+    tests = {}
+    for item in items:
+        if hasattr(item, "callspec") and len(item.callspec.params) > 1:
+            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for cases in tests.values():
+        chosen = covering(cases) if len(cases) > MANY else cases
+        for item in cases:
+            if item not in chosen:
+                item.add_marker("slow")
+
+
+def covering(cases):
+    """Choose few of the cases of a test that have all values of its parameters."""
+    values = {
+        item: {(name, id(value)) for name, value in item.callspec.params.items()}
+        for item in cases
+    }
+    missing, chosen, used = set().union(*values.values()), set(), Counter()
+
+    def gain(item):
+        """New values; among equals, those that few chosen cases have."""
+        return len(values[item] & missing), -sum(used[v] for v in values[item])
+
+    while missing:
+        best = max(cases, key=gain)
+        missing -= values[best]
+        used.update(values[best])
+        chosen.add(best)
+    return chosen
 
 
 def pytest_runtest_setup(item):

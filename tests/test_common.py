@@ -53,17 +53,28 @@ ON_FEATURES = PatchAGOPTransformer(
 )
 
 
+# Cheap ones for the quick tier: of patches, of whole maps, without a kernel matrix.
+VARIED = [COMPOSED[0], COMPOSED[9], COMPOSED[13], PatchAGOPTransformer(COMPOSED[6])]
+
+
+@pytest.mark.slow
 @parametrize_with_checks(DEFAULTS)
 def test_default_estimators_pass_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
-@parametrize_with_checks(COMPOSED)
-def test_every_kernel_passes_scikit_learn_checks(estimator, check):
+@parametrize_with_checks(VARIED)
+def test_varied_kernels_pass_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
+@parametrize_with_checks([other for other in COMPOSED if other not in VARIED])
+def test_every_other_kernel_passes_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
 @parametrize_with_checks(
     [
         ConvRFMClassifier("linear", "auto", n_rounds=1),
@@ -126,7 +137,7 @@ EXCEPTIONS_IN_FLOAT32 = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @parametrize_with_checks(
     [ConvRFMClassifier(dtype="float32"), ConvRFMRegressor(dtype="float32")]
 )
@@ -151,7 +162,7 @@ for result in check_estimator(getattr(skconvrfm, sys.argv[1])(), on_fail=None):
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [type(estimator).__name__ for estimator in DEFAULTS])
 def test_checks_pass_with_array_api_and_compiled_tiles(name, environment):
     environment |= {"SCIPY_ARRAY_API": "1", build.SWITCH: "1"}

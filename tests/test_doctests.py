@@ -58,7 +58,7 @@ def test_public_object_has_an_example(value):
     assert ">>> " in inspect.getdoc(value)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(not README.exists(), reason="tests run without the repository")
 def test_readme_example_prints_its_output(capsys):
     blocks = re.findall(

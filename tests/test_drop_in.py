@@ -113,7 +113,7 @@ def test_cross_validate_takes_several_scorers(digits, classifier):
     assert (result["test_roc_auc_ovr"] > 0.9).all()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_cross_validation_independent_of_processes(digits, classifier):
     X, y, _, _ = digits
     alone = cross_val_score(classifier, X, y, cv=2)
@@ -560,7 +560,7 @@ def dispatch():
         pytest.skip("needs SCIPY_ARRAY_API=1 before SciPy is imported")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.environ.get("SCIPY_ARRAY_API") == "1", reason="they run in this process"
 )

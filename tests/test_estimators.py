@@ -559,7 +559,7 @@ def test_predictions_independent_of_n_jobs(composition):
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threading", "loky"])
 def test_predictions_independent_of_the_joblib_backend(composition, backend):
     X, y = make_strokes(24)
@@ -569,7 +569,7 @@ def test_predictions_independent_of_the_joblib_backend(composition, backend):
         assert_same_fit(alone, shared, X, 1e-9)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_predictions_independent_of_working_memory(composition):
     X, y = make_strokes(24)
     model = ConvRFMClassifier(**composition, n_rounds=1)
@@ -663,14 +663,15 @@ def test_one_feature_layer_equals_a_list_of_one():
 # Output
 
 
-def test_verbose_prints_one_line_per_round(capsys, problem):
+def test_verbose_prints_one_line_per_round_and_the_choice(capsys, problem):
     estimator, X, y = problem
     clone(estimator).fit(X, y)
     assert capsys.readouterr().out == ""
     estimator.set_params(verbose=1).fit(X, y)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    for index, line in enumerate(lines):
+    *rounds, kept = capsys.readouterr().out.splitlines()
+    assert len(rounds) == len(estimator.history_["round"])
+    assert "kept round" in kept
+    for index, line in enumerate(rounds):
         assert line.startswith(f"[{type(estimator).__name__}] round {index}/2 ")
 
 

@@ -148,7 +148,7 @@ OF_MODELS = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "step"),
     [(name, step) for name, steps in OF_MODELS.items() for step in steps],
@@ -238,7 +238,7 @@ def interruption(seconds):
         sys.unraisablehook = former
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
 @pytest.mark.parametrize("n_jobs", [None, 2])
 @pytest.mark.parametrize("name", ["kernel", "linear", "gaussian"])
@@ -278,7 +278,7 @@ def test_interruptions_at_any_moment_leave_estimator_unchanged(
     assert_allclose(result, expected, atol=1e-9)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of signals")
 def test_interruption_of_worker_processes_leaves_estimator_unchanged(data):
     X, y = data
@@ -296,7 +296,7 @@ def test_interruption_of_worker_processes_leaves_estimator_unchanged(data):
 # ------------------------------------------------------------------- callbacks
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["setup", "begin", "end", "teardown"])
 def test_error_of_callback_is_raised_and_changes_nothing(model, fitted, data, moment):
     pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has them")
@@ -517,7 +517,7 @@ def comparison(tmp_path, data, monkeypatch):
     return ["demo", "--data", str(tmp_path / "images.npz"), "--out"]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_pictures_on_full_disk_leave_no_file(comparison, tmp_path, full_disk, capsys):
     folder = tmp_path / "out"
     with full_disk():
@@ -580,7 +580,7 @@ def test_impossible_place_of_table_is_refused_first(
         assert_one_line(code, capsys.readouterr().err, f"--csv {place}: ")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
 def test_full_device_is_one_line_and_stays_a_device(measurement, environment, capsys):
     code = main([*measurement, "--csv", "/dev/full"])

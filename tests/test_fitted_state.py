@@ -198,7 +198,7 @@ def test_spoilt_attributes_are_named(machine, part, attribute, change):
 
 
 # In a process of their own, so that a crash is a failure and no end of the tests.
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_spoilt_attributes_are_refused_and_never_used(name, environment):
     program = [sys.executable, fitted_mutations.__file__, name]
     environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)

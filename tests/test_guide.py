@@ -27,7 +27,7 @@ BLOCK = re.compile(
 )
 
 pytestmark = [
-    pytest.mark.thorough,
+    pytest.mark.slow,
     pytest.mark.skipif(not DOCS.exists(), reason="tests run without the repository"),
     pytest.mark.usefixtures("matplotlib_without_a_screen"),
 ]

@@ -161,7 +161,7 @@ def test_circles_are_found():
     assert find_circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c"]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_import_builds_nothing_and_leaves_the_gpu_alone(environment, tmp_path):
     code = (
         "import skconvrfm, skconvrfm.kernels, skconvrfm.features, torch;"

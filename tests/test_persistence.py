@@ -220,7 +220,7 @@ np.save("joblib.npy", outputs(joblib.load("model.joblib"), images))
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ntk", "two layers"])
 def test_models_predict_the_same_in_a_process_without_cuda(
     models, images, environment, tmp_path, name

@@ -29,7 +29,7 @@ from skconvrfm.kernels.profiles import LaplaceProfile
 # The shares of the properties add up to ALL_EXAMPLES. SKCONVRFM_EXAMPLES, a number,
 # asks for more of them than a quick run takes:
 #   SKCONVRFM_EXAMPLES=50000 pytest -n0 --hypothesis-seed=0 tests/test_properties.py
-ALL_EXAMPLES, QUICK_EXAMPLES = 2345, 600
+ALL_EXAMPLES, QUICK_EXAMPLES = 2345, 300
 
 # Errors that examples may end in: they name the parameter, its value, the remedy.
 DOCUMENTED_ERRORS = (

@@ -296,7 +296,7 @@ def test_scales_above_a_layer_are_refused(kernel, features, name):
 
 
 def test_divided_images_are_copied_in_blocks_alone():
-    images = ScaledImages(IMAGES[..., None], 255.0)
+    images = ScaledImages(IMAGES[..., None], 255.0, np.dtype("float32"))
     some = take(images[10:], np.array([3, 1]))
     assert some.shape == (2, 8, 8, 1) and some.dtype == np.float32
     np.testing.assert_array_equal(some, divided(IMAGES[[13, 11], ..., None]))

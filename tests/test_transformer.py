@@ -103,7 +103,7 @@ def test_saliency_is_the_length_of_the_transformed_patch(data):
     assert model.output_shape_ == (8, 7, 1)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_saliency_is_largest_where_the_signal_is():
     X, y = make_star(150, random_state=0)
     learner = ConvRFMClassifier(ConvNTK(depth=1, patch_size=5), n_rounds=2)

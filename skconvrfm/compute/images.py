@@ -1,7 +1,7 @@
 """Images, the layers that look at them, patches and locations."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import numpy as np
@@ -78,24 +78,27 @@ def cells(size, count):
     return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
 
 
-def as_images(X, image_shape, channels, scale=1.0):
+def as_images(X, image_shape, channels, scale=1.0, dtype="auto"):
     """Return flat rows as images (n, h, w, c): a view, or images that are read late.
 
-    ``scale`` is what they are divided by.
+    ``scale`` is what they are divided by, in float64 where ``dtype`` asks for it.
     """
     if not isinstance(X, np.ndarray):
-        return scaled(X.images(image_shape, channels), scale)
+        return scaled(X.images(image_shape, channels), scale, dtype)
     height, width, depth = image_shape
     if channels == "first":
         images = X.reshape(-1, depth, height, width).transpose(0, 2, 3, 1)
     else:
         images = X.reshape(-1, height, width, depth)
-    return scaled(images, scale)
+    return scaled(images, scale, dtype)
 
 
-def scaled(images, scale):
+def scaled(images, scale, dtype):
     """Return images over a number, by which they are divided when they are read."""
-    return images if scale == 1.0 else ScaledImages(images, scale)
+    if scale == 1.0:
+        return images
+    least = np.float64 if dtype == "float64" else np.float32
+    return ScaledImages(images, scale, np.result_type(images.dtype, least))
 
 
 def take(images, rows):
@@ -125,20 +128,21 @@ class ScaledImages(_ImagesOfOthers):
 
     images: object  # (n, h, w, c)
     scale: float
+    quotients: np.dtype
 
     @property
     def dtype(self):
         """The dtype of the quotients."""
-        return np.result_type(self.images.dtype, np.float32)
+        return self.quotients
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
         """Return some of these images, by a slice or an array of integers."""
-        if isinstance(index, slice):
-            return ScaledImages(self.images[index], self.scale)
-        return ScaledImages(take(self.images, index), self.scale)
+        is_slice = isinstance(index, slice)
+        part = self.images[index] if is_slice else take(self.images, index)
+        return replace(self, images=part)
 
     def __array__(self, dtype=None, copy=None):
         """Read and divide the images."""
@@ -154,7 +158,7 @@ def unscaled(images):
 def held(images):
     """Return images in memory; their division stays for when they are read."""
     if isinstance(images, ScaledImages):
-        return ScaledImages(np.asarray(images.images), images.scale)
+        return replace(images, images=np.asarray(images.images))
     return np.asarray(images)
 
 

@@ -38,7 +38,7 @@ def run_main(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_command_runs_without_a_warning(archive):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "skconvrfm", "ansatz", NETWORK]

@@ -22,7 +22,7 @@ from skconvrfm.ansatz.gradients import MAX_FOLDS
 from skconvrfm.ansatz.statistics import layer_statistics
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_agop_equals_sum_over_unfolded_patches(name):
     network, x = make(name)
@@ -102,7 +102,7 @@ def test_agop_in_lower_precision_close_to_float64(dtype):
         assert error < tolerance * patch_agop(expected[name]).norm()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_random_directions_unbiased():
     network, x = make("alexnet")
     network = nn.Sequential(network.features, nn.Flatten())  # many outputs

@@ -158,7 +158,7 @@ def test_matrix_power_half_squares_to_matrix():
     assert matrix_power(matrices, 1) is matrices
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_standard_error_close_to_spread_of_samples():
     torch.manual_seed(0)
     network = networks.alexnet(width=2)

@@ -438,7 +438,7 @@ def read_resnet20(shared):
         return trained, untrained, data["X_train"][:200] / np.float32(255)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_resnet20_correlations_increase_by_training(shared):
     trained, untrained, X = read_resnet20(shared)
     start = time.perf_counter()
@@ -513,7 +513,7 @@ def test_report_independent_of_number_of_threads(given, options, pair, images):
     assert_same_report(actual, expected)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_report_independent_of_number_of_processes(pair, images):
     network, baseline = pair
     scorer = AnsatzScorer(outputs=2, baseline=baseline)
@@ -550,7 +550,7 @@ class Failing(nn.Sequential):
         return super().forward(x)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threading", "loky"])
 def test_worker_error_propagates_and_network_restored(backend, images):
     network = Failing(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Flatten()).train()

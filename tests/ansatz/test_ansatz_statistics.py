@@ -157,7 +157,7 @@ def test_error_of_the_lift_over_itself_is_zero(odd, x):
     assert (values(report, "standard_error")[:-1] > 0).all()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_standard_error_of_a_lift_is_near_the_spread_of_samples(odd, rng):
     torch.manual_seed(1)
     other, lifts, errors = Odd().double().eval(), [], []

@@ -95,7 +95,7 @@ def test_embedded_data_give_a_table_and_pictures(run, tmp_path):
         assert picture.startswith(b"\x89PNG") and str(tmp_path / "out" / name) in out
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_own_images_give_the_same(run, arrays):
     code, out, _ = run(arrays, "--rounds", "1", "--depth", "2", "--n-train", "30")
     assert code == 0
@@ -139,7 +139,7 @@ def test_images_are_left_to_the_machines_to_scale(arrays, tmp_path):
     np.testing.assert_array_equal(split.X_test, arrays["X_test"])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_colour_images_and_text_labels_work(run, arrays):
     for part in ("train", "test"):
         X = arrays[f"X_{part}"][:, :6, :5]
@@ -149,7 +149,7 @@ def test_colour_images_and_text_labels_work(run, arrays):
     assert code == 0 and "images of 6 x 5 x 3, 3 classes" in out
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_class_with_one_image_leaves_the_svc_untuned(run, arrays):
     arrays["y_train"][0] = 9
     code, out, _ = run(arrays, "--rounds", "0", "--depth", "1")
@@ -175,7 +175,7 @@ def test_embedded_split_keeps_training_and_test_apart():
     assert len(np.unique(both, axis=0)) == 1797
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_module_can_be_run():
     command = [sys.executable, "-m", "skconvrfm", "demo", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -187,7 +187,7 @@ def test_module_can_be_run():
 # ---------------------------------------------------------------- extras missing
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_without_rich_the_table_is_plain_and_aligned(run, arrays, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     code, out, _ = run(arrays, "--rounds", "1", "--depth", "1")
@@ -200,7 +200,7 @@ def test_without_rich_the_table_is_plain_and_aligned(run, arrays, monkeypatch):
         assert line.startswith(model)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_without_matplotlib_one_line_says_what_pictures_need(
     run, arrays, monkeypatch, tmp_path
 ):

@@ -197,7 +197,7 @@ def test_version_is_printed(capsys):
     assert capsys.readouterr().out.strip() == skconvrfm.__version__
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_module_is_the_command():
     command = [sys.executable, "-m", "skconvrfm", "train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -30,6 +30,8 @@ from skconvrfm.kernels import ConvNTK, Gaussian, patch_agop
 pytest.importorskip("dask.distributed", reason="the extra [dask] is not installed")
 from dask.distributed import Client, LocalCluster, get_task_stream  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 # Of the largest value, in float64.
 TOLERANCE = 1e-8
 SMALL = {"n_rounds": 1, "dtype": "float64"}
@@ -133,7 +135,6 @@ def joblib_tasks(stream):
 # ------------------------------------------------------------------ equal results
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_fit_on_a_cluster_equals_that_of_one_process(model, client):
     X, y = make_problem()
@@ -145,7 +146,6 @@ def test_fit_on_a_cluster_equals_that_of_one_process(model, client):
     assert_same_model(shared, alone)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
 @pytest.mark.parametrize("learner", [FEATURES, EXACT], ids=["features", "exact"])
 def test_transform_on_a_cluster_equals_that_of_one_process(learner, output, client):
@@ -350,7 +350,6 @@ class Stream:
         return self._client.get_task_stream(start=self._start)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("model", "n_before"),
     [

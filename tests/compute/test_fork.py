@@ -13,6 +13,7 @@ from skconvrfm.compute.threads import own_threads
 from skconvrfm.features import ConvFeatures
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here"),
     pytest.mark.filterwarnings(
         "ignore:.*multi-threaded, use of fork:DeprecationWarning"

@@ -75,7 +75,8 @@ needs_clear_refs = pytest.mark.skipif(
 
 
 @needs_clear_refs
-@pytest.mark.parametrize("budget", [32, pytest.param(256, marks=pytest.mark.thorough)])
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [32, 256])
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
 def test_public_functions_keep_to_working_memory(names, budget):
     peaks = measure_peaks(budget, names)
@@ -85,7 +86,7 @@ def test_public_functions_keep_to_working_memory(names, budget):
 
 
 @needs_clear_refs
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_images_of_millions_of_pixels_fit_in_64_mebibytes(name):
     [[peak, seconds]] = measure_peaks(64, [name]).values()

@@ -69,7 +69,7 @@ def with_threads(value):
     return value, torch.get_num_threads()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threading", "loky", "multiprocessing"])
 def test_tasks_go_to_the_backend_of_the_context_in_order(backend):
     before = torch.get_num_threads()

@@ -59,7 +59,7 @@ def assert_same(results, expected, tolerance=1e-10):
 # ------------------------------------------------------------------- memory
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_results_independent_of_working_memory(budget, images, tiles):
     expected = everything(*images)
@@ -276,7 +276,7 @@ def test_results_independent_of_threads(n_jobs, images, tiles):
         assert_same(everything(*images, n_jobs=n_jobs), expected)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_results_independent_of_processes(images):
     expected = everything(*images)
     try:

@@ -23,7 +23,7 @@ def draw(display, estimator, X, **options):
     return display.from_estimator(estimator, **options)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classifier", "deep", "transformer"])
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_every_display_draws_every_estimator(display, name, framed, figure, request):

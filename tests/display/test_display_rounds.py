@@ -16,7 +16,7 @@ from skconvrfm.display import RoundsDisplay
 from skconvrfm.kernels import ConvNTK
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_rounds_selected_by_holdout_drawn_with_held_out_loss(figure):
     X, y = make_star(24, random_state=0)
     model = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1, selection="holdout").fit(

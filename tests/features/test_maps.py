@@ -308,7 +308,7 @@ def test_norms_in_float32_neither_overflow_nor_vanish(scale, order, power, tiles
     assert_close(found.astype(float), scale * features_of(layer, X), 1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [1, 64])
 @pytest.mark.parametrize("n_jobs", [None, 2])
 def test_features_independent_of_blocks_and_workers(

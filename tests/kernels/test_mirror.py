@@ -145,7 +145,7 @@ def test_mirrors_independent_of_working_memory(budget, kind, tiles, machine):
             assert_close(found, value, 1e-10)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_mirrors_independent_of_workers(machine):
     X, Y, _ = machine
     for kind in ("commutes", "any"):

@@ -263,7 +263,7 @@ def assert_all_close(results, expected, tolerance):
         assert_close(result, value, tolerance)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @TWO_KERNELS
 @pytest.mark.parametrize("budget", [1e-5, 0.05, 1])
 def test_results_independent_of_working_memory(name, budget, everything):

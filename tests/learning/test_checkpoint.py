@@ -151,7 +151,7 @@ def test_checkpoint_does_not_change_the_fit(model, folder):
     assert_identical(fit(model, checkpoint=folder), fit(model))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_fit_resumed_after_every_round_equals_the_uninterrupted_one(
     model, folder, monkeypatch
 ):
@@ -173,7 +173,7 @@ def test_fit_resumed_after_every_round_equals_the_uninterrupted_one(
     assert n_rounds == rounds._record.calls
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["design", "ridge_path", "patch_agops"])
 def test_fit_can_be_resumed_from_every_step(folder, step, monkeypatch):
     model = MODELS["deep"]
@@ -321,7 +321,7 @@ def assert_refused(model, folder, match):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
 def test_truncated_checkpoint_is_refused(classifier, folder, share):
     fit(classifier, checkpoint=folder)
@@ -810,7 +810,7 @@ def end_of(process, pipe):
     return result
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @KILLS
 def test_process_killed_at_any_step_of_a_write_is_resumed(folder):
     children = Children()
@@ -848,7 +848,7 @@ def kill_at_random(name, folder, n_kills, draw):
     return kills, finished
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @KILLS
 @pytest.mark.parametrize(("name", "n_kills"), [("holdout", 20), ("landmarks", 10)])
 def test_random_kills_do_not_change_the_result(name, n_kills, folder):

@@ -119,7 +119,7 @@ def test_seed_decides_the_filters(problem):
     assert not np.allclose(first.features_[0].filters_, other.features_[0].filters_)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"n_jobs": 2}, {"working_memory": 0.3}], ids=str)
 def test_result_independent_of_workers_and_memory(problem, options):
     model, X, y = problem

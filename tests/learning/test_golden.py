@@ -88,7 +88,7 @@ def golden(shared):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.thorough] if name in SLOW else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
         for name in MODELS
     ],
 )

@@ -96,7 +96,7 @@ def test_fits_of_one_seed_are_equal_and_seeds_differ(problem, variant):
     assert not np.allclose(raw_scores(first, X), raw_scores(other, X))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"n_jobs": 2}, {"working_memory": 0.1}], ids=str)
 @pytest.mark.parametrize("variant", ["two layers", "more features than rows"])
 def test_result_independent_of_workers_and_memory(problem, options, variant):

@@ -38,7 +38,7 @@ def test_kernel_in_float32_is_within_the_error_of_the_kink(digits, depth, tiles)
     assert np.linalg.norm(error) < 32 * EPS * np.linalg.norm(high)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_both_precisions_choose_the_same_round_and_labels(digits, model):
     X, y, X_test, _ = digits

@@ -81,7 +81,7 @@ class Machine(Watcher):
     def score(self, loo_prediction):
         return -loo_prediction
 
-    def report(self, stages, best, history):
+    def report(self, stages, best, history, ends):
         self.reports.append((best.index, len(history["round"])))
         return len(self.reports) == self.stop_after
 
@@ -120,7 +120,7 @@ def test_selection_chooses_ridge_and_round(selection, index, alphas):
 
 
 def test_plan_sets_the_ridges_and_takes_the_last_round():
-    schedule = Schedule(3, 0.5, "loo", [StagePlan([1.0, 0.1, 1.0], None)])
+    schedule = Schedule(3, 0.5, "loo", plan=[StagePlan([1.0, 0.1, 1.0], None)])
     schedule = schedule.of_stage(0)
     fitted = fit_rounds(Machine(ROUNDS), schedule)
     assert fitted.best.index == 2

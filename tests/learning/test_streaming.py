@@ -219,7 +219,7 @@ needs_proc = pytest.mark.skipif(
 )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @needs_proc
 def test_images_in_a_file_are_not_cast_whole(tmp_path):
     n, side = 20_000, 64

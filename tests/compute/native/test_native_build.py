@@ -481,7 +481,7 @@ def test_file_systems_without_locks_build_without(fresh, monkeypatch):
     assert is_loaded()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_eight_processes_at_once_compile_once(monkeypatch, tmp_path):
     log, compiler = tmp_path / "log", build._compiler()[0]
     lines = f'echo run >> "{log}"', f'exec {compiler} -O0 "$@"'
@@ -493,7 +493,7 @@ def test_eight_processes_at_once_compile_once(monkeypatch, tmp_path):
     assert log.read_text() == "run\n"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_import_builds_nothing(tmp_path):
     environment = {build.CACHE: str(tmp_path / "cache"), build.SWITCH: "1"}
     with start("", environment) as process:

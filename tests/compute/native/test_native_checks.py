@@ -18,6 +18,7 @@ from skconvrfm.compute.native import build, checks
 SCRIPT = Path(__file__).with_name("native_mutations.py")
 
 
+@pytest.mark.slow
 def test_changed_arguments_are_refused_and_end_no_process():
     if not any(map(build.shutil.which, ("g++", "clang++", "c++"))):
         pytest.skip("no C++ compiler here")
