@@ -53,16 +53,14 @@ RECOMMENDED = {
 def recommended(options):
     """Return accuracies by round of recommended machines, rows of a table."""
     rows = []
-    for name, (load, sizes, machine, n_rounds) in RECOMMENDED.items():
-        for size in sizes:
-            if name not in options.machines or size[0] not in (
-                options.sizes or [size[0]]
-            ):
-                continue
+    for name in options.machines:
+        load, sizes, machine, n_rounds = RECOMMENDED[name]
+        chosen = {"n_rounds": n_rounds, "landmarks": options.landmarks}
+        for size in [(n, 2000) for n in options.sizes] or sizes:
             runs = []
             for seed in range(options.draws):
-                X, y, X_test, y_test = load(options.data, seed, *size)
-                runs.append(by_round(machine, n_rounds, X, y, X_test, y_test, seed))
+                model = ConvRFMClassifier(*machine, **chosen, random_state=seed)
+                runs.append(by_round(model, *load(options.data, seed, *size)))
                 print(name, size[0], json.dumps(runs[-1]), flush=True)
             first = mean_and_each([run["accuracies"][0] for run in runs])[0]
             kept = mean_and_each([run["accuracy"] for run in runs])
@@ -71,13 +69,12 @@ def recommended(options):
     return ["machine", "n", "fixed", "learned", "by draw", "fit"], rows
 
 
-def by_round(machine, n_rounds, X, y, X_test, y_test, seed):
+def by_round(model, X, y, X_test, y_test):
     """Return accuracies in per cent by round and of the round kept, and seconds.
 
     The seconds have the predictions after every round in them.
     """
     scores = machines.TestScore(X_test, y_test)
-    model = ConvRFMClassifier(*machine, n_rounds=n_rounds, random_state=seed)
     times, _ = timed(model.set_callbacks(scores).fit, X, y)
     accuracies = [100 * score for score in scores.scores]
     accuracy = 100 * model.score(X_test, y_test)
@@ -142,12 +139,13 @@ def learning(options):
                 targets = 2.0 * (y_other[:, None] == model.classes_) - 1
                 scores = model.decision_function(X_other)
                 error = float(((scores - targets) ** 2).sum(1).mean())
-                runs.append((100 * model.score(X_other, y_other), error))
+                gcv = float(model.history_["gcv"][-1])
+                runs.append((100 * model.score(X_other, y_other), error, gcv))
                 print(problem, variant, runs[-1], flush=True)
-            accuracies, errors = zip(*runs, strict=True)
-            error = mean_and_each(errors, 3)[0]
-            rows.append([problem, variant, *mean_and_each(accuracies), error])
-    return ["data", "learned", "accuracy", "by draw", "squared error"], rows
+            accuracies, *errors = zip(*runs, strict=True)
+            errors = [mean_and_each(each, 3)[0] for each in errors]
+            rows.append([problem, variant, *mean_and_each(accuracies), *errors])
+    return ["data", "learned", "accuracy", "by draw", "squared error", "GCV"], rows
 
 
 # ------------------------------------------------------------------------ regret
@@ -268,6 +266,7 @@ main = program(
     options={
         "--problems": {"nargs": "+", "choices": DRAWN, "default": list(DRAWN)},
         "--machines": {"nargs": "+", "choices": RECOMMENDED, "default": RECOMMENDED},
+        "--landmarks": {"type": int, "help": "of recommended machines; all rows"},
     },
 )
 
