@@ -10,6 +10,6 @@
 ``scale``          whole data sets, landmarks, growth, clusters, unit costs
 =================  ================================================================
 
-``bench_*.py`` are small measurements of time and peak memory for asv
-(``asv run`` in this folder). Folder of the data: ``--data``.
+``asv_suite/`` has small measurements of time and peak memory for asv: run
+``asv run --python=same`` in this folder. Folder of the data: ``--data``.
 """

@@ -16,6 +16,7 @@ from benchmarks import (
     harness,
     machines,
 )
+from benchmarks.asv_suite import engine
 from benchmarks.peers.__main__ import compare
 from skconvrfm.features import ConvFeatures
 
@@ -114,3 +115,12 @@ def test_peers_are_compared_with_ours():
         "other": lambda: (times, np.full(2, 2)),
     }
     assert compare(sides, turns=2)["other"] == {**times, "differs": 0.5}
+
+
+@pytest.mark.parametrize("suite", [engine.Kernel, engine.PatchAGOP, engine.Estimators])
+def test_measurements_of_asv_run(suite):
+    one, first = suite(), [values[0] for values in suite.params]
+    one.setup(*first)
+    for name in dir(one):
+        if name.startswith(("time_", "peakmem_")):
+            getattr(one, name)(*first)

@@ -8,8 +8,6 @@ from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK, patch_agop
 
-from .problems import smooth_images
-
 N_CLASSES = 10
 DEVICES = ["cpu", "cuda"]
 FEATURES = ConvFeatures(64, patch_size=3)
@@ -18,6 +16,12 @@ MODELS = {
     "ConvFeatures + Linear": ConvRFMClassifier("linear", FEATURES),
     "ConvFeatures + Gaussian": ConvRFMClassifier("gaussian", FEATURES),
 }
+
+
+def random_images(n_images, image_shape):
+    """Return seeded images (n, h, w, c)."""
+    shape = n_images, *image_shape
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
 
 
 def skip_without(device):
@@ -34,7 +38,7 @@ class Kernel:
 
     def setup(self, n_images, depth, device):
         skip_without(device)
-        self.images = smooth_images(n_images, (16, 16, 3))
+        self.images = random_images(n_images, (16, 16, 3))
 
     def time_training(self, n_images, depth, device):
         return ConvNTK(depth, bias=0)(self.images, device=device)
@@ -50,7 +54,7 @@ class PatchAGOP:
 
     def setup(self, n_points, n_classes, device):
         skip_without(device)
-        self.images = smooth_images(100, (16, 16, 3))
+        self.images = random_images(100, (16, 16, 3))
         shape = (len(self.images), n_classes)
         self.dual_coef = np.random.default_rng(0).standard_normal(shape)
 
@@ -69,7 +73,7 @@ class Estimators:
     param_names = ("model", "n_rounds")
 
     def setup(self, model, n_rounds):
-        images = smooth_images(200, (12, 12, 1))
+        images = random_images(200, (12, 12, 1))
         self.X, self.X_new = images[:150], images[150:]
         self.y = np.arange(len(self.X)) % N_CLASSES
         self.classifier = self.time_fit(model, n_rounds)

@@ -1,0 +1,1 @@
+"""The suite of asv, which imports every module of this folder."""
