@@ -44,6 +44,7 @@ examples = (
     "grid_search",
     "method",
     "saliency",
+    "explanation",
     "natural_images",
     "deep",
     "second_layer",
