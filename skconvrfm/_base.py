@@ -429,7 +429,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         Copies of an image are one with their summed weight, and images are in an order
         for draws that depends on their content alone.
         """
-        layout = image_shape, self.channels, scale, self.dtype
+        layout = image_shape, self.channels, scale
         images = as_images(rows, *layout)
         positions = content_positions(images, rng)
         first, image = find_copies(positions)
@@ -468,14 +468,14 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
     @plain_torch()
     def _predict_raw(self, X):
         """Return f(x) of every output, ndarray of shape (n, n_outputs)."""
-        images = self._check_images(X, self.dtype)
+        images = self._check_images(X)
         coef, centres, intercept = self._check_fitted()
         learned = [a for f in self.features_ for a in (f.filters_, f.biases_)]
         resources = make_resources(
             self.device, self.dtype, self.n_jobs, images, centres, learned=learned
         )
         if isinstance(self.kernel_, PatchKernel):
-            layout = self.image_shape_, self.channels_, self.scale_, self.dtype
+            layout = self.image_shape_, self.channels_, self.scale_
             centres = as_images(centres, *layout)
         machine = self.kernel_, self.features_, images, coef, centres
         outputs = fitted_outputs(*machine, resources) + intercept

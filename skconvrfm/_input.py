@@ -298,11 +298,8 @@ class ImageInput(BaseEstimator):
         return X.reshape(len(X), np.prod(shape, dtype=int)), shape
 
     @summed_quietly
-    def _check_images(self, X, dtype):
-        """Return X for a fitted estimator, as images of shape (n, h, w, c).
-
-        ``dtype`` is the parameter of the estimator that computes with them.
-        """
+    def _check_images(self, X):
+        """Return X for a fitted estimator, as images of shape (n, h, w, c)."""
         check_is_fitted(self)
         X, shape = self._flatten(X, self.channels_)
         if shape is not None and shape != self.image_shape_:
@@ -314,7 +311,7 @@ class ImageInput(BaseEstimator):
             self._check_stored(X, reset=False)
         else:
             X = as_numbers(validate_data(self, X, dtype="numeric", reset=False), "X")
-        return as_images(X, self.image_shape_, self.channels_, self.scale_, dtype)
+        return as_images(X, self.image_shape_, self.channels_, self.scale_)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -145,7 +145,7 @@ def patch_occlusion(
 
 def images_of(estimator, X):
     """Return images (n, h, w, c) of a fitted estimator, with the pixels of `X`."""
-    return np.asarray(estimator._check_images(X, estimator.dtype)[:]) * estimator.scale_
+    return np.asarray(estimator._check_images(X)[:]) * estimator.scale_
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _codes(target, names, scores, has_classes):
 def _output_gradients(estimator, X, outputs):
     """Return the gradients of some outputs, float64 (n, n_outputs, h, w, c)."""
     kernel, features = estimator.kernel_, estimator.features_
-    images = estimator._check_images(X, estimator.dtype)
+    images = estimator._check_images(X)
     coef, centres, _ = estimator._check_fitted()
     coef = coef[:, outputs]
     learned = [a for f in features for a in (f.filters_, f.biases_)]
@@ -207,8 +207,7 @@ def _output_gradients(estimator, X, outputs):
     maps, scales = [layer.maps_ for layer in features], ()
     scale = estimator.scale_  # by which the machine divides pixels
     if isinstance(kernel, PatchKernel):
-        layout = estimator.image_shape_, estimator.channels_, scale, estimator.dtype
-        centres = as_images(centres, *layout)
+        centres = as_images(centres, estimator.image_shape_, estimator.channels_, scale)
         centres = hold_maps(pass_through(centres, maps), resources)
         transform = kernel.patch_transform_
         readout = PatchReadout(kernel, centres, coef, transform, resources)

@@ -216,10 +216,9 @@ class PatchAGOPTransformer(TransformerMixin, ImageInput):
             Features in float32, or float64 for data that need it. Those of
             ``output="image"`` have the shape of `X`, except in a data frame.
         """
-        check_is_fitted(self)
         X = read_images(X)
+        images = self._check_images(X)
         learned, fitted = (self.patch_transform_, self.filters_), self.estimator_
-        images = self._check_images(X, fitted.dtype)
         options = fitted.device, fitted.dtype, fitted.n_jobs
         resources = make_resources(*options, images, learned=learned)
         *below, top = self.maps_

@@ -45,17 +45,13 @@ DTYPES = pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 
 def make(name, **options):
     kernel, features = copy.deepcopy(MACHINES[name])
-    options = {"n_rounds": 1, "alpha": (1e-3, 1e-1), **options}
+    options = {"n_rounds": 1, "alpha": (1e-3, 1e-1), "dtype": "float32", **options}
     return ConvRFMClassifier(kernel, features, **options)
 
 
 def divided(images, scale=255):
-    """Images over their scale, in the dtype that they are computed in."""
-    return (
-        images / images.dtype.type(scale)
-        if images.dtype.kind == "f"
-        else (images / np.float32(scale))
-    )
+    """Images over their scale, in float64 as the machines divide."""
+    return images.astype(np.float64) / scale
 
 
 @DTYPES
@@ -235,8 +231,8 @@ def test_transformers_divide_as_their_estimator():
 
 def test_regressors_divide():
     y = np.arange(80.0)
-    model = ConvRFMRegressor(n_rounds=0).fit(IMAGES, y)
-    other = ConvRFMRegressor(n_rounds=0).fit(divided(IMAGES), y)
+    model = ConvRFMRegressor(n_rounds=0, dtype="float32").fit(IMAGES, y)
+    other = ConvRFMRegressor(n_rounds=0, dtype="float32").fit(divided(IMAGES), y)
     np.testing.assert_array_equal(model.predict(IMAGES), other.predict(divided(IMAGES)))
 
 
@@ -247,23 +243,30 @@ def test_regressors_divide():
 @pytest.mark.parametrize("Kernel", KERNELS)
 def test_kernels_divide_both_arguments_by_one_number(Kernel, dtype):
     X, Y = IMAGES[:10].astype(dtype), np.minimum(IMAGES[10:15], 1).astype(dtype)
-    kernel = Kernel()
-    np.testing.assert_array_equal(kernel(X), kernel(divided(X)))
-    np.testing.assert_array_equal(kernel(X, Y), kernel(divided(X), divided(Y)))
-    np.testing.assert_array_equal(kernel(Y, X), kernel(divided(Y), divided(X)))
-    np.testing.assert_array_equal(kernel(Y), Kernel(scale=1)(Y))
-    half = Kernel(scale=2)
-    np.testing.assert_array_equal(half(X), Kernel(scale=1)(divided(X, 2)))
+
+    def value(*images, scale="auto"):
+        return Kernel(scale=scale)(*images, dtype="float32")
+
+    assert_equal = np.testing.assert_array_equal
+    assert_equal(value(X), value(divided(X)))
+    assert_equal(value(X, Y), value(divided(X), divided(Y)))
+    assert_equal(value(Y, X), value(divided(Y), divided(X)))
+    assert_equal(value(Y), value(Y, scale=1))
+    assert_equal(value(X, scale=2), value(divided(X, 2), scale=1))
 
 
 @pytest.mark.parametrize("Kernel", PATCH_KERNELS)
 def test_agops_are_of_divided_images(Kernel):
     coef = np.random.default_rng(0).normal(size=(10, 2))
+    others, options = (
+        (divided(IMAGES[:10]), coef, divided(IMAGES[10:20])),
+        {"dtype": "float32"},
+    )
     for mirror in (False, True):
         kernel = Kernel(mirror=mirror)
         np.testing.assert_array_equal(
-            patch_agop(kernel, IMAGES[:10], coef, IMAGES[10:20]),
-            patch_agop(kernel, divided(IMAGES[:10]), coef, divided(IMAGES[10:20])),
+            patch_agop(kernel, IMAGES[:10], coef, IMAGES[10:20], **options),
+            patch_agop(kernel, *others, **options),
         )
 
 
@@ -296,9 +299,9 @@ def test_scales_above_a_layer_are_refused(kernel, features, name):
 
 
 def test_divided_images_are_copied_in_blocks_alone():
-    images = ScaledImages(IMAGES[..., None], 255.0, np.dtype("float32"))
+    images = ScaledImages(IMAGES[..., None], 255.0)
     some = take(images[10:], np.array([3, 1]))
-    assert some.shape == (2, 8, 8, 1) and some.dtype == np.float32
+    assert some.shape == (2, 8, 8, 1)
     np.testing.assert_array_equal(some, divided(IMAGES[[13, 11], ..., None]))
     assert np.shares_memory(unscaled(images[2:5]), IMAGES)
     assert unscaled(held(some)).dtype == np.uint8

@@ -78,27 +78,24 @@ def cells(size, count):
     return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
 
 
-def as_images(X, image_shape, channels, scale=1.0, dtype="auto"):
+def as_images(X, image_shape, channels, scale=1.0):
     """Return flat rows as images (n, h, w, c): a view, or images that are read late.
 
-    ``scale`` is what they are divided by, in float64 where ``dtype`` asks for it.
+    ``scale`` is what they are divided by.
     """
     if not isinstance(X, np.ndarray):
-        return scaled(X.images(image_shape, channels), scale, dtype)
+        return scaled(X.images(image_shape, channels), scale)
     height, width, depth = image_shape
     if channels == "first":
         images = X.reshape(-1, depth, height, width).transpose(0, 2, 3, 1)
     else:
         images = X.reshape(-1, height, width, depth)
-    return scaled(images, scale, dtype)
+    return scaled(images, scale)
 
 
-def scaled(images, scale, dtype):
+def scaled(images, scale):
     """Return images over a number, by which they are divided when they are read."""
-    if scale == 1.0:
-        return images
-    least = np.float64 if dtype == "float64" else np.float32
-    return ScaledImages(images, scale, np.result_type(images.dtype, least))
+    return images if scale == 1.0 else ScaledImages(images, scale)
 
 
 def take(images, rows):
@@ -124,16 +121,18 @@ class _ImagesOfOthers:
 
 @dataclass(frozen=True, eq=False)
 class ScaledImages(_ImagesOfOthers):
-    """Images that are divided by a number when they are read."""
+    """Images that are divided by a number when they are read, in float64.
+
+    So results in one precision do not depend on how the images are stored.
+    """
 
     images: object  # (n, h, w, c)
     scale: float
-    quotients: np.dtype
 
     @property
     def dtype(self):
-        """The dtype of the quotients."""
-        return self.quotients
+        """The dtype that such images would be stored in."""
+        return np.result_type(self.images.dtype, np.float32)
 
     def __len__(self):
         return len(self.images)
@@ -146,7 +145,7 @@ class ScaledImages(_ImagesOfOthers):
 
     def __array__(self, dtype=None, copy=None):
         """Read and divide the images."""
-        images = np.divide(np.asarray(self.images), self.scale, dtype=self.dtype)
+        images = np.divide(np.asarray(self.images), self.scale, dtype=np.float64)
         return images if dtype is None else images.astype(dtype, copy=False)
 
 

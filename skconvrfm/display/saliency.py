@@ -111,7 +111,7 @@ class SaliencyDisplay:
                 f"component={component!r} is not one of the {len(transform)} "
                 f"eigenvectors, 0 to {len(transform) - 1}."
             )
-        images = machine._check_images(X, "auto")[:n_images]
+        images = machine._check_images(X)[:n_images]
         place = machine.device, machine.dtype, machine.n_jobs
         resources = make_resources(*place, images)
         vector = leading_eigenvectors(transform, component + 1)[component:]

@@ -120,7 +120,7 @@ def patch_agop(
     >>> patch_agop(ConvNTK(depth=2), X, dual_coef=[1, -1, 2, 0, -2]).shape
     (9, 9)
     """
-    images, others = check_image_pair(X, Y, kernel, dtype)
+    images, others = check_image_pair(X, Y, kernel)
     others = images if others is None else others
     options = {"ensure_2d": False, "allow_nd": True}  # refused below, in better words
     coef = as_numbers(dual_coef, "dual_coef")

@@ -103,7 +103,7 @@ class BaseKernel(BaseEstimator):
         K : ndarray of shape (n_X, n_Y)
             The kernel, not scaled.
         """
-        X, Y = check_image_pair(X, Y, self, dtype)
+        X, Y = check_image_pair(X, Y, self)
         kernel = self.bind(X.shape[1:])
         transform = kernel._check_transform(patch_transform)
         resources = make_resources(device, dtype, n_jobs, X, Y)
@@ -280,7 +280,7 @@ def even_sample(images, n_draws):
     return Lineup(np.zeros(n), positions, np.ones(n), 0.5).draw(n_draws)
 
 
-def check_image_pair(X, Y, kernel, dtype):
+def check_image_pair(X, Y, kernel):
     """Return X and Y as finite images (n, h, w, c), divided by the kernel's scale.
 
     Y may be None.
@@ -295,7 +295,7 @@ def check_image_pair(X, Y, kernel, dtype):
     pair = [images for images in (X, Y) if images is not None]
     kernel._validate_params()
     divisor = resolve_scale(kernel.scale, X.shape[1:], *pair)
-    return tuple(None if a is None else scaled(a, divisor, dtype) for a in (X, Y))
+    return tuple(None if a is None else scaled(a, divisor) for a in (X, Y))
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def test_many_filters_give_the_covariances_of_the_next_layer(activation, rng):
     layer = FilterLayer(layer_of((6, 6)), filters, activation)
     maps = layer(torch.from_numpy(X)).numpy()
     if activation == "relu":
-        measured = ConvNNGP(depth=1, bias=0)(maps)
+        measured = ConvNNGP(depth=1, bias=0, scale=1)(maps)
         expected = ConvNNGP(depth=2, bias=0)(X, patch_transform=T)
     else:
         p = np.stack([patches_by_hand(x) @ T for x in X])
