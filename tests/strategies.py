@@ -206,7 +206,9 @@ def make(kind, **options):
     return kind(**options)
 
 
-patch_options = {"pool_grid": pool_grids, "metric": metrics, **geometry}
+# Images as they are: what the images decide together is tested in test_scale.
+as_they_are = {"scale": st.just(1)}
+patch_options = {"pool_grid": pool_grids, "metric": metrics, **geometry, **as_they_are}
 convolutional = st.builds(
     make,
     st.sampled_from([ConvNTK, ConvNNGP]),
@@ -224,8 +226,13 @@ patch_kernels = st.one_of(
     ),
 )
 whole_kernels = st.one_of(
-    st.builds(make, st.sampled_from([Gaussian, Laplace]), bandwidth=bandwidths),
-    st.builds(Linear),
+    st.builds(
+        make,
+        st.sampled_from([Gaussian, Laplace]),
+        bandwidth=bandwidths,
+        **as_they_are,
+    ),
+    st.builds(Linear, **as_they_are),
 )
 kernels = st.one_of(patch_kernels, patch_kernels, whole_kernels)
 
@@ -388,6 +395,16 @@ stacks = st.one_of(
     ),
 )
 shallow_kernels = patch_kernels.filter(lambda kernel: kernel.depth <= 3)
+
+
+def with_scale_below(machine):
+    """Let the first layer, if any, take the images as they are, not the kernel."""
+    if machine["features"]:
+        machine["kernel"].set_params(scale="auto")
+        machine["features"][0].set_params(scale=1)
+    return machine
+
+
 machines = st.one_of(
     st.fixed_dictionaries({"kernel": shallow_kernels, "features": st.none()}),
     st.fixed_dictionaries({"kernel": whole_kernels, "features": st.none() | stacks}),
@@ -398,7 +415,7 @@ machines = st.one_of(
             "features": st.lists(lower_layer, min_size=1, max_size=1),
         }
     ),
-)
+).map(with_scale_below)
 linear_machines = st.fixed_dictionaries(
     {"kernel": st.builds(Linear), "features": st.none() | stacks}
 )

@@ -50,6 +50,7 @@ DOCUMENTED_ERRORS = (
 )
 # Warnings of scikit-learn.
 DOCUMENTED_WARNINGS = (
+    "X of shape .* looks like",
     r"A column-vector y was passed when a 1d array was expected",
     r"The number of unique classes is greater than 50% of the number of samples",
 )
