@@ -2,23 +2,15 @@
 
 import zipfile
 
+from .._base import KERNELS
 from .._command_line import UsageError, write_output
 from ..estimators import ConvRFMClassifier
+from ..features import ConvFeatures
 
 # Loading them sets attributes and runs nothing.
 TRUSTED = {
-    f"skconvrfm.{name}"
-    for name in (
-        "estimators.ConvRFMClassifier",
-        "features.layer.ConvFeatures",
-        "kernels.convolutional.ConvNNGP",
-        "kernels.convolutional.ConvNTK",
-        "kernels.patch.PatchGaussian",
-        "kernels.patch.PatchLaplace",
-        "kernels.whole.Gaussian",
-        "kernels.whole.Laplace",
-        "kernels.whole.Linear",
-    )
+    f"{kind.__module__}.{kind.__name__}"
+    for kind in (ConvRFMClassifier, ConvFeatures, *KERNELS.values())
 }
 
 

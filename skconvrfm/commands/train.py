@@ -8,17 +8,9 @@ from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test_split
 
 from .. import _command_line as cli
+from .._base import KERNELS
 from ..estimators import ConvRFMClassifier
 from ..features import ConvFeatures
-from ..kernels import (
-    ConvNNGP,
-    ConvNTK,
-    Gaussian,
-    Laplace,
-    Linear,
-    PatchGaussian,
-    PatchLaplace,
-)
 from .data import Images, read_labelled
 from .models import find_skops, save_model
 from .screen import Screen
@@ -27,15 +19,6 @@ DESCRIPTION = (
     "Fit an image classifier and save it. The accuracy that is printed is that of "
     "images that were left out."
 )
-KERNELS = {
-    "gaussian": Gaussian,
-    "laplace": Laplace,
-    "linear": Linear,
-    "ntk": ConvNTK,
-    "nngp": ConvNNGP,
-    "patch_gaussian": PatchGaussian,
-    "patch_laplace": PatchLaplace,
-}
 WHOLE = ("gaussian", "laplace", "linear")  # kernels that see features
 FOLDS = 3
 PATCHES = (3, 5, 7)  # of the feature layers that are tried

@@ -260,7 +260,7 @@ class MapModel(Model):
 
     @property
     def choice(self):
-        """What was chosen for each layer where it is "auto"."""
+        """The choice for each layer where it is "auto"."""
         return tuple(layer.choice for layer in self.layers)
 
     def with_pool(self, pool):
