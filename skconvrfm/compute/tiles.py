@@ -5,8 +5,8 @@ large as their share of the memory budget allows and no larger than pays.
 
 A kernel offers ``layers``, ``channels``, ``patch_dim``, ``prepare_block(images,
 transform, pixels)``, ``value(left, right)``, ``pullback(left, right, dual_coef)``,
-``diagonal(block)``, ``has_compiled_tiles`` and ``mirror_sides(transform)``, over which
-it is averaged.
+``diagonal(block)``, ``has_compiled_tiles``, ``has_fused_tiles``, ``fused`` and
+``mirror_sides(transform)``, over which it is averaged.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .blocks import balanced_blocks, image_blocks, largest_value
+from .fused import check
 from .images import mirror
 from .native import build, calls
 from .parallel import halving_memory, spans
@@ -133,11 +134,23 @@ def load_block(kernel, images, rows, largest, *options):
 
 
 def open_tiles(kernel, left, right, library, resources, pullback=False):
-    """Return the tiles of two blocks: compiled where there is a library."""
+    """Return the tiles of two blocks: compiled, fused, or by array operations."""
     if library is not None:
         return calls.CompiledTiles(library, kernel, left, right)
     side = math.isqrt(tile_pairs(kernel, resources, pullback))
-    return Tiles(kernel, left, right, side)
+    plain = Tiles(kernel, left, right, side)
+    if not kernel.fused:
+        return plain
+    return check.GuardedTiles(plain, kernel, left, right, resources.memory // 4)
+
+
+def fuse(kernel, pairs, resources):
+    """Return the kernel, with tiles by fused programs on a GPU where they pay."""
+    if resources.device.type != "cuda" or not kernel.has_fused_tiles:
+        return kernel
+    if not check.wanted(work(kernel, pairs), kernel, resources.device):
+        return kernel
+    return kernel._with(fused=True)
 
 
 def find_library(kernel, pairs, resources, pullback=False):
@@ -206,6 +219,7 @@ def _strip(kernel, X, rows, Y, transform, pairs, resources):
     if symmetric:  # by slices of the one array that all tasks share
         X, Y = X[rows], X[rows.start :]
     library = find_library(kernel, pairs, resources)
+    kernel = fuse(kernel, pairs, resources)
     sides = list(kernel.mirror_sides(transform))
     options = resources.tensor(transform), symmetric, library, resources
     with own_threads(library is not None):

@@ -206,7 +206,7 @@ def _walk(machine, left, library, resources):
     pixels = tiles.has_pixels(transform, library)
     side = tiles.block_side(kernel, centres.shape[1:], resources, pixels)
     largest = min(side, max(1, resources.memory // 8 // result), _MOST_CENTRES)
-    if library is None:
+    if library is None and not kernel.fused:
         largest = min(largest, tiles.tile_pairs(kernel, resources, pullback=True))
     parts = balanced_blocks(slice(0, len(centres)), largest, tiles.WHOLE_VECTOR)
     options = transform, library, resources
@@ -224,6 +224,7 @@ def _sum_of_products(route, machine, images, weights, pairs, resources):
     """Return Σ_z ω_z Σ_o,u h hᵀ by one of the routes, for some images z."""
     kernel, centres, *arrays = machine
     library = tiles.find_library(kernel, pairs, resources, pullback=True)
+    kernel = tiles.fuse(kernel, pairs, resources)
     with own_threads(library is not None):
         machine = kernel, centres, *map(resources.tensor, arrays)
         roots = resources.tensor(np.sqrt(weights))

@@ -130,6 +130,8 @@ class PatchKernel(BaseKernel):
     patch_scale = 1.0  # factor of the inner products of patches
     depth = 1  # number of convolutions
     has_compiled_tiles = False
+    has_fused_tiles = False
+    fused = False  # tiles by fused programs, see `tiles.fuse`
     readout = FLATTEN  # locations of two images that are compared at the end
 
     def bind(self, image_shape):

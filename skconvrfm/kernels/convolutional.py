@@ -31,12 +31,12 @@ from numbers import Integral, Real
 
 import torch
 from sklearn.base import clone
-from torch.nn.functional import pad
 
 from .._docs import fill_in
 from .._scale import SCALE_PARAMETER
 from .._sklearn_compat import Interval
 from .._typing import KernelMetric, Padding, Pair, Scale
+from ..compute.window_sums import window_sum, window_sum_adjoint
 from ..features.maps import transformed_patches
 from .base import (
     METRIC_PARAMETER,
@@ -50,6 +50,7 @@ from .base import (
 # of eps, after any number of layers.
 _PARALLEL_ROUNDINGS = 32
 _LARGEST_BIAS = 1e100  # whose square does not overflow
+_LARGEST_WINDOW = 12  # rows or columns, from which programs for a GPU grow too large
 
 _PARAMETERS = f"""depth : int, default=3
         Number of convolutions. Deeper kernels see wider parts of an image; the cost
@@ -108,6 +109,15 @@ class ConvolutionalKernel(PatchKernel):
     def has_compiled_tiles(self):
         """True if there are compiled tiles of the kernel."""
         return self.pool_grid is None
+
+    @property
+    def has_fused_tiles(self):
+        """True if windows are small enough for fused programs on a GPU."""
+        return all(max(layer.patch) <= _LARGEST_WINDOW for layer in self.layers[1:])
+
+    def specimen(self):
+        """Return a small bound kernel of the class, on which programs are checked."""
+        return type(self)(depth=2, padding="same", bias=0.0).bind((7, 6, 2))
 
     @property
     def patch_scale(self):
@@ -267,40 +277,6 @@ class Block(ImageBlock):
 
     roots: list[torch.Tensor]  # of the variances, (rows, columns, n); 0 if blank
     inverse_roots: list[torch.Tensor]  # 0 if blank
-
-
-def window_sum(maps, layer):
-    """Return sums of maps (rows, columns, ...) over the windows of a layer."""
-    (rows, columns), (top, bottom, left, right) = layer.patch, layer.padding
-    maps = _sliding_sum(maps, 0, rows, top, bottom)
-    return _sliding_sum(maps, 1, columns, left, right)
-
-
-def window_sum_adjoint(maps, layer):
-    """Spread each location over its window: the transpose of ``window_sum``."""
-    (rows, columns), (top, bottom, left, right) = layer.patch, layer.padding
-    maps = _sliding_sum(maps, 0, rows, rows - 1 - top, rows - 1 - bottom)
-    return _sliding_sum(maps, 1, columns, columns - 1 - left, columns - 1 - right)
-
-
-def _sliding_sum(maps, dim, size, before, after):
-    """Return sums of ``size`` neighbours along ``dim``, padded before and after."""
-    if before or after:
-        maps = pad(maps, (0, 0) * (maps.ndim - 1 - dim) + (before, after))
-    count = maps.shape[dim] - size + 1
-    total, offset, width, power = None, 0, 1, maps
-    # About log2(size) additions: power holds sums of `width` neighbours, and size is
-    # read bit by bit.
-    while True:
-        if size & width:
-            part = power.narrow(dim, offset, count)
-            total = part if total is None else total + part
-            offset += width
-        if 2 * width > size:
-            return total
-        length = power.shape[dim] - width
-        power = power.narrow(dim, 0, length) + power.narrow(dim, width, length)
-        width *= 2
 
 
 def _first_covariance(kernel, left, right):

@@ -46,7 +46,7 @@ _BUILD_SECONDS = 120
 _WAIT_SECONDS = 60  # for the build of another process
 _SCRATCH = "skconvrfm-build-"
 # No compiler, or it fails; no folder that can be trusted; a variable that is malformed.
-_FAILURES = OSError, RuntimeError, ValueError, subprocess.SubprocessError
+FAILURES = OSError, RuntimeError, ValueError, subprocess.SubprocessError
 
 _TYPES = {"-": None, "i": ctypes.c_int, "l": ctypes.c_long, "p": ctypes.c_void_p}
 _FUNCTIONS = {  # the result and the arguments of each
@@ -75,7 +75,7 @@ def load(work):
 @functools.cache
 def _was_in_cache():
     """Return True if a library was there when this process first asked."""
-    with suppress(*_FAILURES):
+    with suppress(*FAILURES):
         return _library_path().exists()
     return False
 
@@ -86,13 +86,13 @@ def _load():
     try:
         path = _library_path()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(path.parent, "folder", stat.S_ISDIR)
+        check_owner(path.parent, "folder", stat.S_ISDIR)
         if not _is_sound(path):
             with _build_lock(path.parent):
                 if not _is_sound(path):  # others may have built it meanwhile
                     _build(path)
         return _open(path)
-    except _FAILURES as error:
+    except FAILURES as error:
         reason = error
         if isinstance(error, subprocess.TimeoutExpired):
             reason = f"the C++ compiler took more than {error.timeout} seconds"
@@ -117,7 +117,7 @@ def _open(path):
     return library
 
 
-def _check_owner(path, kind, is_kind):
+def check_owner(path, kind, is_kind):
     """Refuse a file or folder of others, or one that others can write to."""
     status = path.lstat()  # a link can be turned to another place
     if not is_kind(status.st_mode):
@@ -136,7 +136,7 @@ def _is_sound(path):
     digest = path.with_suffix(".sha256")
     with suppress(OSError, UnicodeError):
         for file in (path, digest):
-            _check_owner(file, "file", stat.S_ISREG)
+            check_owner(file, "file", stat.S_ISREG)
         return digest.read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
     return False
 
@@ -150,10 +150,10 @@ def _build(path):
         library = built.read_bytes()
     digest = hashlib.sha256(library).hexdigest().encode()
     for file, content in ((path, library), (path.with_suffix(".sha256"), digest)):
-        write_whole(file, functools.partial(_write_own, content))
+        write_whole(file, functools.partial(write_own, content))
 
 
-def _write_own(content, file):
+def write_own(content, file):
     """Write to a file, which is the user's own whatever the umask."""
     if os.name == "posix":
         os.fchmod(file.fileno(), 0o600)
@@ -208,7 +208,7 @@ def _library_path():
     digest = hashlib.sha256("\0".join((*command, *machine)).encode())
     for path in (*_HEADERS, *_SOURCES):
         digest.update(b"\0%s\0%s" % (path.name.encode(), path.read_bytes()))
-    return _cache_folder() / f"{digest.hexdigest()[:32]}.so"
+    return cache_folder() / f"{digest.hexdigest()[:32]}.so"
 
 
 def _command():
@@ -230,7 +230,7 @@ def _compiler():
 @functools.cache
 def _processor():
     """Return the instructions of this machine's processors, or None if unknown."""
-    with suppress(*_FAILURES):
+    with suppress(*FAILURES):
         if sys.platform == "darwin":
             command = ["sysctl", "machdep.cpu.brand_string", "hw.optional"]
             return subprocess.check_output(command, text=True, timeout=9)
@@ -240,7 +240,7 @@ def _processor():
     return None
 
 
-def _cache_folder():
+def cache_folder():
     """Return the folder of the libraries, an absolute path."""
     if os.environ.get(CACHE):
         return Path(os.path.abspath(os.environ[CACHE]))

@@ -143,7 +143,7 @@ def test_cache_folder_is_that_of_the_user_by_default(
         monkeypatch.setenv(build.CACHE, empty)
     monkeypatch.setenv(given, str(tmp_path))
     expected = tmp_path if given == "XDG_CACHE_HOME" else tmp_path / ".cache"
-    assert build._cache_folder() == expected / "skconvrfm"
+    assert build.cache_folder() == expected / "skconvrfm"
 
 
 @pytest.mark.parametrize("home", [None, "", "here"])
@@ -155,7 +155,7 @@ def test_relative_paths_of_the_user_are_ignored(home, monkeypatch, tmp_path):
     if home is not None:
         monkeypatch.setenv("HOME", home)
     expected = Path(build.pwd.getpwuid(os.getuid()).pw_dir, ".cache", "skconvrfm")
-    assert build._cache_folder() == expected
+    assert build.cache_folder() == expected
 
 
 def test_relative_cache_folder_is_one_of_the_current_folder(
