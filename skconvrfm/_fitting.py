@@ -75,6 +75,8 @@ class Fitting(Watcher):
     def run(self, data):
         """Return the fitted attributes of a fit to some rows."""
         estimator = self._estimator
+        images = self._recipe.resources.on_gpu(data.images)
+        data = replace(data, images=images)
         if estimator.selection != "holdout":
             return self._attributes(data, self._fit_stages("fit", data))
         kept, held_out = data.lineup.split(_HOLDOUT_FRACTION, data.groups)

@@ -98,13 +98,10 @@ def as_numpy(values, name):
     """Return tensors and mapped arrays as arrays in memory; all else as it is."""
     if not isinstance(values, torch.Tensor):
         return in_memory(values, name)
-    if values.device.type != "cpu":
-        raise TypeError(
-            f"{name} is a tensor on {values.device}; pass {name}.cpu(), and "
-            "device='cuda' to compute on a GPU."
-        )
+    if values.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"{name} is a tensor on {values.device}; pass {name}.cpu().")
     try:
-        values = values.detach().resolve_conj().resolve_neg()
+        values = values.detach().cpu().resolve_conj().resolve_neg()
         # float32 holds bfloat16 and float8, which numpy has not, exactly.
         small = values.is_floating_point() and values.itemsize < 4
         return (values.float() if small else values).numpy()

@@ -149,13 +149,54 @@ class ScaledImages(_ImagesOfOthers):
         return images if dtype is None else images.astype(dtype, copy=False)
 
 
+@dataclass(frozen=True, eq=False)
+class ImagesOnDevice(_ImagesOfOthers):
+    """Images, and a copy on a device of which blocks are taken, without a transfer."""
+
+    images: object  # (n, h, w, c), on the host
+    copy: torch.Tensor  # (n, h, w, c), as `to_tensor` returns it
+
+    def __len__(self):
+        return len(self.copy)
+
+    def __getitem__(self, index):
+        """Return some of these images, by a slice or an array of integers."""
+        if isinstance(index, slice):
+            return ImagesOnDevice(self.images[index], self.copy[index])
+        rows = torch.as_tensor(index, device=self.copy.device)
+        return ImagesOnDevice(take(self.images, index), self.copy[rows])
+
+    def __array__(self, dtype=None, copy=None):
+        """Return the images on the host."""
+        return np.asarray(self.images, dtype)
+
+    def __reduce__(self):  # a worker is sent the images of the host
+        return np.asarray, (np.asarray(self),)
+
+
+def on_device(images, dtype, device, memory):
+    """Return images in memory with a copy on a device, of at most so many bytes.
+
+    Stored images, and larger ones, are returned as they are.
+    """
+    source = images.images if isinstance(images, ScaledImages) else images
+    fits = dtype.itemsize * math.prod(images.shape) <= memory
+    if not (fits and isinstance(source, np.ndarray)):
+        return images
+    return ImagesOnDevice(images, to_tensor(images, dtype, device))
+
+
 def unscaled(images):
     """Return images in memory, before they are divided by their scale."""
-    return np.asarray(images.images if isinstance(images, ScaledImages) else images)
+    while isinstance(images, ScaledImages | ImagesOnDevice):
+        images = images.images
+    return np.asarray(images)
 
 
 def held(images):
     """Return images in memory; their division stays for when they are read."""
+    if isinstance(images, ImagesOnDevice):
+        return replace(images, images=held(images.images))
     if isinstance(images, ScaledImages):
         return replace(images, images=np.asarray(images.images))
     return np.asarray(images)
@@ -195,6 +236,8 @@ def mirror(images):
     """
     if isinstance(images, np.ndarray):
         return images[:, :, ::-1]
+    if isinstance(images, ImagesOnDevice):
+        return ImagesOnDevice(mirror(images.images), images.copy.flip(2))
     return MirroredImages(images)
 
 
@@ -234,7 +277,9 @@ class WithMirrors(_ImagesOfOthers):
 
 @singledispatch
 def to_tensor(images, dtype, device):
-    """Copy a block of numpy images into a tensor; other kinds register here."""
+    """Copy a block of images into a tensor; other kinds register here."""
+    if isinstance(images, ImagesOnDevice):
+        return images.copy.to(device, dtype)
     images = np.asarray(images)
     # Memory from torch begins where vectors do. Products of matrices are rounded in an
     # order that depends on it, and would not always come out the same.

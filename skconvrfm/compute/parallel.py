@@ -24,10 +24,12 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from .blocks import balanced_blocks
 from .devices import resolve_device
-from .images import to_tensor
+from .images import on_device, to_tensor
+from .memory import free_memory
 from .threads import note_thread
 
 _LEAST_MEMORY = 2**20  # of a task that is tried again
+_SHARE_OF_IMAGES = 4  # part of the free memory of a GPU that images may take
 # Tasks per worker: enough of rows to share the work out evenly; one where every result
 # is as large as the sum.
 ROW_TASKS, SUM_TASKS = 4, 1
@@ -72,6 +74,13 @@ class Resources:
     def tensor(self, array):
         """Return a numpy array, or None, on the device in the dtype of the tiles."""
         return None if array is None else to_tensor(array, self.dtype, self.device)
+
+    def on_gpu(self, images):
+        """Return images with a copy on the GPU, where this process computes on one."""
+        if self.device.type != "cuda" or self.n_workers > 1:
+            return images
+        memory = free_memory(self.device) // _SHARE_OF_IMAGES
+        return on_device(images, self.dtype, self.device, memory)
 
     def one_worker(self):
         """Return the resources of one worker; picklable, without a pool of its own."""

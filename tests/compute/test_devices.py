@@ -115,7 +115,17 @@ def test_model_fitted_on_cuda_predicts_on_the_cpu(rng):
 
 
 @pytest.mark.gpu
-def test_tensors_on_cuda_are_refused(rng):
-    X = torch.from_numpy(rng.normal(size=(6, 5, 5))).cuda()
-    with pytest.raises(TypeError, match=r"X is a tensor on cuda:0; pass X\.cpu\(\)"):
-        ConvNTK()(X)
+def test_tensors_on_cuda_are_as_arrays(rng):
+    X, y = rng.normal(size=(9, 5, 5)), np.arange(9) % 3
+    expected = ConvRFMClassifier(ConvNTK(depth=2)).fit(X, y).decision_function(X)
+    X, y = torch.from_numpy(X).cuda(), torch.from_numpy(y).cuda()
+    model = ConvRFMClassifier(ConvNTK(depth=2)).fit(X, y)
+    assert_close(model.decision_function(X), expected, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["X", "y"])
+def test_tensors_elsewhere_are_refused(name):
+    given = {"X": np.zeros((6, 5, 5)), "y": np.arange(6)}
+    given[name] = torch.zeros(given[name].shape, device="meta")
+    with pytest.raises(TypeError, match=rf"{name} is a tensor on meta; .*{name}\.cpu"):
+        ConvRFMClassifier().fit(**given)
