@@ -112,8 +112,10 @@ class ConvolutionalKernel(PatchKernel):
 
     @property
     def has_fused_tiles(self):
-        """True if windows are small enough for fused programs on a GPU."""
-        return all(max(layer.patch) <= _LARGEST_WINDOW for layer in self.layers[1:])
+        """True if there are fused programs of the kernel, for a GPU."""
+        # Those of a pool would be compiled anew for every offset.
+        small = all(max(layer.patch) <= _LARGEST_WINDOW for layer in self.layers[1:])
+        return small and self.pool_grid is None
 
     def specimen(self):
         """Return a small bound kernel of the class, on which programs are checked."""

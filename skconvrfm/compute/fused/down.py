@@ -30,7 +30,6 @@ def _down_level(
     n_right,
     left,
     right,
-    weights,
     scale,
     bias,
     mean,
@@ -43,7 +42,6 @@ def _down_level(
     CHUNK: tl.constexpr,
     READOUT: tl.constexpr,
     STORED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
 ):
     """Take derivatives by the output of a layer down to its input."""
     TANGENT: tl.constexpr = KERNEL[0]
@@ -79,11 +77,8 @@ def _down_level(
         inside = inside & (row >= 0) & (row < ROWS)
         if TALL == 0:
             if READOUT:
-                d = mean
-                if WEIGHTED:
-                    d = mean * tl.load(weights + u + k, mask=inside, other=0.0)
-                d_row = d_row + (d,)
-                d_theta_row = d_theta_row + (d,)
+                d_row = d_row + (mean,)
+                d_theta_row = d_theta_row + (mean,)
             else:
                 at = d_in + at_u + k * PAIRS
                 d_row = d_row + (tl.load(at, mask=inside, other=0.0),)
@@ -163,7 +158,6 @@ def down(
     out_row,
     left,
     right,
-    weights,
     constants,
     n_right,
     LEVELS: tl.constexpr,
@@ -172,7 +166,6 @@ def down(
     BAND: tl.constexpr,
     READOUT: tl.constexpr,
     STORED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
 ):
     """Derivatives of some layers, from the readout or maps down to maps."""
     RIGHT: tl.constexpr = CHUNK[1]
@@ -231,7 +224,6 @@ def down(
                 n_right,
                 left,
                 right,
-                weights,
                 scale,
                 bias,
                 mean,
@@ -244,7 +236,6 @@ def down(
                 CHUNK,
                 READOUT,
                 STORED,
-                WEIGHTED,
             )
             fresh = fresh + waiting
         state = fresh + (zero,)

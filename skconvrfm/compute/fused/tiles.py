@@ -51,24 +51,19 @@ class FusedTiles:
         left, right = self._left[rows], self._right[columns]
         past = None if diagonal is None else diagonal + rows.start - columns.start
         with _on(left.patches.device):
-            values = [
-                _value(self._launches(term, left, right), past)
-                for term in self._kernel.terms
-            ]
-        return sum(values[1:], values[0])
+            return _value(self._launches(left, right), past)
 
     def pullback(self, rows, columns, dual_coef):
         """Return the kernel's `pullback` for slices of the blocks."""
         left, right = self._left[rows], self._right[columns]
         with _on(left.patches.device):
-            launches = self._launches(self._kernel, left, right, pullback=True)
+            launches = self._launches(left, right, pullback=True)
             weights, own = _pullback(launches, dual_coef)
         return weights, _self_weights(self._kernel, left, own)
 
-    def _launches(self, kernel, left, right, pullback=False):
-        met = kernel.readout.meet(left, right)
+    def _launches(self, left, right, pullback=False):
         memory = min(self._memory, self._tuning.scratch)
-        return Launches(kernel, *met, memory, self._tuning, pullback)
+        return Launches(self._kernel, left, right, memory, self._tuning, pullback)
 
 
 def _on(device):
@@ -117,24 +112,20 @@ def _pullback(launches, dual_coef):
 
 def _self_weights(kernel, left, own):
     """Return β, (rows, columns, n_left, n_outputs), from ∂k/∂a of every layer."""
-    met, at, total = left.at(kernel.readout.left), 0, None
-    places = []
-    for inverse in met.inverse_roots:
+    at, places = 0, []
+    for inverse in left.inverse_roots:
         count = inverse[..., 0].numel()
         here = own[at : at + count].unflatten(0, inverse.shape[:2])
         places.append(here * (inverse[..., None] / 2))
         at += count
-    # Variances are those of the whole map, wherever the images meet.
-    total = own.new_zeros((*left.roots[-1].shape, own.shape[-1]))
-    for index in reversed(range(len(kernel.layers))):
-        total[kernel.readout.left] += places[index]
-        if index:
-            total = window_sum_adjoint(total, kernel.layers[index])
+    total = places.pop()
+    for layer in reversed(kernel.layers[1:]):
+        total = window_sum_adjoint(total, layer) + places.pop()
     return total
 
 
 class Launches:
-    """Launches for two blocks whose locations meet, in chunks of bounded memory."""
+    """Launches for two blocks, in chunks of bounded memory."""
 
     def __init__(self, kernel, left, right, memory, tuning, pullback):
         self.left, self.right, self._tuning = left, right, tuning
@@ -146,16 +137,11 @@ class Launches:
         options = {"dtype": left.patches.dtype, "device": left.patches.device}
         self._options = options
 
-        weights, size = kernel.readout.weights, math.prod(self.maps[-1])
-        self._weighted = weights is not None
-        self.mean = 1.0 if self._weighted else 1 / size
+        self.mean = 1 / math.prod(self.maps[-1])
         gap = kernel.parallel_gap(options["dtype"])
         numbers = 1 / kernel.channels, float(kernel.bias) ** 2, self.mean
         floor = math.sqrt(2 * gap) / 2 / math.pi
         self._constants = torch.tensor([*numbers, 1 - gap, floor], **options)
-        self._weights = self._constants
-        if self._weighted:
-            self._weights = torch.as_tensor(weights, **options).contiguous()
 
         self._sides = self._choose_sides(memory, pullback)
         pairs = list(zip((left, right), self._sides, strict=True))
@@ -168,7 +154,10 @@ class Launches:
         self._scratch = {}
 
     def _choose_sides(self, memory, pullback):
-        """Return the room for images on the left and on the right of a chunk."""
+        """Return the room for images on the left and on the right of a chunk.
+
+        It does not depend on their numbers: programs are compiled for it.
+        """
         tuning, locations = self._tuning, math.prod(self.maps[0])
         if pullback:
             # Inputs and ∂k/∂a of all layers, and derivatives of two.
@@ -176,9 +165,7 @@ class Launches:
             locations = (n_maps + 1) * self.n_locations + 2 * n_maps * locations
         itemsize = self._options["dtype"].itemsize
         most = min(memory // itemsize, 2**31 - 1) // locations
-        least = tuning.block
-        right = max(least, min(tuning.right, _power_of_two(len(self.right))))
-        left = min(tuning.left, _power_of_two(len(self.left)))
+        left, right, least = tuning.left, tuning.right, tuning.block
         while left * right > most and (left > 1 or right > least):
             # Long rows for memory, until few images are left on the other side.
             if right > least and left < 16:
@@ -257,7 +244,6 @@ class Launches:
             maps[0] if stored else totals,
             self._packed_left[rows.start],
             self._packed_right[columns.start],
-            self._weights,
             self._constants,
             columns.stop - columns.start,
             -self._sides[0] if begin is None else begin,
@@ -285,7 +271,6 @@ class Launches:
             *strides,
             self._packed_left[rows.start],
             self._packed_right[columns.start],
-            self._weights,
             self._constants,
             columns.stop - columns.start,
             READOUT=derivatives is None,
@@ -306,15 +291,9 @@ class Launches:
             "KERNEL": (self._tangent, INTERPRETED),
             "CHUNK": (*self._sides, self._tuning.block),
             "BAND": group.band,
-            "WEIGHTED": self._weighted,
             "num_warps": self._tuning.warps,
             "enable_fp_fusion": True,
         }
-
-
-def _power_of_two(n):
-    """Return the least power of two from n on."""
-    return 1 << max(0, n - 1).bit_length()
 
 
 def _pack(block, size):

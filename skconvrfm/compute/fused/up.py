@@ -30,7 +30,6 @@ def _up_level(
     theta_out,
     left,
     right,
-    weights,
     scale,
     bias,
     below,
@@ -41,7 +40,6 @@ def _up_level(
     TOP: tl.constexpr,
     RAW: tl.constexpr,
     STORED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
     PADDED: tl.constexpr,
 ):
     """Take a row of the level below through one level."""
@@ -67,7 +65,6 @@ def _up_level(
     theta_out += u * (LEFT * RIGHT)
     left += (LEVELS[AT + 8] + u) * LEFT
     right += (LEVELS[AT + 8] + u) * RIGHT
-    weights += u
     s_next = ()
     theta_next = ()
     row_total = tl.zeros_like(total)
@@ -112,8 +109,6 @@ def _up_level(
             if TOP:
                 value = s + theta if TANGENT else s
                 value = tl.where((column + k >= first) & (row >= 0), value, 0.0)
-                if WEIGHTED:
-                    value = value * tl.load(weights + k, mask=inside, other=0.0)
                 row_total += value
             else:
                 s_next = s_next + (s,)
@@ -131,7 +126,6 @@ def up(
     totals,
     left,
     right,
-    weights,
     constants,
     n_right,
     diagonal,
@@ -141,7 +135,6 @@ def up(
     BAND: tl.constexpr,
     RAW: tl.constexpr,
     STORED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
     PADDED: tl.constexpr,
 ):
     """Some layers, from maps in memory to maps in memory or to the readout."""
@@ -197,7 +190,6 @@ def up(
                 theta_out,
                 left,
                 right,
-                weights,
                 scale,
                 bias,
                 below,
@@ -208,7 +200,6 @@ def up(
                 k == N_LEVELS - 1,
                 RAW,
                 STORED,
-                WEIGHTED,
                 PADDED,
             )
             fresh = fresh + waiting
