@@ -1,118 +1,121 @@
 """``python -m benchmarks.fuzz``: random fits against invariants, and spoilt files.
 
-Estimator, images, targets and weights of a fit are made of its seed, and so is the
-choice of the invariants that are tried. A line per violation has the seed that repeats
-it, ``--fits 1 --seed N``; a table tells how often each invariant was compared. The exit
-code is 1 after violations. With ``--tamper N``, N spoilt files of fitted estimators are
-loaded instead: see ``benchmarks/spoilt.py``.
+Batches of fits are drawn by Hypothesis, each from a seed, with the images, options and
+weights of ``tests/strategies.py``; three invariants of each are tried. A violation is
+made as small as possible and printed, with the seed of its batch, which repeats it:
+``--batches 1 --seed N``. A table tells how often each invariant was compared. The exit
+status is 1 after violations. With ``--tamper N``, N spoilt files of fitted estimators
+are loaded instead: see ``benchmarks/spoilt.py``.
 """
 
 import itertools
 import time
-import warnings
 from collections import Counter
-from functools import partial
 
-import numpy as np
+import hypothesis
+from hypothesis import strategies as st
+
+from tests.strategies import only_documented_warnings
 
 from . import spoilt
 from .harness import format_table, program
-from .invariants import ALWAYS, DRAWN, UndecidedError, ViolationError
-from .random_fits import Case
+from .invariants import INVARIANTS, UndecidedError, ViolationError, cases
 
-N_TRIED = 3  # invariants of a fit, beside those that need no other one
-HELD, UNDECIDED, INAPPLICABLE = "held", "undecided", "inapplicable"
-
-
-def check(seed, names):
-    """Try invariants of one case, a list of (name, outcome); text is a violation."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        case = Case.of_seed(seed)
-        results = [("fit", outcome(lambda: bool(case.outputs)))]
-        if results[0][1] != HELD:
-            return results
-        results += [(name, outcome(partial(f, case))) for name, f in ALWAYS.items()]
-        names = np.random.default_rng([seed, 2]).permutation(names)
-        tried = ((name, outcome(partial(hold, case, *DRAWN[name]))) for name in names)
-        applying = (result for result in tried if result[1] != INAPPLICABLE)
-        return results + list(itertools.islice(applying, N_TRIED))
+N_TRIED = 3  # invariants of a fit
+OUTCOMES = "held", "undecided", "violated"
+SETTINGS = hypothesis.settings(
+    deadline=None,
+    database=None,
+    phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+    print_blob=False,
+    report_multiple_bugs=False,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
 
 
-def hold(case, function, compare):
-    """Try one of `DRAWN`; False where it does not apply."""
-    if compare is None:
-        return function(case)
-    other = function(case)
-    return False if other is None else compare(case, other)
+def check(case, names, counts):
+    """Try the first invariants that apply to a case, and count what came of them."""
+    n_tried = 0
+    for name in names:
+        change, compare = INVARIANTS[name]
+        try:
+            other = change(case)
+            if other is not None:
+                n_tried += 1
+                compare(case, other)
+                counts[name, "held"] += 1
+        except UndecidedError:
+            counts[name, "undecided"] += 1
+        except Exception as error:
+            words = f"{name}: {type(error).__name__}: {error}"
+            raise ViolationError(words) from error
+        if n_tried == N_TRIED:
+            return
 
 
-def outcome(function):
-    """Return what came of an invariant; an error or a warning is a violation."""
+def violation(seed, n_fits, names, counts):
+    """Check a batch of fits; return words for a violation and its case, or None."""
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(SETTINGS, max_examples=n_fits)
+    @hypothesis.given(cases(), st.sampled_from(range(len(names))))
+    def holds(case, first):
+        counts["fits", "held"] += 1
+        with only_documented_warnings():
+            check(case, names[first:] + names[:first], counts)
+
     try:
-        return INAPPLICABLE if function() is False else HELD
-    except UndecidedError:
-        return UNDECIDED
-    except ViolationError as error:
-        return str(error)
+        holds()
     except Exception as error:
-        return f"{type(error).__name__}: {error}".replace("\n", " ")
+        return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
-def check_all(seeds, names):
-    """Check the cases of seeds, print violations; return counts and number of fits."""
-    counts, n_fits = Counter(), 0
-    for seed in seeds:
-        n_fits += 1
-        for name, found in check(seed, names):
-            kind = found if found in (HELD, UNDECIDED) else "violations"
-            counts[name, kind] += 1
-            if kind == "violations":
-                words = f"seed {seed}: {name}: {found}\n    {Case.of_seed(seed)}"
-                print(words, flush=True)
-    return counts, n_fits
+def check_batches(options):
+    """Check batches until the time is over, or the user interrupts; return counts."""
+    counts, end = Counter(), time.monotonic() + (options.seconds or 0)
+    seeds = range(options.seed, options.seed + options.batches)
+    if options.seconds is not None:
+        seeds = itertools.count(options.seed)
+        seeds = itertools.takewhile(lambda _: time.monotonic() < end, seeds)
+    try:
+        for seed in seeds:
+            words = violation(seed, options.fits, options.only, counts)
+            if words is not None:
+                counts["fits", "violated"] += 1
+                print(f"seed {seed}: {words}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted")
+    return counts
 
 
 def measure(options):
     """Run the fuzz."""
     if options.tamper:
         counts = spoilt.check(options.tamper, options.seed)
-        rows = [[name, str(count)] for name, count in counts.items()]
-        wrong = counts["wrong"]
-        return [format_table(["spoilt files", "number"], rows)], {"wrong": wrong}
-    seeds = itertools.count(options.seed)
-    if options.seconds is None:
-        seeds = itertools.islice(seeds, options.fits or 100)
-    else:
-        end = time.monotonic() + options.seconds
-        seeds = itertools.islice(seeds, options.fits)
-        seeds = itertools.takewhile(lambda _: time.monotonic() < end, seeds)
-    counts, n_fits = check_all(seeds, options.only)
-    columns = HELD, UNDECIDED, "violations"
+        table = format_table(["spoilt files", "number"], [*map(list, counts.items())])
+        return [table], {"wrong": counts["wrong"]}
+    counts = check_batches(options)
     rows = [
-        [name, *(counts[name, column] for column in columns)]
-        for name in ["fit", *ALWAYS, *options.only]
+        [name, *(counts[name, found] for found in OUTCOMES)]
+        for name in ["fits", *options.only]
     ]
-    totals = {
-        column: sum(row[1 + i] for row in rows) for i, column in enumerate(columns)
-    }
-    summary = ", ".join(f"{count} {name}" for name, count in totals.items())
-    tables = [format_table(["invariant", *columns], rows), f"{n_fits} fits, {summary}"]
-    return tables, {"wrong": totals["violations"]}
+    table = format_table(["invariant", *OUTCOMES], rows)
+    return [table], {"wrong": counts["fits", "violated"]}
 
 
 main = program(
     measure,
-    DRAWN,
+    INVARIANTS,
     needs_data=False,
     options={
-        "--fits": {"type": int, "help": "how many, 100 without --seconds"},
-        "--seed": {"type": int, "default": 0, "help": "of the first fit"},
-        "--seconds": {"type": float, "help": "limit of time"},
+        "--batches": {"type": int, "default": 2, "help": "how many, each of a seed"},
+        "--fits": {"type": int, "default": 50, "help": "of a batch"},
+        "--seed": {"type": int, "default": 0, "help": "of the first batch or file"},
+        "--seconds": {"type": float, "help": "begin batches for so long instead"},
         "--tamper": {
             "type": int,
             "metavar": "N",
-            "help": "load N spoilt files instead",
+            "help": "spoilt files instead",
         },
     },
 )

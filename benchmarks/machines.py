@@ -6,13 +6,13 @@ All choices were made on training images.
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK, Gaussian
 
+from .harness import timed
+
 CHOSEN = {"candidates": 4, "learn": False}
 DEFAULT = Gaussian(), "auto"
 EXACT = ConvNTK(metric="auto"), None
 MIRRORED = ConvNTK(metric="auto", mirror=True), None
-ARTICLES = ConvFeatures(
-    512, patch_size=9, pool_grid=5, pool_overlap=0.5, candidates=4, learn=False
-)
+ARTICLES = ConvFeatures(512, patch_size=9, pool_grid=5, pool_overlap=0.5, **CHOSEN)
 # Patches and cells of one layer, by GCV with 256 filters on 3000 training images.
 ONE_LAYER = {
     "CIFAR-10": {"patch_size": 6, "pool_grid": (3, 3)},
@@ -26,29 +26,19 @@ def photographs(mirror):
 
     1024 filters of four times as many are no more accurate on held-out images.
     """
-    first = ConvFeatures(
-        96, patch_size=5, normalize=1.0, pool_size=2, pool_overlap=1.0, learn=False
-    )
-    top = ConvFeatures(
-        640,
-        patch_size=3,
-        shrinkage=3.0,
-        pool_overlap=0.5,
-        mirror=mirror,
-        candidates=6,
-        learn=False,
-    )
+    options = {"pool_size": 2, "pool_overlap": 1.0, "learn": False}
+    first = ConvFeatures(96, patch_size=5, normalize=1.0, **options)
+    options = {"pool_overlap": 0.5, "candidates": 6, "learn": False}
+    top = ConvFeatures(640, patch_size=3, shrinkage=3.0, mirror=mirror, **options)
     return Gaussian(), [first, top]
 
 
 def objects_in_noise():
     """Return a Gaussian kernel and two layers for objects anywhere in noise."""
-    first = ConvFeatures(
-        96, patch_size=7, normalize=1.0, pool_size=2, pool_overlap=0.5, **CHOSEN
-    )
-    top = ConvFeatures(
-        256, patch_size=5, shrinkage=3.0, pool="norm", pool_grid=1, **CHOSEN
-    )
+    options = {"pool_size": 2, "pool_overlap": 0.5, **CHOSEN}
+    first = ConvFeatures(96, patch_size=7, normalize=1.0, **options)
+    options = {"pool": "norm", "pool_grid": 1, **CHOSEN}
+    top = ConvFeatures(256, patch_size=5, shrinkage=3.0, **options)
     return Gaussian(), [first, top]
 
 
@@ -59,7 +49,9 @@ def articles():
 
 
 def describe(value):
-    """Return a parameter as text; layers by their filters and patches alone."""
+    """Return parameters as text; layers by their filters and patches alone."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={describe(value[key])}" for key in sorted(value))
     if isinstance(value, list):
         return " then ".join(map(describe, value))
     if isinstance(value, ConvFeatures):
@@ -67,25 +59,31 @@ def describe(value):
     return " ".join(str(value).split())
 
 
-class TestScore:
+class ByRound:
     """Callback of scikit-learn (1.9) that scores test images after every round."""
-
-    __test__ = False  # Not for pytest.
 
     def __init__(self, X, y):
         self.X, self.y = X, y
         self.scores = []
 
-    def setup(self, estimator, context):
-        """Prepare nothing."""
+    def setup(self, *_, **__):
+        """Do nothing."""
 
-    def teardown(self, estimator, context):
-        """Clean up nothing."""
-
-    def on_fit_task_begin(self, estimator, context, **_):
-        """Score nothing yet."""
+    teardown = on_fit_task_begin = setup
 
     def on_fit_task_end(self, estimator, context, *, fitted_estimator=None, **_):
         """Score the round that has ended."""
         if context.task_name == "round":
             self.scores.append(fitted_estimator.score(self.X, self.y))
+
+
+def by_round(model, X, y, X_test, y_test):
+    """Fit; return accuracies in per cent by round and of the round kept, and seconds.
+
+    The seconds have the predictions after every round in them.
+    """
+    callback = ByRound(X_test, y_test)
+    times, _ = timed(model.set_callbacks(callback).fit, X, y)
+    accuracies = [100 * score for score in callback.scores]
+    accuracy = 100 * model.score(X_test, y_test)
+    return {"accuracies": accuracies, "accuracy": accuracy, **times}

@@ -20,22 +20,6 @@ WHOLE = {
 }
 
 
-def smooth_images(n_images, image_shape=(32, 32, 3), seed=0):
-    """Return random images whose spectrum falls with frequency as photographs' does.
-
-    They are float32 in [0, 1], of shape (n_images, h, w, c).
-    """
-    h, w, _ = image_shape
-    noise = np.random.default_rng(seed).standard_normal((n_images, *image_shape))
-    frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w))
-    falloff = 1 / np.maximum(frequency, 1 / max(h, w))
-    spectrum = np.fft.rfft2(noise, axes=(1, 2)) * falloff[..., None]
-    images = np.fft.irfft2(spectrum, s=(h, w), axes=(1, 2))
-    low = images.min(axis=(1, 2, 3), keepdims=True)
-    high = images.max(axis=(1, 2, 3), keepdims=True)
-    return ((images - low) / (high - low)).astype(np.float32)
-
-
 def read(path, n_train=None, n_test=None):
     """Return training images and labels, test images and labels; images are bytes.
 

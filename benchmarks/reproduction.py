@@ -1,10 +1,10 @@
 """``python -m benchmarks.reproduction``: published experiments at a laptop's size.
 
-Experiments of Beaglehole et al., arXiv:2309.00570: the star, signals planted in rows
-of noise, framed digits, data sets at hand, filters of a ResNet-20 before and after
-training, and metrics of photographs beside its first layer. The kernel has the bias 0
-of the publication; ridge and round are chosen by GCV where nothing else is said, and
-nothing by test images, which are scored after every round for the report alone.
+Experiments of Beaglehole et al., arXiv:2309.00570: the star, signals planted in rows of
+noise, framed digits, data sets at hand, and filters of a ResNet-20 before and after
+training. The kernel has the bias 0 of the publication; ridge and round are chosen by
+GCV where nothing else is said, and nothing by test images, which are scored after every
+round for the report alone.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,10 @@ from skconvrfm import AnsatzScorer, ConvRFMClassifier
 from skconvrfm.datasets import make_star
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK
-from skconvrfm.learning.rounds import leading_eigenvectors
 
 from . import networks
-from .harness import format_table, mean_and_each, program, timed
-from .machines import TestScore
+from .harness import format_table, mean_and_each, program
+from .machines import by_round
 from .problems import DRAWN, framed_mnist, in_unit_range
 
 STAR = ConvNTK(depth=1, patch_size=11, bias=0)
@@ -53,32 +52,14 @@ def planted(_, seed, n_train, n_test, sigma):
 
 @dataclass(frozen=True)
 class Experiment:
-    """Data and a machine.
+    """Data and a machine; with accuracies by round where they are published."""
 
-    Attributes
-    ----------
-    load : callable
-        By folder, seed, and the numbers of images for training and test.
-    sizes : (int, int)
-        These numbers.
-    n_rounds : int, default=2
-        Rounds of learning.
-    kernel : ConvNTK
-        Depth 3 by default.
-    options : dict
-        Other parameters of the classifier.
-    deep : bool, default=False
-        True if Deep ConvRFM of two layers is measured as well.
-    published : str, default="-"
-        Accuracies by round, where they are known.
-    """
-
-    load: Callable
-    sizes: tuple[int, int]
+    load: Callable  # by folder, seed, and the numbers of images for training and test
+    sizes: tuple[int, int]  # these numbers
     n_rounds: int = 2
     kernel: ConvNTK = field(default_factory=lambda: ConvNTK(bias=0))
-    options: dict = field(default_factory=dict)
-    deep: bool = False
+    options: dict = field(default_factory=dict)  # of the classifier
+    deep: bool = False  # True to measure Deep ConvRFM of two layers as well
     published: str = "-"
 
 
@@ -91,64 +72,43 @@ EXPERIMENTS = {
         options={"alpha": 1e-3, "agop_samples": 20},
         published="78.0 → 94.8",
     ),
-    **{
-        f"star, noise {noise}": Experiment(
-            partial(star, noise=noise), (50, 500), n_rounds=3, kernel=STAR
-        )
-        for noise in (0.2, 0.3, 0.4, 0.5)
-    },
-    **{
-        f"planted, sigma {sigma}": Experiment(
-            partial(planted, sigma=sigma), (200, 200), deep=True
-        )
-        for sigma in (0.5, 1.0, 2.0, 4.0)
-    },
     "framed MNIST": Experiment(
         framed_mnist, (4000, 2000), n_rounds=3, published="52.0 → 54.5 → 57.3 → 59.4"
     ),
-    **{
-        f"framed, sigma {sigma}": Experiment(
-            partial(framed_mnist, sigma=sigma), (2000, 2000), deep=True
-        )
-        for sigma in (0.25, 1.0, 2.0)
-    },
-    **{
-        name: Experiment(DRAWN[name], (1000, 1000))
-        for name in ("MNIST", "Fashion-MNIST", "CIFAR-10")
-    },
 }
+for noise in (0.2, 0.3, 0.4, 0.5):
+    load = partial(star, noise=noise)
+    EXPERIMENTS[f"star, noise {noise}"] = Experiment(load, (50, 500), 3, STAR)
+for sigma in (0.5, 1.0, 2.0, 4.0):
+    load = partial(planted, sigma=sigma)
+    EXPERIMENTS[f"planted, sigma {sigma}"] = Experiment(load, (200, 200), deep=True)
+for sigma in (0.25, 1.0, 2.0):
+    load = partial(framed_mnist, sigma=sigma)
+    EXPERIMENTS[f"framed, sigma {sigma}"] = Experiment(load, (2000, 2000), deep=True)
+for name in ("MNIST", "Fashion-MNIST", "CIFAR-10"):
+    EXPERIMENTS[name] = Experiment(DRAWN[name], (1000, 1000))
 
 
 def deep_convrfm(activation, **parameters):
     """Return Deep ConvRFM of two layers, each with a predictor of its own."""
-    layer = ConvFeatures(
-        16,
-        patch_size=3,
-        filters="gaussian",
-        metric="identity",
-        bias=0,
-        activation=activation,
-        threshold=0,
-        pool_grid=None,
-    )
-    return ConvRFMClassifier(ConvNTK(2, bias=0), [layer], **parameters)
+    options = {"filters": "gaussian", "metric": "identity", "bias": 0, "threshold": 0}
+    options |= {"activation": activation, "pool_grid": None}
+    layers = [ConvFeatures(16, patch_size=3, **options)]
+    return ConvRFMClassifier(ConvNTK(2, bias=0), layers, **parameters)
 
 
 def run(experiment, folder, seed, sizes):
     """Return accuracies in per cent: by round, and of deep machines; and seconds."""
-    X, y, X_test, y_test = experiment.load(folder, seed, *sizes)
-    n_rounds, scores = experiment.n_rounds, TestScore(X_test, y_test)
+    data = X, y, X_test, y_test = experiment.load(folder, seed, *sizes)
+    n_rounds = experiment.n_rounds
     # Each round is the last when it ends, so the callback sees every one.
     model = ConvRFMClassifier(
         experiment.kernel, n_rounds=n_rounds, selection="last", **experiment.options
     )
-    times, _ = timed(model.set_callbacks(scores).fit, X, y)
-    found = {"accuracy": [100 * score for score in scores.scores], **times}
-    found["kept"] = int(np.argmin(model.history_["gcv"]))
+    found = by_round(model, *data) | {"kept": int(np.argmin(model.history_["gcv"]))}
     for activation in ("relu", "identity") if experiment.deep else ():
         deep = deep_convrfm(activation, n_rounds=n_rounds, n_iter_no_change=None)
-        deep.fit(X, y)
-        found[activation] = 100 * deep.score(X_test, y_test)
+        found[activation] = 100 * deep.fit(X, y).score(X_test, y_test)
     return found
 
 
@@ -156,28 +116,19 @@ def table_of_experiments(results):
     """Return accuracies by experiment, means over the draws."""
     rows = []
     for name, runs in results.items():
-        by_round = np.mean([run["accuracy"] for run in runs], axis=0)
-        learned = [run["accuracy"][run["kept"]] for run in runs]
+        means = np.mean([run["accuracies"] for run in runs], axis=0)
+        learned = [run["accuracies"][run["kept"]] for run in runs]
         deep = [
-            mean_and_each([run[key] for run in runs])[0] if key in runs[0] else None
+            float(np.mean([run[key] for run in runs])) if key in runs[0] else None
             for key in ("relu", "identity")
         ]
-        rows.append(
-            [
-                name,
-                EXPERIMENTS[name].published,
-                " → ".join(f"{value:.1f}" for value in by_round),
-                *mean_and_each(learned),
-                "".join(str(run["kept"]) for run in runs),
-                *deep,
-                f"{np.mean([run['seconds'] for run in runs]):.0f}",
-            ]
-        )
+        rounds = " → ".join(f"{value:.1f}" for value in means)
+        kept = "".join(str(run["kept"]) for run in runs)
+        seconds = float(np.mean([run["seconds"] for run in runs]))
+        head = [name, EXPERIMENTS[name].published, rounds]
+        rows.append([*head, *mean_and_each(learned), kept, *deep, seconds])
     headers = ["published", "by round", "ConvRFM", "by draw", "kept", "deep, relu"]
     return format_table(["experiment", *headers, "deep, identity", "s"], rows)
-
-
-# --------------------------------------------------------------- trained networks
 
 
 def resnet20(folder, n_images=200):
@@ -187,8 +138,8 @@ def resnet20(folder, n_images=200):
     """
     torch.manual_seed(0)
     before = networks.resnet20()
-    path = folder / "weights_cifar10_resnet20.npz"
-    after = networks.load_npz(networks.resnet20(), path)
+    file = folder / "weights_cifar10_resnet20.npz"
+    after = networks.load_npz(networks.resnet20(), file)
     with np.load(folder / "cifar10_lossless_400_164.npz") as archive:
         X = in_unit_range(archive["X_train"][:n_images])
     layers = AnsatzScorer(baseline=before).report(after, X)
@@ -198,55 +149,23 @@ def resnet20(folder, n_images=200):
     return format_table(["layer", *headers], rows)
 
 
-def edges(folder, n_train=1000):
-    """Return how far metrics of CIFAR-10 agree with the network's first filters."""
-    with np.load(folder / "weights_cifar10_resnet20.npz") as archive:
-        # With respect to pixels, which are divided by deviations in the network.
-        deviations = np.array(networks.IMAGENET_STD)[:, None, None]
-        filters = archive["conv1.weight"] / deviations
-    filters = filters.reshape(len(filters), -1)
-    network = filters.T @ filters
-    X, y, *_ = DRAWN["CIFAR-10"](folder, 0, n_train)
-    model = ConvRFMClassifier(ConvNTK(), n_rounds=2).fit(X, y)
-    agop, random = model.patch_agop_, np.random.RandomState(0)
-    random = random.standard_normal((16, len(agop)))
-    matrices = {
-        "patch AGOP": agop,
-        "its square root": model.learned_layers_[0].filter_transform_,
-        "identity": np.eye(len(agop)),
-        "16 random filters": random.T @ random,
-    }
-    rows = []
-    for name, matrix in matrices.items():
-        row = [name, float(np.corrcoef(matrix.ravel(), network.ravel())[0, 1])]
-        for k in (3, 6, 9):  # share of one leading eigenspace that is in the other
-            a, b = (leading_eigenvectors(m, k) for m in (matrix, network))
-            row.append(float(np.square(a @ b.T).sum() / k))
-        rows.append(row)
-    headers = ["beside WᵀW of the network", "correlation", "top 3", "top 6", "top 9"]
-    return format_table(headers, rows)
-
-
-TABLES = {"resnet20": resnet20, "edges": edges}
-
-
 def measure(options):
-    """Run experiments, and make the tables of the trained network."""
+    """Run experiments, and make the table of the trained network."""
     results = {}
-    for name in options.only:
-        if name in EXPERIMENTS:
-            sizes = 2 * options.sizes or EXPERIMENTS[name].sizes
-            results[name] = [
-                run(EXPERIMENTS[name], options.data, seed, sizes[:2])
-                for seed in range(options.draws)
-            ]
-            print(name, results[name], flush=True)
+    for name in [name for name in options.only if name in EXPERIMENTS]:
+        sizes = 2 * options.sizes or EXPERIMENTS[name].sizes
+        results[name] = [
+            run(EXPERIMENTS[name], options.data, seed, sizes[:2])
+            for seed in range(options.draws)
+        ]
+        print(name, results[name], flush=True)
     tables = [table_of_experiments(results)] if results else []
-    tables += [TABLES[name](options.data) for name in options.only if name in TABLES]
+    if "resnet20" in options.only:
+        tables.append(resnet20(options.data))
     return tables, {"reproduction": results}
 
 
-main = program(measure, [*EXPERIMENTS, *TABLES], sizes=[], draws=2)
+main = program(measure, [*EXPERIMENTS, "resnet20"], sizes=[], draws=2)
 
 if __name__ == "__main__":
     raise SystemExit(main())

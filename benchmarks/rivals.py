@@ -1,61 +1,45 @@
-"""Other machines of the comparison: networks, and what is computed elsewhere.
+"""Other machines of the comparison: xRFM, scattering and a convolutional network.
 
-All take flat rows of pixels in [0, 1].
+All take flat rows of pixels in [0, 1]. Only who runs one needs its package: xrfm (0.4.5
+was measured), kymatio (0.3.0) or skorch (1.4.0).
 """
+
+import functools
 
 import joblib
 import numpy as np
+import scipy.special
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from .harness import processor_flags
-from .networks import BASIC, ResNet
-from .peers.client import PeerWorker
+_COEFFICIENTS = {}  # of images that were scattered, for the next candidates
 
 
-class Peers:
-    """The workers of kymatio and xRFM; each is started when it is first asked.
+@functools.cache
+def scattering(J, image_shape):
+    """Return the function of images (n, h, w, c) for flat coefficients."""
+    # kymatio imports it, for volumes; newer releases of scipy do not have it.
+    scipy.special.sph_harm = None
+    from kymatio.torch import Scattering2D
 
-    A context manager that ends them.
-    """
+    transform = Scattering2D(J=J, L=8, shape=image_shape[:2])
 
-    def __enter__(self):
-        self._workers, self._remembered = {}, {}
-        return self
+    @torch.inference_mode()
+    def scatter(images, batch=50):
+        maps = torch.from_numpy(np.float32(images)).permute(0, 3, 1, 2).split(batch)
+        return torch.cat([transform(m.contiguous()).flatten(1) for m in maps]).numpy()
 
-    def __exit__(self, *error):
-        for worker in self._workers.values():
-            worker.__exit__(*error)
-
-    def start(self, peer):
-        """Return the worker of a peer, started."""
-        if peer not in self._workers:
-            self._workers[peer] = PeerWorker(peer).__enter__()
-        return self._workers[peer]
-
-    def scattering(self, images, J):
-        """Return the coefficients of images, remembered for the next candidates."""
-        key = joblib.hash((images, J))
-        if key not in self._remembered:
-            worker = self.start("kymatio")
-            _, self._remembered[key] = worker.compute({"images": images}, J=J)
-        return self._remembered[key]
-
-    def xrfm(self, arrays, **request):
-        """Return the array that xRFM answers with."""
-        return self.start("xrfm").compute(arrays, **request)[1]
-
-    def __deepcopy__(self, memo):
-        return self  # of clones of estimators
+    return scatter
 
 
 class Scattering(TransformerMixin, BaseEstimator):
-    """Scattering coefficients with so many scales J."""
+    """Scattering coefficients with so many scales J, computed by kymatio."""
 
-    def __init__(self, peers, image_shape, J=2):
-        self.peers = peers
+    def __init__(self, image_shape, J=2):
         self.image_shape = image_shape
         self.J = J
 
@@ -63,40 +47,33 @@ class Scattering(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X):
-        return self.peers.scattering(X.reshape(-1, *self.image_shape), self.J)
+        key = joblib.hash((X, self.J))
+        if key not in _COEFFICIENTS:
+            images = X.reshape(-1, *self.image_shape)
+            _COEFFICIENTS[key] = scattering(self.J, self.image_shape)(images)
+        return _COEFFICIENTS[key]
 
     def __sklearn_is_fitted__(self):
         return True
 
 
 class RecursiveFeatureMachine(ClassifierMixin, BaseEstimator):
-    """xRFM; its rounds are chosen on a fifth held out, see `peers/xrfm_peer.py`.
+    """xRFM, whose rounds, two at most, are chosen on a fifth of the rows held out.
 
-    Parameters
-    ----------
-    peers : Peers
-        Where it is computed.
-    bandwidth : float, default=10
-        Of the Laplace kernel; a multiple of the median distance if ``bandwidth_mode``
-        is "adaptive", and not "constant".
-    diag : bool, default=False
-        True for a metric of a weight a pixel in place of a matrix.
-    standardize : bool, default=False
-        True for pixels of variance 1.
-    random_state : int, default=0
-        Seed of the rows held out.
+    All rows are then fitted with so many rounds. ``bandwidth`` is that of the Laplace
+    kernel; a multiple of the median distance if ``bandwidth_mode`` is "adaptive", and
+    not "constant". ``diag`` is True for a metric of a weight a pixel in place of a
+    matrix, ``standardize`` for pixels of variance 1.
     """
 
     def __init__(
         self,
-        peers,
         bandwidth=10.0,
         bandwidth_mode="constant",
         diag=False,
         standardize=False,
         random_state=0,
     ):
-        self.peers = peers
         self.bandwidth = bandwidth
         self.bandwidth_mode = bandwidth_mode
         self.diag = diag
@@ -105,64 +82,56 @@ class RecursiveFeatureMachine(ClassifierMixin, BaseEstimator):
 
     def fit(self, X, y):
         self.classes_, codes = np.unique(y, return_inverse=True)
-        # The kernel for rows of many columns: no root of the metric is needed.
-        model = {"kernel": "l2_high_dim", "exponent": 1.0, "diag": self.diag}
-        model |= {"bandwidth": self.bandwidth, "bandwidth_mode": self.bandwidth_mode}
-        request = {"model": model, "fit": {"reg": 1e-3}, "rounds": 2}
-        request |= {"standardize": self.standardize, "seed": self.random_state}
-        rounds = self.peers.xrfm({"X": X, "y": codes}, task="fit", **request)
-        self.best_round_ = int(rounds)
+        scale = self.standardize
+        self.scaler_ = StandardScaler(with_mean=scale, with_std=scale).fit(X)
+        rows, codes = self._rows(X), torch.from_numpy(codes)
+        kept, held_out = train_test_split(
+            np.arange(len(y)), test_size=0.2, stratify=y, random_state=self.random_state
+        )
+        judged = rows[held_out], codes[held_out]
+        chosen = self._machine(2, True).fit(rows[kept], codes[kept], *judged)
+        self.best_round_ = int(chosen.trees[0]["model"].best_iter)
+        # It asks for rows to judge by here too, and nothing depends on them.
+        self.machine_ = self._machine(self.best_round_, False).fit(rows, codes, *judged)
         return self
 
     def predict(self, X):
-        return self.classes_[self.peers.xrfm({"X": X}, task="predict")]
+        return self.classes_[np.asarray(self.machine_.predict(self._rows(X)))]
+
+    def _rows(self, X):
+        return torch.from_numpy(np.float32(self.scaler_.transform(X)))
+
+    def _machine(self, n_rounds, choose):
+        from xrfm import xRFM
+
+        # The kernel for rows of many columns: no root of the metric is needed.
+        model = {"kernel": "l2_high_dim", "exponent": 1.0, "diag": self.diag}
+        model |= {"bandwidth": self.bandwidth, "bandwidth_mode": self.bandwidth_mode}
+        fit = {"reg": 1e-3, "iters": n_rounds, "verbose": False}
+        fit |= {"return_best_params": choose, "early_stop_rfm": choose}
+        options = {"device": "cpu", "verbose": False, "random_state": self.random_state}
+        return xRFM(rfm_params={"model": model, "fit": fit}, **options)
 
 
 class ConvNet(ClassifierMixin, BaseEstimator):
-    """A small convolutional network, or a wide residual one; with skorch.
+    """A small convolutional network, with skorch.
 
     Adam with decoupled weight decay, and a learning rate that rises and falls once.
-
-    Parameters
-    ----------
-    image_shape : tuple of int
-        Of the images in the rows.
-    residual : bool, default=False
-        True for stages of two residual blocks of 32 filters and more (WRN-16-2) in
-        place of a convolution.
-    cells : int or None, default=None
-        Rows and columns of the cells that the last maps of convolutions are pooled to,
-        by their largest values; None keeps all locations.
-    lr, weight_decay : float
-        Largest learning rate, and the decay.
-    epochs, batch_size : int
-        How long, and in which steps.
-    random_state : int, default=0
-        Seed of weights, order and dropout.
+    ``cells`` are rows and columns that the last maps of convolutions are pooled to, by
+    their largest values; None keeps all locations.
     """
 
     def __init__(
-        self,
-        image_shape,
-        residual=False,
-        cells=None,
-        lr=3e-3,
-        weight_decay=1e-2,
-        epochs=15,
-        batch_size=64,
-        random_state=0,
+        self, image_shape, cells=None, lr=3e-3, epochs=15, batch_size=64, random_state=0
     ):
         self.image_shape = image_shape
-        self.residual = residual
         self.cells = cells
         self.lr = lr
-        self.weight_decay = weight_decay
         self.epochs = epochs
         self.batch_size = batch_size
         self.random_state = random_state
 
     def fit(self, X, y):
-        # Only who runs the network needs skorch.
         from skorch import NeuralNetClassifier
         from skorch.callbacks import LRScheduler
 
@@ -172,11 +141,12 @@ class ConvNet(ClassifierMixin, BaseEstimator):
         )
         with torch.random.fork_rng():
             torch.manual_seed(self.random_state)
+            network = conv_layers(self.image_shape, len(np.unique(y)), self.cells)
             self.net_ = NeuralNetClassifier(
-                self._layers(len(np.unique(y))),
+                network.to(memory_format=torch.channels_last),
                 criterion=nn.CrossEntropyLoss,
                 optimizer=torch.optim.AdamW,
-                optimizer__weight_decay=self.weight_decay,
+                optimizer__weight_decay=1e-2,
                 lr=self.lr,
                 max_epochs=self.epochs,
                 batch_size=self.batch_size,
@@ -191,25 +161,12 @@ class ConvNet(ClassifierMixin, BaseEstimator):
     def predict(self, X):
         return self.net_.predict(X)
 
-    def _layers(self, n_classes):
-        """Return the network on flat rows, in the format that is fastest here."""
-        channels = self.image_shape[2]
-        first = [ChannelsFirst(self.image_shape), nn.BatchNorm2d(channels)]
-        if self.residual:
-            rest = [ResNet(BASIC, (2, 2, 2), n_classes, channels, width=32)]
-        else:
-            rest = conv_layers(self.image_shape, n_classes, 32, self.cells)
-        # Where the processor multiplies bfloat16, which others emulate.
-        halves = {"avx512_bf16", "amx_bf16"} & processor_flags()
-        whole = HalfPrecision if halves else nn.Sequential
-        return whole(*first, *rest).to(memory_format=torch.channels_last)
 
-
-def conv_layers(image_shape, n_classes, width, cells=None):
-    """Return three convolutions with pools, and a linear layer, as a list."""
+def conv_layers(image_shape, n_classes, cells=None):
+    """Return three convolutions with pools, and a linear layer, for flat rows."""
     rows, columns, channels = image_shape
-    layers = []
-    for size in (width, 2 * width, 4 * width):
+    layers = [ChannelsFirst(image_shape), nn.BatchNorm2d(channels)]
+    for size in (32, 64, 128):
         layers += [
             nn.Conv2d(channels, size, 3, padding=1, bias=False),
             nn.BatchNorm2d(size),
@@ -221,15 +178,7 @@ def conv_layers(image_shape, n_classes, width, cells=None):
         layers.append(nn.AdaptiveMaxPool2d(cells))
         rows = columns = cells
     head = nn.Linear(channels * rows * columns, n_classes)
-    return [*layers, nn.Flatten(), nn.Dropout(0.5), head]
-
-
-class HalfPrecision(nn.Sequential):
-    """Layers whose convolutions and products take bfloat16, twice as fast there."""
-
-    def forward(self, rows):
-        with torch.autocast("cpu", torch.bfloat16):
-            return super().forward(rows).float()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.5), head)
 
 
 class ChannelsFirst(nn.Module):

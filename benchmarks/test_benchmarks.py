@@ -5,17 +5,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks import (
-    accuracy,
-    ansatz,
-    ansatz_ways,
-    comparison,
-    fuzz,
-    harness,
-    machines,
-)
+from benchmarks import ansatz, comparison, fuzz, harness, machines
 from benchmarks.asv_suite import engine
 from benchmarks.peers.__main__ import compare
 from skconvrfm.features import ConvFeatures
@@ -32,8 +23,20 @@ def test_programs_tell_their_options(name, capsys):
 
 
 def test_fits_have_no_violation(capsys):
-    assert fuzz.main(["--fits", "4"]) == 0
-    assert "4 fits" in capsys.readouterr().out
+    assert fuzz.main(["--batches", "1", "--fits", "5"]) == 0
+    assert "rows permuted" in capsys.readouterr().out
+
+
+def test_violations_are_told_with_their_seed(capsys, monkeypatch):
+    def compare(case, other):
+        raise fuzz.ViolationError("other predictions")
+
+    monkeypatch.setitem(fuzz.INVARIANTS, "pickle", (lambda case: case, compare))
+    assert fuzz.main(["--batches", "1", "--only", "pickle", "--seed", "3"]) == 1
+    assert (
+        "seed 3: pickle: ViolationError: other predictions\nF"
+        in capsys.readouterr().out
+    )
 
 
 def test_results_are_measured_once_for_the_same_settings(tmp_path):
@@ -58,7 +61,7 @@ def test_comparison_makes_tables_of_earlier_results(tmp_path, capsys):
     rows.append({**one, "draw": 0, "accuracy": 0.5, "fit_seconds": 2.0})
     path = tmp_path / "c.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    options = ["--tables", "--results", str(path), "--data", str(tmp_path)]
+    options = ["--draws", "0", "--results", str(path), "--data", str(tmp_path)]
     assert comparison.main([*options, "--problems", "MNIST"]) == 0
     printed = capsys.readouterr().out
     assert "50.0 %" in printed and "svc__C=10" in printed
@@ -69,43 +72,17 @@ def test_layers_described_by_filters_and_patches():
     assert machines.describe(layers) == "96 of 5×5 then 640 of 3×3"
 
 
-@pytest.fixture
-def network():
-    """Return a small network whose batch norm has statistics of images, and these."""
-    images = torch.randn(20, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    data = images, torch.arange(20) % 10
-    model = ansatz.new_network(ansatz.NETWORKS["MobileNet"], data, seed=0)
-    return ansatz.with_statistics(model, images), images
-
-
-def test_networks_for_other_measurements_compute_the_same(network):
-    model, images = network
-    data = images, torch.arange(20) % 10
-    drawn = ansatz.new_network(ansatz.NETWORKS["MobileNet"], data, seed=1)
-    expected = model(images)
-    for same in (ansatz_ways.folded(model), ansatz_ways.with_changes(model, drawn)):
-        torch.testing.assert_close(same(images), expected, rtol=1e-4, atol=1e-5)
-
-
 def test_lift_above_its_error_is_counted_over_seeds():
     def run(lift):
         one = {"name": "conv", "kind": "full", "agop_power": 1.0, "correlation": 0.5}
         one |= {"baseline": 0.5 - lift, "lift": lift, "correlation_no_trace": 0.4}
         one["lift_standard_error"] = 0.03
-        return {"checkpoints": [{"records": [one]}]}
+        return {"layers": [[one], [one]]}
 
     [row] = ansatz.layer_table([run(0.1), run(0.2)]).values()
     assert row["lift"] == pytest.approx(0.15)
     spread = np.std([0.1, 0.2], ddof=1)
     assert row["error"] == pytest.approx(np.hypot(0.03, spread) / np.sqrt(2))
-
-
-def test_round_is_kept_with_a_margin():
-    whole = {name: np.array([[1.0, 1.1], [0.99, 1.2]]) for name in ("gcv", "loo")}
-    chosen = accuracy.picks(whole, {"error": np.array([[2.0, 1.0], [3.0, 3.0]])})
-    assert chosen["gcv"] == (1, 0)
-    assert chosen["gcv, margin"] == (0, 0)
-    assert chosen["held out"] == (0, 1)
 
 
 def test_peers_are_compared_with_ours():

@@ -1,5 +1,6 @@
-"""Peers that skconvrfm is measured against, each in an environment of its own.
+"""Other implementations of the same, whose time is measured beside ours.
 
-``PEER_peer.py`` runs there, imports nothing of skconvrfm, and answers requests, one a
-line of JSON; arrays go through files. ``PEER_requirements.txt`` pins what it needs.
+neural-tangents runs ``neural_tangents_peer.py`` in an environment of its own, which
+imports nothing of skconvrfm and answers requests, one a line of JSON; arrays go through
+files. ``neural_tangents_requirements.txt`` pins what it needs. kymatio is imported.
 """
