@@ -11,7 +11,8 @@ from benchmarks.asv_suite import engine
 from benchmarks.peers.__main__ import compare
 from skconvrfm.features import ConvFeatures
 
-NAMES = "accuracy ansatz comparison fuzz peers.__main__ reproduction scale".split()
+NAMES = "accuracy ansatz comparison devices fuzz peers.__main__ reproduction scale"
+NAMES = NAMES.split()
 
 
 @pytest.mark.parametrize("name", NAMES)

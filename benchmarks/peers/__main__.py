@@ -34,23 +34,29 @@ def random_images(n_images, image_shape):
     return np.random.default_rng(0).random((n_images, *image_shape), dtype=np.float32)
 
 
-def engine(task, depth):
-    """Return what makes the sides of a kernel or AGOP of 3×3 patches, without biases.
+def engine_work(task, depth, n_images, n_points):
+    """Return our call of a kernel or AGOP, and the arrays and request of the peer's.
 
-    A side is a call whose result is (times, array).
+    Patches are 3×3, and there are no biases.
     """
+    arrays = {"images": random_images(n_images, (32, 32, 3))}
+    ours = kernel = ConvNTK(depth, bias=0)
+    if task == "agop":
+        coef = np.random.default_rng(0).standard_normal((n_images, N_CLASSES))
+        arrays["dual_coef"] = np.float32(coef / n_images)
+        arrays["points"] = arrays["images"][:n_points]
+        ours = partial(patch_agop, kernel)
+    request = {"task": task, "depth": depth, "patch_size": 3}
+    return partial(ours, *arrays.values()), (arrays, request)
+
+
+def engine(task, depth):
+    """Return what makes the sides of a kernel or AGOP: calls of (times, array)."""
 
     def sides(n_images):
-        arrays = {"images": random_images(n_images, (32, 32, 3))}
-        ours = kernel = ConvNTK(depth, bias=0)
-        if task == "agop":
-            coef = np.random.default_rng(0).standard_normal((n_images, N_CLASSES))
-            arrays["dual_coef"] = np.float32(coef / n_images)
-            arrays["points"] = arrays["images"][:N_POINTS]
-            ours = partial(patch_agop, kernel)
-        request = {"task": task, "depth": depth, "patch_size": 3}
+        ours, (arrays, request) = engine_work(task, depth, n_images, N_POINTS)
         return {
-            "ours": lambda: timed(ours, *arrays.values(), dtype="float32"),
+            "ours": partial(timed, ours, dtype="float32"),
             "neural-tangents": partial(worker().compute, arrays, **request),
         }
 

@@ -11,18 +11,20 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-REQUIREMENTS = HERE / "neural_tangents_requirements.txt"
-ENVIRONMENT = HERE.parent / ".environments" / "neural_tangents"
+ENVIRONMENTS = HERE.parent / ".environments"
+# By the platform of JAX.
+NAMES = {"cpu": "neural_tangents", "cuda": "neural_tangents_cuda"}
 
 
-def python():
-    """Return the Python of the virtual environment, which is built if it is new."""
-    installed, path = ENVIRONMENT / "installed.txt", ENVIRONMENT / "bin" / "python"
-    wanted = REQUIREMENTS.read_text()
+def python(name):
+    """Return the Python of a virtual environment, which is built if it is new."""
+    requirements, folder = HERE / f"{name}_requirements.txt", ENVIRONMENTS / name
+    installed, path = folder / "installed.txt", folder / "bin" / "python"
+    wanted = requirements.read_text()
     if not installed.exists() or installed.read_text() != wanted:
-        print(f"building {ENVIRONMENT} (once, some minutes)", flush=True)
-        venv.create(ENVIRONMENT, clear=True, with_pip=True)
-        install = (path, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS)
+        print(f"building {folder} (once, some minutes)", flush=True)
+        venv.create(folder, clear=True, with_pip=True)
+        install = (path, "-m", "pip", "install", "--quiet", "-r", requirements)
         subprocess.run(install, check=True)
         installed.write_text(wanted)  # last: an interrupted build is built again
     return path
@@ -31,13 +33,13 @@ def python():
 class Worker:
     """The peer, which stays alive between requests, and ends with this process."""
 
-    def __init__(self):
+    def __init__(self, platform="cpu"):
         self._folder = tempfile.TemporaryDirectory()
         self._errors = Path(self._folder.name) / "errors.txt"
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
-                [python(), HERE / "neural_tangents_peer.py"],
-                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                [python(NAMES[platform]), HERE / "neural_tangents_peer.py"],
+                env={**os.environ, "JAX_PLATFORMS": platform},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

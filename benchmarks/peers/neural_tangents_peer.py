@@ -81,10 +81,10 @@ def split(array, size):
     return [array[start : start + size] for start in range(0, len(array), size)]
 
 
-def compute_kernel(shape, images):
+def compute_kernel(shape, images, block_size=BLOCK_SIZE):
     """Return the training kernel: blocks of the upper triangle, mirrored."""
     kernel, result = compiled_kernel(*shape), np.empty(2 * [len(images)], np.float32)
-    blocks = split(np.arange(len(images)), BLOCK_SIZE)
+    blocks = split(np.arange(len(images)), block_size)
 
     def compute(pair):
         rows, columns = (np.s_[block[0] : block[-1] + 1] for block in pair)
@@ -96,10 +96,10 @@ def compute_kernel(shape, images):
     return result
 
 
-def compute_agop(shape, images, dual_coef, points):
+def compute_agop(shape, images, dual_coef, points, block_size=BLOCK_SIZE):
     """Return the patch AGOP: one vector-Jacobian product a block, for all classes."""
     gradients = compiled_gradients(*shape)
-    centres, coefs = (split(array, BLOCK_SIZE) for array in (images, dual_coef))
+    centres, coefs = (split(array, block_size) for array in (images, dual_coef))
 
     def compute(points):
         blocks = zip(centres, coefs, strict=True)
@@ -110,7 +110,7 @@ def compute_agop(shape, images, dual_coef, points):
         return sum(pool.map(compute, split(points, BLOCK_POINTS))) / len(points)
 
 
-def answer(input, output, task, depth, patch_size):
+def answer(input, output, task, depth, patch_size, **sizes):
     """Save the kernel or the AGOP, and return times; the first call compiles.
 
     Patches are cut before the clock starts, which stops at a numpy array.
@@ -121,7 +121,7 @@ def answer(input, output, task, depth, patch_size):
         arrays[name] = jnp.asarray(patches(np.float32(arrays[name]), patch_size))
     compute = {"kernel": compute_kernel, "agop": compute_agop}[task]
     wall, cpu = time.perf_counter(), time.process_time()
-    result = compute((depth, patch_size), **arrays)
+    result = compute((depth, patch_size), **arrays, **sizes)
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     np.savez(output, result=result)
     return {"seconds": seconds, "cpu_seconds": cpu_seconds}
