@@ -17,7 +17,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.base import BaseEstimator, clone
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -120,10 +119,6 @@ def rows_for(image_shape):
 
 
 ROWS = rows_for((28, 28, 1))
-OURS = "default", "layers-fixed", "layers-learned", "ntk-fixed", "ntk-learned"
-
-
-# --------------------------------------------------------------------- measuring
 
 
 def measure_all(options, results):
@@ -178,9 +173,6 @@ def named(name, times):
     return {f"{name}_{key}": value for key, value in times.items()}
 
 
-# ------------------------------------------------------------------------ tables
-
-
 def summarize(records, problem):
     """Return accuracies in per cent and mean seconds by row, the best first."""
     rows = []
@@ -219,23 +211,6 @@ def list_choices(records):
     return format_table(["data", "row", "chosen"], rows)
 
 
-def draw_figure(path, records, problems):
-    """Draw accuracies over processor seconds of search and fit, a panel a problem."""
-    figure = Figure(figsize=(9, 7), layout="constrained", facecolor="white")
-    for panel, problem in zip(figure.subplots(2, 2).ravel(), problems, strict=False):
-        for name, accuracies, (search, fit, *_) in summarize(records, problem):
-            at = search + fit, np.mean(accuracies)
-            panel.plot(*at, "oC3" if name in OURS else "sC7")
-            offset = {"xytext": (5, 2), "textcoords": "offset points", "fontsize": 8}
-            panel.annotate(name, at, **offset)
-        panel.set(title=problem, xscale="log")
-        panel.margins(x=0.25, y=0.12)
-        panel.grid(alpha=0.3)
-    figure.supxlabel("processor seconds of search and fit")
-    figure.supylabel("test accuracy, %")
-    figure.savefig(path)
-
-
 def measure(options):
     """Measure what is missing, and return tables of all that is measured."""
     settings = {"n_train": options.n_train, "n_test": options.n_test}
@@ -243,8 +218,6 @@ def measure(options):
     measure_all(options, results)
     records = results.read()
     tables = [make_table(records, problem) for problem in options.problems]
-    if options.figure:
-        draw_figure(options.figure, records, options.problems)
     return [*tables, list_choices(records)], {"comparison": list(records.values())}
 
 
@@ -257,7 +230,6 @@ main = program(
         "--n-train": {"type": int, "default": 1000, "help": "training images"},
         "--n-test": {"type": int, "default": 2000, "help": "test images"},
         "--results": {"type": Path, "default": RESULTS / "comparison.jsonl"},
-        "--figure": {"metavar": "FILE", "help": "draw the picture there"},
     },
 )
 

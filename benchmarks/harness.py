@@ -21,9 +21,6 @@ RESULTS = ROOT / "benchmarks" / ".results"
 PACKAGES = "skconvrfm", "torch", "scikit-learn", "numpy", "scipy", "skorch", "joblib"
 
 
-# ----------------------------------------------------------------- command line
-
-
 def program(measure, cases, *, sizes=None, draws=None, needs_data=True, options=None):
     """Return the command line of a benchmark: ``main(argv=None)``, the exit status.
 
@@ -142,9 +139,6 @@ class Results:
         return self.read()[name]
 
 
-# ------------------------------------------------------------- clocks and memory
-
-
 def timed(function, *args, **kwargs):
     """Call a function; return its seconds and processor seconds, and its result.
 
@@ -194,9 +188,6 @@ def in_process(function, *arguments):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as executor:
         return executor.submit(function, *arguments).result()
-
-
-# ------------------------------------------------------------------- the machine
 
 
 def describe_machine():

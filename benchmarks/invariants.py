@@ -42,9 +42,6 @@ class UndecidedError(Exception):
     """Rounding decides which round or filters are kept, or a bandwidth."""
 
 
-# ------------------------------------------------------------------------ cases
-
-
 def fit(case):
     """Return the fitted estimator of a case."""
     return clone(case.model).fit(case.X, case.y, sample_weight=case.weights)
@@ -169,9 +166,6 @@ def cases(draw):
     return case
 
 
-# ------------------------------------------------------------------ comparisons
-
-
 def exactly(case, other):
     """Compare outputs bit by bit."""
     for name, expected in case.outputs.items():
@@ -213,9 +207,6 @@ def choices(case):
     found = [model.best_round_, model.best_layer_]
     found.append(getattr(model.kernel_, "bandwidth_", 1.0))
     return np.concatenate([found, *(layer.unit_biases_ for layer in model.features_)])
-
-
-# ------------------------------------------ invariants; None if it does not apply
 
 
 def rows_permuted(case):

@@ -1,7 +1,6 @@
 """Time and peak memory of kernels, AGOP, features and estimators, for asv."""
 
 import numpy as np
-import torch
 from sklearn.base import clone
 
 from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
@@ -9,7 +8,6 @@ from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK, patch_agop
 
 N_CLASSES = 10
-DEVICES = ["cpu", "cuda"]
 FEATURES = ConvFeatures(64, patch_size=3)
 MODELS = {
     "ConvNTK": ConvRFMClassifier(),
@@ -24,24 +22,17 @@ def random_images(n_images, image_shape):
     return np.random.default_rng(0).random(shape, dtype=np.float32)
 
 
-def skip_without(device):
-    """Tell asv to skip a device that is not there."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise NotImplementedError("torch finds no CUDA device here")
-
-
 class Kernel:
     """The training kernel."""
 
-    params = ([100, 200], [1, 3], DEVICES)
-    param_names = ("n_images", "depth", "device")
+    params = ([100, 200], [1, 3])
+    param_names = ("n_images", "depth")
 
-    def setup(self, n_images, depth, device):
-        skip_without(device)
+    def setup(self, n_images, depth):
         self.images = random_images(n_images, (16, 16, 3))
 
-    def time_training(self, n_images, depth, device):
-        return ConvNTK(depth, bias=0)(self.images, device=device)
+    def time_training(self, n_images, depth):
+        return ConvNTK(depth, bias=0)(self.images)
 
     peakmem_training = time_training
 
@@ -49,19 +40,18 @@ class Kernel:
 class PatchAGOP:
     """The patch AGOP of a kernel machine, all classes at once."""
 
-    params = ([10, 20], [1, N_CLASSES, 10 * N_CLASSES], DEVICES)
-    param_names = ("n_points", "n_classes", "device")
+    params = ([10, 20], [1, N_CLASSES, 10 * N_CLASSES])
+    param_names = ("n_points", "n_classes")
 
-    def setup(self, n_points, n_classes, device):
-        skip_without(device)
+    def setup(self, n_points, n_classes):
         self.images = random_images(100, (16, 16, 3))
         shape = (len(self.images), n_classes)
         self.dual_coef = np.random.default_rng(0).standard_normal(shape)
 
-    def time_agop(self, n_points, n_classes, device):
+    def time_agop(self, n_points, n_classes):
         points = self.images[:n_points]
         kernel = ConvNTK(bias=0)
-        return patch_agop(kernel, self.images, self.dual_coef, points, device=device)
+        return patch_agop(kernel, self.images, self.dual_coef, points)
 
     peakmem_agop = time_agop
 
