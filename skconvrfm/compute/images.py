@@ -174,14 +174,10 @@ class ImagesOnDevice(_ImagesOfOthers):
         return np.asarray, (np.asarray(self),)
 
 
-def on_device(images, dtype, device, memory):
-    """Return images in memory with a copy on a device, of at most so many bytes.
-
-    Stored images, and larger ones, are returned as they are.
-    """
+def on_device(images, dtype, device):
+    """Return images in memory with a copy on a device, and stored ones as they are."""
     source = images.images if isinstance(images, ScaledImages) else images
-    fits = dtype.itemsize * math.prod(images.shape) <= memory
-    if not (fits and isinstance(source, np.ndarray)):
+    if not isinstance(source, np.ndarray):
         return images
     return ImagesOnDevice(images, to_tensor(images, dtype, device))
 

@@ -29,7 +29,7 @@ from .memory import free_memory
 from .threads import note_thread
 
 _LEAST_MEMORY = 2**20  # of a task that is tried again
-_SHARE_OF_IMAGES = 4  # part of the free memory of a GPU that images may take
+_KEPT_SHARE = 4  # part of the free memory of a GPU that images, or a matrix, may take
 # Tasks per worker: enough of rows to share the work out evenly; one where every result
 # is as large as the sum.
 ROW_TASKS, SUM_TASKS = 4, 1
@@ -75,12 +75,16 @@ class Resources:
         """Return a numpy array, or None, on the device in the dtype of the tiles."""
         return None if array is None else to_tensor(array, self.dtype, self.device)
 
-    def on_gpu(self, images):
-        """Return images with a copy on the GPU, where this process computes on one."""
+    def keeps(self, n_bytes):
+        """Return True if so many bytes may stay on the GPU that this process uses."""
         if self.device.type != "cuda" or self.n_workers > 1:
-            return images
-        memory = free_memory(self.device) // _SHARE_OF_IMAGES
-        return on_device(images, self.dtype, self.device, memory)
+            return False
+        return n_bytes <= free_memory(self.device) // _KEPT_SHARE
+
+    def on_gpu(self, images):
+        """Return images with a copy on the GPU, if they may stay there."""
+        kept = self.keeps(self.itemsize * math.prod(images.shape))
+        return on_device(images, self.dtype, self.device) if kept else images
 
     def one_worker(self):
         """Return the resources of one worker; picklable, without a pool of its own."""

@@ -167,10 +167,11 @@ def find_library(kernel, pairs, resources, pullback=False):
     return build.load(work(kernel, pairs))
 
 
-def kernel_matrix(kernel, X, Y, transform, resources):
+def kernel_matrix(kernel, X, Y, transform, resources, on_device=False):
     """Return the kernel matrix (n_X, n_Y) of a bound kernel, tile by tile.
 
     X and Y are images (n, h, w, c). Without Y, one triangle of the matrix is computed.
+    With ``on_device`` it is a tensor there, which one worker alone can make.
     """
     symmetric = Y is None
     Y = X if symmetric else Y
@@ -181,11 +182,15 @@ def kernel_matrix(kernel, X, Y, transform, resources):
         (kernel, *((X, rows, None) if symmetric else (X[rows], None, Y)), *options)
         for rows in strips
     )
-    matrix = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
+    shape, compute = (len(X), len(Y)), _strip if on_device else _strip_on_host
+    if on_device:
+        matrix = torch.empty(shape, dtype=resources.dtype, device=resources.device)
+    else:
+        matrix = np.empty(shape, dtype=resources.numpy_dtype)
     firsts = [rows.start if symmetric else 0 for rows in strips]
     costs = [len(Y) - first for first in firsts]
     tracked = track(strips, "kernel", costs=costs)
-    results = resources.run(_strip, tasks)
+    results = resources.run(compute, tasks)
     for rows, first, strip in zip(tracked, firsts, results, strict=True):
         matrix[rows, first:] = strip
         if symmetric:
@@ -214,7 +219,10 @@ def _strips(kernel, X, n_columns, resources):
 
 @halving_memory
 def _strip(kernel, X, rows, Y, transform, pairs, resources):
-    """Return some rows of the kernel matrix, from the diagonal on where Y is None."""
+    """Return some rows of the kernel matrix, a tensor on the device.
+
+    Where Y is None they begin at the diagonal.
+    """
     symmetric = Y is None
     if symmetric:  # by slices of the one array that all tasks share
         X, Y = X[rows], X[rows.start :]
@@ -225,12 +233,11 @@ def _strip(kernel, X, rows, Y, transform, pairs, resources):
     with own_threads(library is not None):
         strip = _compute_strip(kernel, X, Y, sides[0], *options)
         for others in sides[1:]:
-            with np.errstate(over="ignore"):  # refused below
-                strip += _compute_strip(kernel, X, Y, others, *options)
+            strip += _compute_strip(kernel, X, Y, others, *options)
     strip /= len(sides)
-    if not np.isfinite(strip).all():
+    if not strip.isfinite().all():
         raise ValueError(
-            f"the kernel overflows {strip.dtype}: X has values up to "
+            f"the kernel overflows {resources.numpy_dtype}: X has values up to "
             f"{largest_value(X, Y):.3g}, added up over the patches of "
             f"{len(kernel.layers)} layers; scale the images, for instance to [0, 1], "
             "or take a smaller depth, or dtype='float64'."
@@ -245,7 +252,8 @@ def _compute_strip(kernel, X, Y, sides, transform, symmetric, library, resources
     pixels = has_pixels(transform, library)
     largest = block_side(kernel, X.shape[1:], resources, pixels)
     options = largest, transform, library, resources
-    strip = np.empty((len(X), len(Y)), dtype=resources.numpy_dtype)
+    shape = len(X), len(Y)
+    strip = torch.empty(shape, dtype=resources.dtype, device=resources.device)
     for rows in image_blocks(X, left_side(kernel, X.shape[1:], resources)):
         left = load_block(kernel, X, rows, *options)
         first = rows.start if symmetric else 0
@@ -256,14 +264,13 @@ def _compute_strip(kernel, X, Y, sides, transform, symmetric, library, resources
             diagonal = -part.start if symmetric else None
             tile = tiles.value(slice(0, count), slice(0, len(right)), diagonal)
             columns = slice(first + part.start, first + part.stop)
-            strip[rows.start : rows.start + count, columns] = tile.cpu().numpy()
+            strip[rows.start : rows.start + count, columns] = tile
         diagonal = kernel.diagonal(left) if same else None
         if diagonal is not None:
-            index = np.arange(rows.start, rows.stop)
-            strip[index, index] = diagonal.cpu().numpy()
+            strip.diagonal()[rows] = diagonal
     if symmetric:
         square = strip[:, : len(X)]
-        square[...] = np.triu(square) + np.triu(square, 1).T
+        square.copy_(square.triu() + square.triu(1).T)
     return strip
 
 
@@ -277,7 +284,14 @@ def _right_blocks(kernel, left, images, same, largest, *options):
         yield from load_blocks(kernel, images, rest, *options)
 
 
+def _strip_on_host(*arguments):
+    """Return `_strip` as an array."""
+    return _strip(*arguments).cpu().numpy()
+
+
 def _strip_product(kernel, X, centres, transform, coef, pairs, resources):
     """Return some rows of the kernel matrix times the coefficients."""
     strip = _strip(kernel, X, None, centres, transform, pairs, resources)
-    return strip.astype(np.float64, copy=False) @ coef
+    if strip.device.type == "cpu":
+        return strip.numpy().astype(np.float64, copy=False) @ coef
+    return (strip.double() @ torch.as_tensor(coef).to(strip.device)).cpu().numpy()

@@ -191,7 +191,9 @@ class PatchModel(Model):
         [transform], resources = self.transforms, self.resources
         if self.landmarks is None:
             pair = self.data.images, None
-            return kernel_matrix(self.kernel, *pair, transform, resources)
+            # A decomposition on the same device takes it from there.
+            stays = resources.keeps(8 * len(self.data.images) ** 2)
+            return kernel_matrix(self.kernel, *pair, transform, resources, stays)
         rounding = np.finfo(resources.numpy_dtype).eps
         machine = self.kernel, self.centre_images, transform, rounding
         return LandmarkDesign(PatchColumns(*machine), self.data, resources)

@@ -148,7 +148,8 @@ class RidgePath(BasePath):
         groups=None,
         combine=None,
     ):
-        largest = float(np.diagonal(kernel_matrix).max())
+        kernel_matrix = torch.as_tensor(kernel_matrix)  # (n, n), on any device
+        largest = float(kernel_matrix.diagonal().max())
         super().__init__(largest, targets, weights, alphas, scatter)
         self._combine, self._groups = combine, groups
         self._kernel_matrix = kernel_matrix
@@ -162,7 +163,7 @@ class RidgePath(BasePath):
 
     def _matrix(self):
         """Return W½ K W½ in units of the scale."""
-        matrix = torch.tensor(self._kernel_matrix, **self._options)
+        matrix = self._kernel_matrix.to(**self._options, copy=True)
         return matrix.mul_(self._root / self.scale).mul_(self._root[:, None])
 
     def _machines(self, alphas):
