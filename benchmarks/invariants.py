@@ -180,7 +180,7 @@ def closely(case, other):
     chosen, *others = map(choices, three)
     if not all(chosen.shape == found.shape for found in others):
         raise UndecidedError
-    if not all(np.allclose(chosen, found, rtol=0.1) for found in others):
+    if not all(np.allclose(chosen, found, rtol=0.4) for found in others):
         raise UndecidedError
     is_regression = isinstance(case.learner, ConvRFMRegressor)
     for name in readings(case):
