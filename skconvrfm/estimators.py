@@ -13,11 +13,12 @@ from sklearn.metrics import r2_score
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import column_or_1d
 
 from ._base import DEFAULT_ALPHAS, ConvRFM, Features, has_sums
 from ._docs import COVARIANCE_ATTRIBUTES, STORE_COVARIANCE, documented
 from ._input import all_or_nothing, as_numbers
+from ._regressor import BaseRegressor
 from ._sklearn_compat import StrOptions, fit_method
 from ._typing import (
     Array,
@@ -31,8 +32,6 @@ from ._typing import (
     Selection,
     Weights,
 )
-from .compute.progress import with_progress
-from .compute.torch_state import plain_torch
 from .kernels.base import BaseKernel
 from .learning.calibration import (
     class_scores,
@@ -40,8 +39,7 @@ from .learning.calibration import (
     fit_temperature,
     log_probabilities,
 )
-from .learning.fitted import check_not_negative, check_numbers, check_positive
-from .learning.uncertainty import outputs_and_variances
+from .learning.fitted import check_positive
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -359,7 +357,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
     With several outputs, the AGOP and the criteria add them up as they are: bring
     targets of different units to one scale first.""",
 )
-class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
+class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, BaseRegressor):
     """Convolutional kernel regressor that learns its features.
 
     %(reference)s
@@ -376,56 +374,6 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
     >>> reg.predict(X).shape
     (80,)
     """
-
-    _parameter_constraints: dict = {
-        **ConvRFM._parameter_constraints,
-        "store_covariance": ["boolean"],
-    }
-
-    def __init__(
-        self,
-        kernel: str | BaseKernel = "ntk",
-        features: Features = None,
-        *,
-        alpha: ArrayLike = DEFAULT_ALPHAS,
-        n_rounds: int = 4,
-        n_iter_no_change: int | None = 1,
-        agop_power: float = 0.5,
-        agop_samples: float | Literal["auto"] | None = "auto",
-        landmarks: int | None = None,
-        selection: Selection = "gcv",
-        store_covariance: bool = False,
-        image_shape: ImageShape = None,
-        channels: Channels = "last",
-        warm_start: bool = False,
-        checkpoint: File | None = None,
-        device: Device = "auto",
-        dtype: Dtype = "auto",
-        n_jobs: int | None = None,
-        random_state: RandomState = None,
-        verbose: int = 0,
-    ) -> None:
-        super().__init__(
-            kernel,
-            features,
-            alpha=alpha,
-            n_rounds=n_rounds,
-            n_iter_no_change=n_iter_no_change,
-            agop_power=agop_power,
-            agop_samples=agop_samples,
-            landmarks=landmarks,
-            selection=selection,
-            image_shape=image_shape,
-            channels=channels,
-            warm_start=warm_start,
-            checkpoint=checkpoint,
-            device=device,
-            dtype=dtype,
-            n_jobs=n_jobs,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.store_covariance = store_covariance
 
     @all_or_nothing
     @fit_method
@@ -498,42 +446,14 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
         >>> from skconvrfm.datasets import load_digit_images
         >>> X, y = load_digit_images(return_X_y=True)
         >>> reg = ConvRFMRegressor("gaussian", store_covariance=True)
-        >>> reg = reg.fit(X[:200], y[:200])
-        >>> y_pred, std = reg.predict(X[200:400], return_std=True)
-        >>> inside = abs(y[200:400] - y_pred) < 1.645 * std
-        >>> bool(0.85 < inside.mean() < 0.95)
+        >>> y_new, std = reg.fit(X[:200], y[:200]).predict(X[200:], return_std=True)
+        >>> bool(0.85 < (abs(y[200:] - y_new) < 1.645 * std).mean() < 0.95)
         True
         """
         if return_std:
-            return self._predict_with_std(X)
+            outputs, std = self._predict_with_std(X)
+            return self._shape_prediction(outputs), self._shape_prediction(std)
         return self._shape_prediction(self._predict_raw(X))
-
-    @with_progress
-    @plain_torch()
-    def _predict_with_std(self, X):
-        check_is_fitted(self)
-        if not hasattr(self, "covariance_"):
-            raise ValueError(
-                "return_std=True needs the covariance of the machine, which a fit with "
-                "store_covariance=False does not keep: take store_covariance=True, and "
-                "fit the estimator again."
-            )
-        *machine, intercept = self._machine(X)
-        outputs, variances = outputs_and_variances(self.covariance_, *machine)
-        noise = np.reshape(self.noise_variance_, -1)
-        both = outputs + intercept, np.sqrt(np.outer(1 + variances, noise))
-        prediction, std = (self._shape_prediction(self._finite(each)) for each in both)
-        return prediction, std
-
-    def _check_fitted(self):
-        machine = super()._check_fitted()
-        if hasattr(self, "covariance_"):
-            coef, _, intercept = machine
-            self.covariance_.check("covariance_", len(coef))
-            noise = np.reshape(self.noise_variance_, -1)
-            for number in check_numbers("noise_variance_", noise, intercept.shape):
-                check_not_negative("noise_variance_", float(number))
-        return machine
 
     def _check_y(self, y):
         if issparse(y):

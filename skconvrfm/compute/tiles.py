@@ -195,8 +195,7 @@ def kernel_diagonal(kernel, X, transform, resources):
     """Return the kernel of every image with itself, (n,), float64."""
     diagonal = np.empty(len(X))
     for part in image_blocks(X, _DIAGONAL_ROWS):
-        pair = np.asarray(X[part]), None, transform
-        matrix = kernel_matrix(kernel, *pair, resources.one_worker())
+        matrix = kernel_matrix(kernel, X[part], None, transform, resources.one_worker())
         diagonal[part] = np.diagonal(matrix)
     return diagonal
 
