@@ -62,7 +62,10 @@ def read(fitted, X):
         is_classifier = isinstance(fitted, ConvRFMClassifier)
         scores = ("decision_function", "predict_proba") if is_classifier else ()
         names = scores or ("predict",)
-        return {name: getattr(fitted, name)(X) for name in names}
+        found = {name: getattr(fitted, name)(X) for name in names}
+        if hasattr(fitted, "covariance_"):
+            found["std"] = fitted.predict(X, return_std=True)[1]
+        return found
     found = fitted.transform(X)
     if fitted.output == "image" and fitted.channels_ == "first":
         found = found.transpose(0, 2, 3, 1)
@@ -296,6 +299,7 @@ def random_learner(rng, shape):
         "random_state": pick(rng, (None, int(rng.integers(100)))),
     }
     if rng.random() < 0.4:
+        options["store_covariance"] = bool(rng.random() < 0.3)
         return ConvRFMRegressor(kernel, features, **options)
     class_weight = pick(rng, (None, None, "balanced"))
     return ConvRFMClassifier(kernel, features, class_weight=class_weight, **options)

@@ -21,6 +21,7 @@ from benchmarks.peers.__main__ import compare
 from skconvrfm.features import ConvFeatures
 
 NAMES = "accuracy ansatz comparison fuzz peers.__main__ reproduction scale".split()
+NAMES += ["uncertainty"]
 
 
 @pytest.mark.parametrize("name", NAMES)
