@@ -241,9 +241,9 @@ _ROWS = """Parameters
 
 STORE_COVARIANCE = """store_covariance : bool, default=False
         True keeps what ``predict(X, return_std=True)`` needs, from the decomposition
-        that there is: n² numbers of a kernel of n distinct images, M² of M
+        that there is: n² numbers of a kernel of n distinct images, 2 M² of M
         `landmarks`, and D times the smaller of n and D of "linear" with D features.
-        They are in saved files as well.
+        They are in saved files as well (see :ref:`uncertainty`).
     """
 
 COVARIANCE_ATTRIBUTES = """noise_variance_ : float or ndarray of shape (n_outputs,)
