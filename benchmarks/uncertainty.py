@@ -55,7 +55,9 @@ def measure(options):
     for name in options.only:
         draw, n_draws = PROBLEMS[name]
         data = [draw(options.data, seed) for seed in range(n_draws)]
-        rows = {label: _mean(machine, data) for label, machine in MACHINES.items()}
+        rounds = {"n_rounds": options.rounds}
+        machines = {label: rounds | machine for label, machine in MACHINES.items()}
+        rows = {label: _mean(machine, data) for label, machine in machines.items()}
         names = [f"{level:.0%}" for level in LEVELS]
         head = [name, *names, "error", "mean std", "s", "s with std"]
         lines = [[label, *row] for label, row in rows.items()]
@@ -70,7 +72,7 @@ def _mean(machine, data):
 
 def _measure(machine, X, y, X_test, y_test):
     """Return shares that are covered, root mean square error, mean std and seconds."""
-    model = ConvRFMRegressor(n_rounds=0, store_covariance=True, **machine).fit(X, y)
+    model = ConvRFMRegressor(store_covariance=True, **machine).fit(X, y)
     model.predict(X_test[:2], return_std=True)  # compiles
     plain, _ = timed(model.predict, X_test)
     longer, (prediction, std) = timed(model.predict, X_test, return_std=True)
@@ -80,7 +82,8 @@ def _measure(machine, X, y, X_test, y_test):
     return *covered, np.sqrt((errors**2).mean()), std.mean(), *seconds
 
 
-main = program(measure, PROBLEMS)
+ROUNDS = {"type": int, "default": 0, "help": "from 1 on filters of auto are chosen"}
+main = program(measure, PROBLEMS, options={"--rounds": ROUNDS})
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -446,8 +446,9 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, BaseRegressor):
         >>> from skconvrfm.datasets import load_digit_images
         >>> X, y = load_digit_images(return_X_y=True)
         >>> reg = ConvRFMRegressor("gaussian", store_covariance=True)
-        >>> y_new, std = reg.fit(X[:200], y[:200]).predict(X[200:], return_std=True)
-        >>> bool(0.85 < (abs(y[200:] - y_new) < 1.645 * std).mean() < 0.95)
+        >>> reg = reg.fit(X[:100], y[:100])
+        >>> y_new, std = reg.predict(X[100:150], return_std=True)
+        >>> bool((std > reg.noise_variance_**0.5).all())
         True
         """
         if return_std:
