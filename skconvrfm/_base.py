@@ -121,6 +121,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
     """Base of both estimators: parameters, the fit, the raw prediction."""
 
     features_: list[ConvFeatures]
+    store_covariance = False
 
     _parameter_constraints: dict = {
         **ImageInput._parameter_constraints,
@@ -371,6 +372,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             resources=make_resources(self.device, self.dtype, self.n_jobs, X),
             rng=rng,
             scale=scale,
+            store_covariance=self.store_covariance,
         )
 
     def _warm(self, recipe, image_shape):
@@ -468,6 +470,11 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
     @plain_torch()
     def _predict_raw(self, X):
         """Return f(x) of every output, ndarray of shape (n, n_outputs)."""
+        *machine, intercept = self._machine(X)
+        return self._finite(fitted_outputs(*machine) + intercept)
+
+    def _machine(self, X):
+        """Return the arguments of `fitted_outputs` for images, and the intercept."""
         images = self._check_images(X)
         coef, centres, intercept = self._check_fitted()
         learned = [a for f in self.features_ for a in (f.filters_, f.biases_)]
@@ -478,7 +485,10 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
             layout = self.image_shape_, self.channels_, self.scale_
             centres = as_images(centres, *layout)
         machine = self.kernel_, self.features_, images, coef, centres
-        outputs = fitted_outputs(*machine, resources) + intercept
+        return *machine, resources, intercept
+
+    def _finite(self, outputs):
+        """Return outputs, or refuse those that are not finite."""
         if not np.isfinite(outputs).all():
             raise ValueError(
                 f"the predictions of {type(self).__name__} are not finite: its fitted "

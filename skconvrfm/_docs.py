@@ -59,7 +59,7 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
         feature layers must be better than those before by two per cent, which is its
         optimism. Where the metric is large against the data, as in deeper layers, only
         ``"holdout"`` is honest (see :ref:`optimistic`).
-    %(class_weight)simage_shape : tuple of int, default=None
+    %(class_weight)s%(store_covariance)simage_shape : tuple of int, default=None
         Rows and columns of an image, ``(h, w)``, or with channels ``(h, w, c)``, in
         this order for either value of `channels`. None takes it from `X` where that has
         three or four dimensions; a flat row is a square image where its width is a
@@ -96,7 +96,7 @@ _REFERENCE = """Feature layers, then a kernel, then ridge regression%(on_classes
 
     Attributes
     ----------
-    %(class_attributes)skernel_ : kernel object
+    %(class_attributes)s%(covariance_attributes)skernel_ : kernel object
         The fitted kernel, with its bandwidth and patch metric where it has one.
     features_ : list of ConvFeatures
         The fitted layers whose maps the kernel compares. Where `selection` kept a lower
@@ -239,6 +239,21 @@ _ROWS = """Parameters
         y : array-like of shape (n_samples,)%(or_2d)s
             %(targets)s."""
 
+STORE_COVARIANCE = """store_covariance : bool, default=False
+        True keeps what ``predict(X, return_std=True)`` needs, from the decomposition
+        that there is: n² numbers of a kernel of n distinct images, 2 M² of M
+        `landmarks`, and D times the smaller of n and D of "linear" with D features.
+        They are in saved files as well (see :ref:`uncertainty`).
+    """
+
+COVARIANCE_ATTRIBUTES = """noise_variance_ : float or ndarray of shape (n_outputs,)
+        With `store_covariance`: variance of a target about the function that is
+        learned, from the residuals of left-out rows.
+    covariance_ : Covariance
+        With `store_covariance`: the variance of that function at any image, in units
+        of the noise.
+    """
+
 _PREDICTED = "\n\n        Returns\n        -------"
 
 
@@ -246,7 +261,8 @@ def documented(**words):
     """Return a class decorator that fills in what both estimators' texts share."""
     texts = {"reference": _REFERENCE, "stream": _STREAM, "rows": _ROWS, "fit": FIT}
     texts |= {"weights": WEIGHTS, "groups": GROUPS, "returns": RETURNS}
-    return fill_in(**texts, images=IMAGES + _PREDICTED, **words)
+    texts |= {"image_rows": IMAGES, "images": IMAGES + _PREDICTED}
+    return fill_in(**texts, **words)
 
 
 def fill_in(**texts):

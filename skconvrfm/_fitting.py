@@ -216,6 +216,9 @@ class Fitting(Watcher):
             kept[name] = self._shape(kept[name])
         if "dual_coef_" in kept and "X_fit_" not in kept:
             kept["X_fit_"] = self._flat_rows(rounds[0][0].model.centre_images)
+        if solution.covariance is not None:
+            kept["noise_variance_"] = self._shape(solution.noise)
+            kept["covariance_"] = solution.covariance
         if learned:
             sees_images = features[0] if features else kernel
             kept["patch_shape_"] = sees_images.layer_.patch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,8 +16,9 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d
 
 from ._base import DEFAULT_ALPHAS, ConvRFM, Features, has_sums
-from ._docs import documented
+from ._docs import COVARIANCE_ATTRIBUTES, STORE_COVARIANCE, documented
 from ._input import all_or_nothing, as_numbers
+from ._regressor import BaseRegressor
 from ._sklearn_compat import StrOptions, fit_method
 from ._typing import (
     Array,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     other="ConvRFMRegressor : The same for real targets.",
     or_2d=" or (n_samples, n_classes)",
     **dict.fromkeys(("or_1d", "or_1d_dual", "more_notes"), ""),
+    **dict.fromkeys(("store_covariance", "covariance_attributes"), ""),
 )
 class ConvRFMClassifier(ClassifierMixin, ConvRFM):
     """Convolutional kernel classifier that learns its features.
@@ -340,6 +342,8 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
 
 @documented(
     **dict.fromkeys(("on_classes", "class_weight", "class_attributes"), ""),
+    store_covariance=STORE_COVARIANCE,
+    covariance_attributes=COVARIANCE_ATTRIBUTES,
     targets="Targets",
     outputs_of="`predict`",
     or_1d=" or (n_features_out,)",
@@ -353,7 +357,7 @@ class ConvRFMClassifier(ClassifierMixin, ConvRFM):
     With several outputs, the AGOP and the criteria add them up as they are: bring
     targets of different units to one scale first.""",
 )
-class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
+class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, BaseRegressor):
     """Convolutional kernel regressor that learns its features.
 
     %(reference)s
@@ -406,13 +410,50 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, ConvRFM):
         """
         return self._partial_fit(X, y, sample_weight)
 
-    def predict(self, X: ArrayLike) -> Floats:
-        """Predict targets.
+    @overload
+    def predict(self, X: ArrayLike, return_std: Literal[False] = False) -> Floats: ...
 
-        %(images)s
+    @overload
+    def predict(
+        self, X: ArrayLike, return_std: Literal[True]
+    ) -> tuple[Floats, Floats]: ...
+
+    def predict(
+        self, X: ArrayLike, return_std: bool = False
+    ) -> Floats | tuple[Floats, Floats]:
+        """Predict targets, and the standard deviation of each.
+
+        %(image_rows)s
+        return_std : bool, default=False
+            If True, also return standard deviations, which need a fit with
+            ``store_covariance=True``.
+
+        Returns
+        -------
         y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
             Predictions, float64.
+        std : ndarray, of the shape of y
+            Standard deviations of new targets, with the noise; only if `return_std`.
+
+        Raises
+        ------
+        ValueError
+            If `return_std` is True and the fit kept no covariance.
+
+        Examples
+        --------
+        >>> from skconvrfm import ConvRFMRegressor
+        >>> from skconvrfm.datasets import load_digit_images
+        >>> X, y = load_digit_images(return_X_y=True)
+        >>> reg = ConvRFMRegressor("gaussian", store_covariance=True)
+        >>> reg = reg.fit(X[:100], y[:100])
+        >>> y_new, std = reg.predict(X[100:150], return_std=True)
+        >>> bool((std > reg.noise_variance_**0.5).all())
+        True
         """
+        if return_std:
+            outputs, std = self._predict_with_std(X)
+            return self._shape_prediction(outputs), self._shape_prediction(std)
         return self._shape_prediction(self._predict_raw(X))
 
     def _check_y(self, y):

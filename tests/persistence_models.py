@@ -42,6 +42,8 @@ def models():
     yield "mirrored, chosen metric", ConvRFMRegressor(mirrored, **SMALL)
     yield "laplace", ConvRFMClassifier(Laplace(), **SMALL)
     yield "gaussian", ConvRFMRegressor(Gaussian(), POOLED, **SMALL)
+    certain = {"store_covariance": True, **SMALL}
+    yield "std", ConvRFMRegressor(ConvNTK(depth=1), **certain)
     yield "two layers", ConvRFMClassifier(Gaussian(), layers, **SMALL)
     yield "linear", linear
     yield "streaming", ConvRFMClassifier(Linear(), POOLED, **SMALL)
@@ -66,6 +68,8 @@ def make_models():
 
 def outputs(model, X):
     """Return what a model says of images."""
+    if hasattr(model, "covariance_"):
+        return np.hstack(model.predict(X, return_std=True))
     for name in ("predict_proba", "predict", "transform"):
         if hasattr(model, name):
             return getattr(model, name)(X)

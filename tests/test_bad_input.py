@@ -365,6 +365,11 @@ def test_weights_of_another_length_are_refused(Estimator, images, labels):
         Estimator(**SMALL).fit(images, labels, sample_weight=np.ones(11))
 
 
+def test_store_covariance_is_true_or_false(images, labels):
+    with pytest.raises(ValueError, match="'store_covariance' parameter.*Got 'yes'"):
+        ConvRFMRegressor(store_covariance="yes").fit(images, labels)
+
+
 @pytest.mark.parametrize("class_weight", [{0: 0}, {1: -1.0}])
 def test_class_weights_that_are_not_positive_are_refused(images, labels, class_weight):
     model = ConvRFMClassifier(class_weight=class_weight, **SMALL)

@@ -206,6 +206,7 @@ def test_constructor_has_the_documented_parameters():
     assert len(signature.parameters) == 19
     regressor = set(inspect.signature(ConvRFMRegressor).parameters)
     assert set(signature.parameters) - regressor == {"class_weight"}
+    assert regressor - set(signature.parameters) == {"store_covariance"}
 
 
 def test_fitted_attributes_have_the_documented_shapes(problem):

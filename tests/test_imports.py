@@ -21,6 +21,7 @@ ROOMS = [
     "__init__",
     "transformer",
     "estimators",
+    "_regressor",
     "_base",
     "_fitting",
     "ansatz",

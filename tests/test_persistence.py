@@ -41,6 +41,7 @@ CLASSES = {
     "skconvrfm.kernels.whole.Gaussian",
     "skconvrfm.kernels.whole.Laplace",
     "skconvrfm.kernels.whole.Linear",
+    "skconvrfm.learning.covariance.Covariance",
     "skconvrfm.learning.primal.Moments",
     "skconvrfm.learning.stream.RowSample",
     "skconvrfm.learning.stream.Stream",
@@ -150,6 +151,41 @@ def test_files_with_inconsistent_attributes_are_refused_when_loaded(
         delattr(model, name)
     else:
         setattr(model, name, change(getattr(model, name)))
+    with pytest.raises(ValueError, match=r"fit .* again"):
+        pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("covariance_", None),
+        ("noise_variance_", np.full(2, -1.0)),
+        ("noise_variance_", np.ones(3)),
+        ("dual_coef_", np.ones((15, 2))),
+    ],
+)
+def test_files_with_an_inconsistent_covariance_are_refused(models, name, value):
+    model = copy.copy(models["std"])
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=r"fit .* again"):
+        pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("roots", lambda roots: roots[1:]),
+        ("roots", lambda roots: roots * np.nan),
+        ("offsets", lambda offsets: offsets[1:]),
+        ("signs", None),
+        ("prior", lambda prior: -prior),
+        ("base", lambda base: np.nan),
+    ],
+)
+def test_files_with_a_changed_covariance_are_refused(models, name, change):
+    model = copy.deepcopy(models["std"])
+    parts = vars(model.covariance_)
+    parts[name] = None if change is None else change(parts[name])
     with pytest.raises(ValueError, match=r"fit .* again"):
         pickle.loads(pickle.dumps(model))
 

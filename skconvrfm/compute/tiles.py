@@ -31,6 +31,7 @@ _CPU_TILE_BYTES = 2**20
 _CPU_BLOCK_BYTES = 2**25
 _PATCH_COPIES = 3  # or pixels', alive while a block is prepared and packed
 WHOLE_VECTOR = 16  # images on the right fill the vectors of a CPU
+_DIAGONAL_ROWS = 16  # whose pairs are computed for the sake of the diagonal
 
 
 def image_bytes(kernel, image_shape, itemsize, pixels=False):
@@ -206,6 +207,15 @@ def kernel_product(kernel, X, centres, transform, coef, resources):
         for rows in track(_strips(kernel, X, len(centres), resources), "kernel")
     )
     return np.concatenate(list(resources.run(_strip_product, tasks)))
+
+
+def kernel_diagonal(kernel, X, transform, resources):
+    """Return the kernel of every image with itself, (n,), float64."""
+    diagonal = np.empty(len(X))
+    for part in image_blocks(X, _DIAGONAL_ROWS):
+        matrix = kernel_matrix(kernel, X[part], None, transform, resources.one_worker())
+        diagonal[part] = np.diagonal(matrix)
+    return diagonal
 
 
 def _strips(kernel, X, n_columns, resources):

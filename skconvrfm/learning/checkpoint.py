@@ -30,6 +30,7 @@ import numpy as np
 from ..compute.blocks import byte_blocks
 from ..compute.files import TEMPORARY, hold_lock, write_whole
 from ..features.gradients import LayerAgop
+from .covariance import Covariance
 from .fitted import check_numbers
 from .ridge import RidgeSolution
 from .rounds import CLOCKS, Progress, Round
@@ -198,7 +199,9 @@ def _differences(there, here):
 
 def _pack(progress):
     """Return the progress of a stage as values for JSON, and as arrays."""
-    best, solution = progress.best, vars(progress.best.solution)
+    best, solution = progress.best, dict(vars(progress.best.solution))
+    covariance = solution.pop("covariance")
+    solution |= {} if covariance is None else vars(covariance)
     groups = {
         "transform": progress.transforms,
         "agop": progress.agops and [one.agop for one in progress.agops],
@@ -292,14 +295,20 @@ def _check_solution(found, model):
         "coef": (n_coefs, n_outputs),
         "intercept": (n_outputs,),
         "loo_prediction": (n, n_outputs),
+        "noise": (n_outputs,),
     }
+    covariance = None
+    if model.store_covariance:
+        parts = (field.name for field in fields(Covariance))
+        covariance = Covariance(**{name: found[name] for name in parts})
+        covariance.check("covariance", n_coefs)
+    else:
+        del shapes["noise"]
+    names = {field.name for field in fields(RidgeSolution)} - {"noise", "covariance"}
     return RidgeSolution(
-        **{
-            name: check_numbers(name, found[name], shapes[name])
-            if name in shapes
-            else float(found[name])
-            for name in (field.name for field in fields(RidgeSolution))
-        }
+        **{name: float(found[name]) for name in names - shapes.keys()},
+        **{name: check_numbers(name, found[name], shapes[name]) for name in shapes},
+        covariance=covariance,
     )
 
 

@@ -47,9 +47,15 @@ class Passes:
             self.data.scatter[slice(None) if some is None else some]
         )
 
+    basis = None  # V of features K V of a kernel, of which they are a part
+
     def coefficients(self, coef):
         """Return the model's coefficients from those of the features, the same here."""
         return coef
+
+    def unexplained(self):
+        """Return k(x, x) less the squared length of the features of every row."""
+        return 0.0
 
     def map_rows(self, function, some=None):
         """Yield (rows, ``function(n, blocks, device)`` of their features)."""
@@ -248,6 +254,11 @@ class LinearReadout:
     output_numbers = 0  # that the outputs of one row take
 
     @property
+    def n_outputs(self):
+        """Number of outputs."""
+        return self.coef.shape[1]
+
+    @property
     def numbers(self):
         """Numbers that the gradients of one row take."""
         return 4 * self.coef.size
@@ -271,6 +282,11 @@ class RadialReadout:
     coef: np.ndarray  # α, (n, n_outputs)
 
     output_numbers = 6 * PRODUCT_ROWS  # that the outputs of one row take
+
+    @property
+    def n_outputs(self):
+        """Number of outputs."""
+        return self.coef.shape[1]
 
     @property
     def numbers(self):
@@ -317,7 +333,7 @@ def readout_outputs(features, images, readout, resources):
 @halving_memory
 def _outputs(rows, readout, resources):
     """Return the outputs for some rows."""
-    outputs = np.empty((len(rows), readout.coef.shape[1]))
+    outputs = np.empty((len(rows), readout.n_outputs))
     for part, block in rows.blocks(resources, readout.output_numbers):
         outputs[part] = readout(block.double()).cpu().numpy()
     return outputs

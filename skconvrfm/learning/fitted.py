@@ -66,6 +66,12 @@ def check_positive(name, number):
         raise ValueError(f"{name}={number!r} is not a positive number; {_REMEDY}.")
 
 
+def check_not_negative(name, number):
+    """Refuse what is a negative number, or none, naming the attribute."""
+    if not (isinstance(number, Real) and 0 <= number < math.inf):
+        raise ValueError(f"{name}={number!r} is not a number from 0 on; {_REMEDY}.")
+
+
 def _check_image_shape(name, part, shape):
     """Refuse a fitted layer or kernel of images of another shape."""
     found = tuple(part.image_shape_)

@@ -20,6 +20,7 @@ from .ridge import inverse_factor
 # matrix: its band form, or weighted copy, and an inverse with its square, or LAPACK's
 # space; and those of landmarks, an inverse root and sums over the rows.
 _PATH_BYTES, _LANDMARK_BYTES = 24, 16
+_COVARIANCE_BYTES = 24  # of the roots of the best round, and of another on their way
 # Predicted seconds from which on a fit is announced, and those that are recommended.
 LONG_FIT, SHORT_FIT = 600, 60
 _FEWEST = 100  # landmarks that are recommended
@@ -78,6 +79,7 @@ def check_fit(recipe, data, n_rounds):
     if recipe.has_landmarks(data):
         n_centres, n_bytes = recipe.landmarks, n_bytes + _LANDMARK_BYTES
         name = f"{name} and {n_centres} landmarks"
+    n_bytes += _COVARIANCE_BYTES * recipe.store_covariance
     needed = n_bytes * n_centres**2
     free = free_memory(recipe.resources.device)
     if needed > free:

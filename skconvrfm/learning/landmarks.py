@@ -25,16 +25,14 @@ from scipy.linalg import lapack
 
 from ..compute.blocks import image_blocks, mirror_upper
 from ..compute.files import FileRows
-from ..compute.images import take
 from ..compute.parallel import run_in_turn
 from ..compute.progress import track
-from ..compute.tiles import kernel_matrix
+from ..compute.tiles import kernel_diagonal, kernel_matrix
 from ..kernels.base import PatchKernel
 from ..kernels.whole import RadialKernel, inner_products, squared_lengths
 from .feature_sums import PRODUCT_ROWS, FeatureRows, ImageRows, Passes
 
 _ROUNDINGS = 16  # of the diagonal, which end the pivots
-_DIAGONAL_ROWS = 16  # whose pairs are computed for the sake of the diagonal
 
 
 class LandmarkDesign(Passes):
@@ -50,8 +48,8 @@ class LandmarkDesign(Passes):
     """
 
     def __init__(self, columns, data, resources):
-        self._basis = inverse_root(columns.square(resources), columns.rounding)
-        rows = LandmarkRows(columns, self._basis, data.images)
+        self.basis = inverse_root(columns.square(resources), columns.rounding)
+        rows = LandmarkRows(columns, self.basis, data.images)
         if resources.run is run_in_turn:  # in this process, which has the file
             with contextlib.suppress(OSError):  # computed at every pass, without room
                 rows = replace(rows, values=rows.write(resources))
@@ -59,13 +57,22 @@ class LandmarkDesign(Passes):
 
     def moments(self, some=None):
         """Return the sums over all or some rows, with the scale of the whole kernel."""
-        images = self.data.images if some is None else take(self.data.images, some)
-        largest = self.rows.columns.largest(images, self.resources)
-        return replace(super().moments(some), largest=largest)
+        largest = self._diagonal[slice(None) if some is None else some].max()
+        return replace(super().moments(some), largest=float(largest))
+
+    @cached_property
+    def _diagonal(self):
+        """k(x, x) of every row, (n,)."""
+        return self.rows.columns.diagonal(self.data.images, self.resources)
 
     def coefficients(self, coef):
         """Return the coefficients of the landmarks, Vβ."""
-        return self._basis @ coef
+        return self.basis @ coef
+
+    def unexplained(self):
+        """Return k(x, x) less the squared length of the features of every row."""
+        lengths = [length for _, length in self.map_rows(_squared_lengths)]
+        return self._diagonal - np.concatenate(lengths)
 
 
 @dataclass(frozen=True)
@@ -125,14 +132,9 @@ class PatchColumns:
         pair = self.landmarks, None, self.transform
         return kernel_matrix(self.kernel, *pair, resources).astype(np.float64)
 
-    def largest(self, images, resources):
-        """Return the largest k(x, x) of images, the scale of the ridges."""
-        largest = 0.0
-        for part in image_blocks(images, _DIAGONAL_ROWS):
-            pair = np.asarray(images[part]), None, self.transform
-            matrix = kernel_matrix(self.kernel, *pair, resources.one_worker())
-            largest = max(largest, float(np.diagonal(matrix).max()))
-        return largest
+    def diagonal(self, images, resources):
+        """Return k(x, x) of images, (n,)."""
+        return kernel_diagonal(self.kernel, images, self.transform, resources)
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,17 @@ class MapColumns:
         mirror_upper(matrix)
         return matrix
 
-    def largest(self, images, resources):
-        """Return the largest k(x, x), the scale of the ridges."""
-        return 1.0
+    def diagonal(self, images, resources):
+        """Return k(x, x) of images, (n,)."""
+        return np.ones(len(images))
+
+
+def _squared_lengths(n, blocks, device):
+    """Return the squared lengths of n rows, (n,)."""
+    lengths = np.empty(n)
+    for rows, block in blocks:
+        lengths[rows] = block.square().sum(1).cpu().numpy()
+    return lengths
 
 
 def inverse_root(matrix, rounding):

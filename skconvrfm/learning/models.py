@@ -62,6 +62,7 @@ class Model:
     start: tuple | None = None  # transforms of round 0, of a former fit
     transforms: tuple = ()  # of each layer that learns; None is the identity
     multiple: float | None = None  # of the median, a bandwidth; None is not chosen
+    store_covariance: bool = False
 
     # Part by which its criterion must be lower than those of other alternatives.
     handicap = 0.0
@@ -120,8 +121,8 @@ class Model:
     @property
     def _ridge_options(self):
         data, device = self.data, self.resources.device
-        scatter = float(data.scatter.sum())
-        return data.targets, data.weights, self.alphas, device, scatter, data.groups
+        columns = data.targets, data.weights, self.alphas, device, data.scatter
+        return *columns, data.groups
 
     def _primal_path(self, design):
         """Return the ridge regressions on features, from sums over all rows."""
@@ -479,6 +480,13 @@ def layer_powers(layers, default):
     return [(f.agop_power or default) if f.learn else None for f in layers]
 
 
+def fitted_transform(kernel):
+    """Return the transform of a fitted kernel of patches; None is the identity."""
+    transform = kernel.patch_transform_
+    # The identity costs nothing as None.
+    return None if np.array_equal(transform, np.eye(len(transform))) else transform
+
+
 def fitted_outputs(kernel, features, images, coef, centres, resources):
     """Return f(x) of a fitted machine, (n, n_outputs) float64, without the intercept.
 
@@ -487,10 +495,7 @@ def fitted_outputs(kernel, features, images, coef, centres, resources):
     """
     maps = [layer.maps_ for layer in features]
     if isinstance(kernel, PatchKernel):
-        transform = kernel.patch_transform_
-        # The identity costs nothing as None.
-        if np.array_equal(transform, np.eye(len(transform))):
-            transform = None
+        transform = fitted_transform(kernel)
         images = pass_through(images, maps)
         centres = hold_maps(pass_through(centres, maps), resources)
         return kernel_product(kernel, images, centres, transform, coef, resources)

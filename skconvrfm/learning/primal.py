@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..compute.blocks import image_blocks
+from .covariance import Covariance
 from .ridge import EPS, GROUP_ROWS, BasePath, group_batches, left_share, solve_left
 
 _SHIFT_ROWS = 512  # of a matrix that are corrected at once
@@ -100,26 +101,31 @@ class PrimalRidgePath(BasePath):
 
     def loo_loss(self):
         """Return the same as `RidgePath.loo_loss`, in one pass over the features."""
-        total = self._scatter
-        for rows, residuals in self._left_out_parts(self.alphas):
+        total = self._total_scatter
+        for rows, (residuals, _) in self._left_out_parts(self.alphas):
             total = total + self._weights[rows] @ (residuals**2).sum(-1).T
         return total / self._weights.sum()
 
     def _left_out(self, alpha):
         """Return the same as for `RidgePath`, by one pass."""
         residuals = np.empty(self._targets.shape)
-        for rows, (part,) in self._left_out_parts([alpha]):
-            residuals[rows] = part
-        return residuals
+        inflation = np.empty(len(residuals))
+        for rows, found in self._left_out_parts([alpha]):
+            [residuals[rows]], [inflation[rows]] = found
+        return residuals, inflation
 
     def _left_out_parts(self, alphas):
-        """Yield (rows, residuals (n_alphas, n, n_outputs) where they are left out)."""
+        """Yield (rows, (residuals where they are left out, their inflation)).
+
+        Shapes are (n_alphas, n, n_outputs) and (n_alphas, n).
+        """
         if self._groups is not None:
             yield from self._left_out_groups(alphas)
             return
         for rows, (predictions, hats) in self._pass(alphas):
             kept = left_share(1 - self._weights[rows] * hats, self._n_rows)
-            yield rows, (self._targets[rows] - predictions) / kept[..., None]
+            residuals = (self._targets[rows] - predictions) / kept[..., None]
+            yield rows, (residuals, 1 / kept)
 
     def _left_out_groups(self, alphas):
         """Yield the same for groups, each by the machine without it."""
@@ -137,8 +143,27 @@ class PrimalRidgePath(BasePath):
             rest = self._moments.without(self._design.moments(rows))
             options = self._targets, self._weights, self.alphas, self._device
             path = PrimalRidgePath(rest, self._design, *options, self._scatter)
-            for part, (predictions, _) in path._pass(alphas, rows):
-                yield part, self._targets[part] - predictions
+            for part, (predictions, hats) in path._pass(alphas, rows):
+                residuals = self._targets[part] - predictions
+                yield part, (residuals, 1 + self._weights[part] * hats)
+
+    def _covariance(self, alpha):
+        """Return the `Covariance` at one ridge."""
+        vectors, [weights] = self._inverses([alpha])
+        root = (vectors * (weights / self.scale).sqrt()).cpu().numpy()
+        learned, offsets = self._design.coefficients(root), root.T @ self._mean
+        basis, prior = self._design.basis, 1 / self._ridge(alpha)
+        if basis is None:
+            basis, prior = learned[:, :0], 0.0
+        explained = math.sqrt(prior) * basis
+        return Covariance.of(explained, learned, offsets, prior, 1 / self._total)
+
+    def _unexplained(self, alpha):
+        return self._design.unexplained() / self._ridge(alpha)
+
+    def _ridge(self, alpha):
+        """Return the ridge for features as they are given."""
+        return self.scale * float(self._band.above_rounding([alpha])[0])
 
     def _readouts(self, alphas):
         """Return vectors, and for features along them coefficients and the root of H.
@@ -220,7 +245,7 @@ class GroupPass:
     roots: np.ndarray  # (n_alphas, 1 + D), H = W^½ Ψ (Ψ W^½)ᵀ for Ψ = [1, φ] roots
 
     def __call__(self, n, blocks, device):
-        """Return the residuals, an ndarray of shape (n_alphas, n, n_outputs)."""
+        """Return residuals (n_alphas, n, n_outputs) and inflations (n_alphas, n)."""
         targets, weights, mean, vectors, coefs, roots = (
             torch.as_tensor(array, device=device) for array in vars(self).values()
         )
@@ -229,11 +254,16 @@ class GroupPass:
             rows[part, 1:] = (block - mean) @ vectors
         rows = rows.reshape(*weights.shape, -1)
         weight_roots = weights.sqrt()[..., None]
-        residuals = []
+        residuals, inflations = [], []
         for coef, root in zip(coefs, roots, strict=True):
             hat = rows * (weight_roots * root)
             left = -(hat @ hat.mT)
             left.diagonal(dim1=1, dim2=2).add_(1)
             own = weight_roots * (targets - rows[..., 1:] @ coef)
-            residuals.append(solve_left(left, own) / weight_roots)
-        return torch.stack(residuals).reshape(len(coefs), n, -1).cpu().numpy()
+            own, inflation = solve_left(left, own)
+            residuals.append(own / weight_roots)
+            inflations.append(inflation)
+        return (
+            torch.stack(residuals).reshape(len(coefs), n, -1).cpu().numpy(),
+            torch.stack(inflations).reshape(len(coefs), n).cpu().numpy(),
+        )

@@ -31,7 +31,8 @@ Source: Golub, Heath and Wahba (1979) for GCV; the leave-one-out formula with
 an intercept is that of least-squares support vector machines (Cawley 2006).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +42,7 @@ from scipy.linalg import lapack
 
 from ..compute.blocks import balanced_blocks, image_blocks
 from .band import BandForm
+from .covariance import Covariance, noise_variance
 
 GROUP_ROWS, _GROUP_COLUMNS = 512, 1024  # of vectors that are multiplied at once
 EPS = np.finfo(float).eps  # least 1 - H_ii, or mean of these
@@ -56,6 +58,8 @@ class RidgeSolution:
     gcv: float  # summed over outputs
     loo_loss: float  # weighted mean of squares, summed over outputs
     loo_prediction: np.ndarray  # (n, n_outputs), by the machine without the row
+    noise: np.ndarray | None = None  # σ², (n_outputs,), where it was asked for
+    covariance: Covariance | None = None  # the same
 
 
 class BasePath:
@@ -65,7 +69,7 @@ class BasePath:
         # A kernel of blanks only is zero, and stays so.
         self.scale = largest if largest > 0 else 1.0
         self.alphas, self._targets, self._weights = alphas, targets, weights
-        self._scatter = scatter
+        self._scatter, self._total_scatter = scatter, np.sum(scatter)
 
     def gcv(self):
         """Return GCV at every ridge."""
@@ -80,20 +84,29 @@ class BasePath:
         """Return the coefficients at one ridge."""
         return self._given(self._machines([alpha])[0][0])
 
-    def solve(self, alpha):
+    def solve(self, alpha, with_covariance=False):
         """Return the machine at the ridge ``alpha``, a `RidgeSolution`."""
         [coef], [intercept] = self._machines([alpha])
-        loo_residual = self._left_out(alpha)
+        loo_residual, inflation = self._left_out(alpha)
         machine = float(alpha), self._given(coef), intercept
         errors = float(self._gcv([alpha])[0]), self._loo_loss(loo_residual)
-        return RidgeSolution(*machine, *errors, self._targets - loo_residual)
+        solution = RidgeSolution(*machine, *errors, self._targets - loo_residual)
+        if not with_covariance:
+            return solution
+        columns = loo_residual, inflation, self._weights, self._scatter
+        noise = noise_variance(*columns, self._unexplained(alpha))
+        return replace(solution, noise=noise, covariance=self._covariance(alpha))
+
+    def _unexplained(self, alpha):
+        """Return what the features leave of the variance h of every row."""
+        return 0.0
 
     def _given(self, coef):
         """Return coefficients of `_machines` for the matrix, or features, as given."""
         return coef
 
     def _loo_loss(self, loo_residual):
-        loss = (self._weights @ loo_residual**2).sum() + self._scatter
+        loss = (self._weights @ loo_residual**2).sum() + self._total_scatter
         return float(loss / self._weights.sum())
 
     def _decompose(self, right):
@@ -132,9 +145,9 @@ class RidgePath(BasePath):
     The scale of K is set by its largest diagonal entry, in whose units the ridges
     ``alphas`` are, so that they mean the same for every kernel. Targets are (n,
     n_outputs), weights (n,), all positive: a row of weight 2 counts as two rows.
-    ``scatter`` is that of the targets of copies, ``groups`` (n,) the numbers of the
-    groups that are left out, or None. ``combine`` turns coefficients of rows into those
-    of features.
+    ``scatter`` (n, n_outputs) is that of the targets of copies, or 0, ``groups`` (n,)
+    the numbers of the groups that are left out, or None. ``combine`` turns coefficients
+    of rows into those of features.
     """
 
     def __init__(
@@ -180,13 +193,14 @@ class RidgePath(BasePath):
         """Return the mean squared residual of left-out rows, or groups, of all."""
         vectors, weights = self._inverses(self.alphas)
         pairs = zip(self.alphas, weights, strict=True)
-        left_out = (self._left_out(alpha, vectors, each) for alpha, each in pairs)
+        left_out = (self._left_out(alpha, vectors, each)[0] for alpha, each in pairs)
         return np.array([*map(self._loo_loss, left_out)])
 
     def _left_out(self, alpha, vectors=None, weights=None):
-        """Return the leave-one-out residuals, or those of groups that are left out.
+        """Return the residuals of rows, or groups, left out, and their inflation.
 
-        ``vectors`` and ``weights`` are those of `_inverses`, where they are known.
+        That is the diagonal of (I - H)⁻¹ of what is left out together. ``vectors`` and
+        ``weights`` are those of `_inverses`, where they are known.
         """
         if vectors is None:
             vectors, [weights] = self._inverses([alpha])
@@ -196,17 +210,22 @@ class RidgePath(BasePath):
         spread = ones.square() @ weights
         ones = vectors @ (weights * ones) / spread.sqrt()
         if self._groups is not None:
-            dual = self._solve_groups(ridge, dual, ones, vectors, weights)
+            parts = ridge, dual, ones, vectors, weights
+            dual, inflation = self._solve_groups(*parts)
         else:
             # 1 - H_ii = λ P_ii / w_i, which rounding must not make zero.
             kept = ridge * (vectors.square() @ weights - ones.square())
             kept = left_share(kept.cpu().numpy(), len(kept))
             dual = ridge * dual / torch.as_tensor(kept, device=dual.device)[:, None]
-        return (dual / self._root[:, None]).cpu().numpy()
+            inflation = 1 / kept
+        return (dual / self._root[:, None]).cpu().numpy(), inflation
 
     def _solve_groups(self, ridge, dual, ones, vectors, weights):
-        """Return the weighted residuals of each group by the machine without it."""
-        residuals = torch.empty_like(dual)
+        """Return the weighted residuals of each group by the machine without it.
+
+        With them comes their inflation, an array.
+        """
+        residuals, inflation = torch.empty_like(dual), torch.empty_like(dual[:, 0])
         columns = balanced_blocks(slice(0, len(weights)), _GROUP_COLUMNS)
         for rows in group_batches(self._groups, GROUP_ROWS):
             rows = torch.as_tensor(rows, device=dual.device)
@@ -215,8 +234,23 @@ class RidgePath(BasePath):
                 own = vectors[:, part][rows]
                 block += (own * weights[part]) @ own.mT
             # I - H_gg = λ P_gg between the roots of weights.
-            residuals[rows] = ridge * solve_left(ridge * block, dual[rows])
-        return residuals
+            found, inflation[rows] = solve_left(ridge * block, dual[rows])
+            residuals[rows] = ridge * found
+        return residuals, inflation.cpu().numpy()
+
+    def _covariance(self, alpha):
+        """Return the `Covariance` at one ridge."""
+        vectors, [weights] = self._inverses([alpha])
+        ridge = float(self._band.above_rounding([alpha])[0])
+        vectors = vectors * weights.sqrt()
+        ones = vectors.T @ self._root
+        ones, length = vectors @ ones, ones.norm()
+        roots = torch.hstack([vectors, ones[:, None] / length])
+        roots = self._root[:, None] * roots / math.sqrt(ridge)
+        roots = self._given(roots.cpu().numpy())
+        offset = [1 / (float(length) * math.sqrt(ridge))]
+        prior = 1 / (ridge * self.scale)
+        return Covariance.of(roots[:, :-1], roots[:, -1:], offset, prior)
 
     def _reduce(self, alphas):
         """Return ridges, tr P, intercepts and W^-½ α in the coordinates of the band.
@@ -234,7 +268,7 @@ class RidgePath(BasePath):
     def _gcv(self, alphas):
         ridges, traces, _, duals = self._reduce(alphas)
         losses = ridges.square() * duals.square().sum((1, 2))
-        mean_losses = (losses.cpu().numpy() + self._scatter) / self._weights.sum()
+        mean_losses = (losses.cpu().numpy() + self._total_scatter) / self._weights.sum()
         # n - tr H, the degrees of freedom that are left to the residuals.
         n = len(self._root)
         left = (ridges * traces).cpu().numpy() / n
@@ -277,9 +311,16 @@ def group_batches(groups, largest):
 
 
 def solve_left(left, residuals):
-    """Return (I - H_gg)⁻¹ r_g of several groups; rounding must not make it singular."""
+    """Return (I - H_gg)⁻¹ r_g of several groups, and the diagonal of the inverses.
+
+    Rounding must not make them singular.
+    """
     left.diagonal(dim1=1, dim2=2).add_(EPS)
-    return torch.linalg.solve(left, residuals)
+    eye = torch.eye(left.shape[1], dtype=left.dtype, device=left.device)
+    columns = torch.cat([residuals, eye.expand(left.shape)], 2)
+    found = torch.linalg.solve(left, columns)
+    n_outputs = residuals.shape[2]
+    return found[..., :n_outputs], found[..., n_outputs:].diagonal(dim1=1, dim2=2)
 
 
 def left_share(share, n_rows):

@@ -436,7 +436,7 @@ def _solve_ridge(model, design, schedule, index):
     """Return the round of a model with the best ridge."""
     path = model.ridge_path(design)
     alpha, criterion = _choose_ridge(model, path, schedule, index)
-    return Round(index, model, path.solve(alpha), criterion)
+    return Round(index, model, path.solve(alpha, model.store_covariance), criterion)
 
 
 def _choose_ridge(model, path, schedule, index):
