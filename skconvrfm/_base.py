@@ -121,8 +121,6 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
     """Base of both estimators: parameters, the fit, the raw prediction."""
 
     features_: list[ConvFeatures]
-    store_covariance = False
-
     _parameter_constraints: dict = {
         **ImageInput._parameter_constraints,
         "kernel": [StrOptions(set(KERNELS)), BaseKernel],
@@ -363,17 +361,22 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
         check_composition(kernel, features)
         scale = resolve_scale([*features, kernel][0].scale, image_shape, X)
         check_patience(self.n_iter_no_change, self.selection)
+        resources = make_resources(self.device, self.dtype, self.n_jobs, X)
         return Recipe(
             kernel=kernel,
             features=tuple(clone(layer) for layer in features),
             alphas=check_ridges(self.alpha),
             agop_samples=self.agop_samples,
             landmarks=self.landmarks,
-            resources=make_resources(self.device, self.dtype, self.n_jobs, X),
+            resources=resources,
             rng=rng,
             scale=scale,
-            store_covariance=self.store_covariance,
+            covariance_bytes=self._covariance_bytes(resources),
         )
+
+    def _covariance_bytes(self, resources):
+        """Return the bytes that a covariance may take; predictions have none."""
+        return 0
 
     def _warm(self, recipe, image_shape):
         """Return the recipe with the metrics and filters of the former fit."""

@@ -239,18 +239,20 @@ _ROWS = """Parameters
         y : array-like of shape (n_samples,)%(or_2d)s
             %(targets)s."""
 
-STORE_COVARIANCE = """store_covariance : bool, default=False
-        True keeps what ``predict(X, return_std=True)`` needs, from the decomposition
-        that there is: n² numbers of a kernel of n distinct images, 2 M² of M
+STORE_COVARIANCE = """store_covariance : bool or "auto", default="auto"
+        True keeps what ``predict(X, return_std=True)`` needs, in memory and in saved
+        files: n² numbers of 8 bytes of a kernel of n distinct images, 2 M² of M
         `landmarks`, and D times the smaller of n and D of "linear" with D features.
-        They are in saved files as well (see :ref:`uncertainty`).
+        ``"auto"`` keeps them where they take at most a quarter of ``working_memory`` of
+        :func:`sklearn.get_config`, by default 256 MiB or n = 5792 (see
+        :ref:`uncertainty`).
     """
 
 COVARIANCE_ATTRIBUTES = """noise_variance_ : float or ndarray of shape (n_outputs,)
-        With `store_covariance`: variance of a target about the function that is
+        See `store_covariance`: variance of a target about the function that is
         learned, from the residuals of left-out rows.
     covariance_ : Covariance
-        With `store_covariance`: the variance of that function at any image, in units
+        See `store_covariance`: the variance of that function at any image, in units
         of the noise.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from ._base import DEFAULT_ALPHAS, ConvRFM, Features
+from ._sklearn_compat import StrOptions
 from ._typing import Channels, Device, Dtype, File, ImageShape, RandomState, Selection
 from .compute.progress import with_progress
 from .compute.torch_state import plain_torch
@@ -17,12 +19,15 @@ from .learning.fitted import check_not_negative, check_numbers
 from .learning.uncertainty import outputs_and_variances
 
 
+_MEMORY_SHARE = 4  # part of the memory of a computation that is kept by default
+
+
 class BaseRegressor(ConvRFM):
     """Predictions with standard deviations, where a fit kept the covariance."""
 
     _parameter_constraints: dict = {
         **ConvRFM._parameter_constraints,
-        "store_covariance": ["boolean"],
+        "store_covariance": ["boolean", StrOptions({"auto"})],
     }
 
     def __init__(
@@ -37,7 +42,7 @@ class BaseRegressor(ConvRFM):
         agop_samples: float | Literal["auto"] | None = "auto",
         landmarks: int | None = None,
         selection: Selection = "gcv",
-        store_covariance: bool = False,
+        store_covariance: bool | Literal["auto"] = "auto",
         image_shape: ImageShape = None,
         channels: Channels = "last",
         warm_start: bool = False,
@@ -70,6 +75,12 @@ class BaseRegressor(ConvRFM):
         )
         self.store_covariance = store_covariance
 
+    def _covariance_bytes(self, resources):
+        """Return the bytes that the covariance may take."""
+        if self.store_covariance == "auto":
+            return resources.memory // _MEMORY_SHARE
+        return sys.maxsize if self.store_covariance else 0
+
     @with_progress
     @plain_torch()
     def _predict_with_std(self, X):
@@ -77,9 +88,9 @@ class BaseRegressor(ConvRFM):
         check_is_fitted(self)
         if not hasattr(self, "covariance_"):
             raise ValueError(
-                "return_std=True needs the covariance of the machine, which a fit with "
-                "store_covariance=False does not keep: take store_covariance=True, and "
-                "fit the estimator again."
+                "return_std=True needs the covariance of the machine, which the fit did "
+                f"not keep, for store_covariance={self.store_covariance!r}: take "
+                "store_covariance=True, and fit the estimator again."
             )
         *machine, intercept = self._machine(X)
         outputs, variances = outputs_and_variances(self.covariance_, *machine)

@@ -425,8 +425,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, BaseRegressor):
 
         %(image_rows)s
         return_std : bool, default=False
-            If True, also return standard deviations, which need a fit with
-            ``store_covariance=True``.
+            If True, also return standard deviations, see `store_covariance`.
 
         Returns
         -------
@@ -445,7 +444,7 @@ class ConvRFMRegressor(MultiOutputMixin, RegressorMixin, BaseRegressor):
         >>> from skconvrfm import ConvRFMRegressor
         >>> from skconvrfm.datasets import load_digit_images
         >>> X, y = load_digit_images(return_X_y=True)
-        >>> reg = ConvRFMRegressor("gaussian", store_covariance=True)
+        >>> reg = ConvRFMRegressor("gaussian")
         >>> reg = reg.fit(X[:100], y[:100])
         >>> y_new, std = reg.predict(X[100:150], return_std=True)
         >>> bool((std > reg.noise_variance_**0.5).all())

@@ -365,7 +365,7 @@ def test_weights_of_another_length_are_refused(Estimator, images, labels):
         Estimator(**SMALL).fit(images, labels, sample_weight=np.ones(11))
 
 
-def test_store_covariance_is_true_or_false(images, labels):
+def test_store_covariance_is_true_false_or_auto(images, labels):
     with pytest.raises(ValueError, match="'store_covariance' parameter.*Got 'yes'"):
         ConvRFMRegressor(store_covariance="yes").fit(images, labels)
 

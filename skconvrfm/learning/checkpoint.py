@@ -30,7 +30,7 @@ import numpy as np
 from ..compute.blocks import byte_blocks
 from ..compute.files import TEMPORARY, hold_lock, write_whole
 from ..features.gradients import LayerAgop
-from .covariance import Covariance
+from .covariance import Covariance, keeps_covariance
 from .fitted import check_numbers
 from .ridge import RidgeSolution
 from .rounds import CLOCKS, Progress, Round
@@ -287,10 +287,7 @@ def _check_history(history):
 def _check_solution(found, model):
     """Return the solution of a model, whose arrays are of its sizes."""
     n, n_outputs = model.data.targets.shape
-    if model.kernel.is_linear:
-        n_coefs = math.prod(model.top.shape)
-    else:
-        n_coefs = len(model.centre_images)
+    n_coefs = model.n_coefs
     shapes = {
         "coef": (n_coefs, n_outputs),
         "intercept": (n_outputs,),
@@ -298,7 +295,7 @@ def _check_solution(found, model):
         "noise": (n_outputs,),
     }
     covariance = None
-    if model.store_covariance:
+    if keeps_covariance(model):
         parts = (field.name for field in fields(Covariance))
         covariance = Covariance(**{name: found[name] for name in parts})
         covariance.check("covariance", n_coefs)

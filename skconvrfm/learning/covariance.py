@@ -77,6 +77,16 @@ class Covariance:
         return np.maximum(squares + self.prior * diagonal + self.base, 0.0)
 
 
+def keeps_covariance(model):
+    """Return True if the covariance of a model takes no more bytes than it may."""
+    n_roots = model.n_coefs
+    if model.landmarks is not None:
+        n_roots *= 2
+    elif model.moments is None:
+        n_roots = min(n_roots, len(model.data.images))
+    return 8 * model.n_coefs * n_roots <= model.covariance_bytes
+
+
 def noise_variance(residuals, inflation, weights, scatter, unexplained=0.0):
     """Return σ² of each output, (n_outputs,), from residuals of left-out rows.
 

@@ -79,7 +79,8 @@ def check_fit(recipe, data, n_rounds):
     if recipe.has_landmarks(data):
         n_centres, n_bytes = recipe.landmarks, n_bytes + _LANDMARK_BYTES
         name = f"{name} and {n_centres} landmarks"
-    n_bytes += _COVARIANCE_BYTES * recipe.store_covariance
+    if 8 * n_centres**2 <= recipe.covariance_bytes:
+        n_bytes += _COVARIANCE_BYTES
     needed = n_bytes * n_centres**2
     free = free_memory(recipe.resources.device)
     if needed > free:

@@ -62,7 +62,7 @@ class Model:
     start: tuple | None = None  # transforms of round 0, of a former fit
     transforms: tuple = ()  # of each layer that learns; None is the identity
     multiple: float | None = None  # of the median, a bandwidth; None is not chosen
-    store_covariance: bool = False
+    covariance_bytes: int = 0  # that the covariance of a solution may take
 
     # Part by which its criterion must be lower than those of other alternatives.
     handicap = 0.0
@@ -85,6 +85,11 @@ class Model:
     def centre_images(self):
         """Images that the kernel machine compares with."""
         return self._centres.images
+
+    @property
+    def n_coefs(self):
+        """Coefficients of an output: one for each centre."""
+        return len(self.centre_images)
 
     @property
     def bandwidth_sample(self):
@@ -275,6 +280,12 @@ class MapModel(Model):
     def patch_dims(self):
         """Entries d of a patch of each layer that learns."""
         return tuple(bank.directions.shape[1] for bank in self.banks)
+
+    @property
+    def n_coefs(self):
+        """Coefficients of an output: one for each feature, or centre."""
+        is_linear = self.kernel.is_linear
+        return math.prod(self.top.shape) if is_linear else super().n_coefs
 
     @property
     def has_candidates(self):

@@ -48,7 +48,7 @@ class Recipe:
     choices: tuple = ()  # of each stage, what was chosen before where it is "auto"
     multiple: float | None = None  # of the median distance, a bandwidth chosen before
     held: TrainingSet | None = None  # landmarks drawn before
-    store_covariance: bool = False  # of the solution of every round
+    covariance_bytes: int = 0  # that the covariance of a solution may take
 
     @property
     def n_stages(self):
@@ -84,7 +84,7 @@ class Recipe:
         common = {"data": data, "held_out": held_out, "alphas": self.alphas}
         common |= {"landmarks": landmarks, "moments": self.moments}
         common["resources"] = self.resources
-        common["store_covariance"] = self.store_covariance
+        common["covariance_bytes"] = self.covariance_bytes
         if isinstance(self.kernel, WholeKernel):
             first, *others = self._map_models(common)
             return replace(first, others=tuple(others))

@@ -165,7 +165,7 @@ class RidgePath(BasePath):
         largest = float(kernel_matrix.diagonal().max())
         super().__init__(largest, targets, weights, alphas, scatter)
         self._combine, self._groups = combine, groups
-        self._kernel_matrix = kernel_matrix
+        self._kernel_matrix, self._last = kernel_matrix, None
         self._options = {"dtype": torch.float64, "device": device}
         self._root = torch.tensor(weights, **self._options).sqrt()
         # Centred targets keep their digits where they are far from zero.
@@ -203,7 +203,7 @@ class RidgePath(BasePath):
         ``weights`` are those of `_inverses`, where they are known.
         """
         if vectors is None:
-            vectors, [weights] = self._inverses([alpha])
+            vectors, [weights] = self._inverse_at(alpha)
         ridge, _, _, [dual] = self._reduce([alpha])
         dual = self._band.rotate_back(dual)
         ones = vectors.T @ self._root
@@ -219,6 +219,12 @@ class RidgePath(BasePath):
             dual = ridge * dual / torch.as_tensor(kept, device=dual.device)[:, None]
             inflation = 1 / kept
         return (dual / self._root[:, None]).cpu().numpy(), inflation
+
+    def _inverse_at(self, alpha):
+        """Return the vectors and weights of one ridge, once for several uses."""
+        if self._last is None or self._last[0] != alpha:
+            self._last = alpha, self._inverses([alpha])
+        return self._last[1]
 
     def _solve_groups(self, ridge, dual, ones, vectors, weights):
         """Return the weighted residuals of each group by the machine without it.
@@ -240,7 +246,7 @@ class RidgePath(BasePath):
 
     def _covariance(self, alpha):
         """Return the `Covariance` at one ridge."""
-        vectors, [weights] = self._inverses([alpha])
+        vectors, [weights] = self._inverse_at(alpha)
         ridge = float(self._band.above_rounding([alpha])[0])
         vectors = vectors * weights.sqrt()
         ones = vectors.T @ self._root

@@ -28,6 +28,7 @@ import numpy as np
 from ..features.filters import FilterBank, draw_bank
 from ..features.layer import ConvFeatures
 from ..features.maps import FilterLayer
+from .covariance import keeps_covariance
 from .ridge import RidgeSolution
 
 SELECTIONS = ("gcv", "loo", "holdout", "last")
@@ -436,7 +437,7 @@ def _solve_ridge(model, design, schedule, index):
     """Return the round of a model with the best ridge."""
     path = model.ridge_path(design)
     alpha, criterion = _choose_ridge(model, path, schedule, index)
-    return Round(index, model, path.solve(alpha, model.store_covariance), criterion)
+    return Round(index, model, path.solve(alpha, keeps_covariance(model)), criterion)
 
 
 def _choose_ridge(model, path, schedule, index):
