@@ -1,6 +1,5 @@
 """Whatever does not fit is refused before it reaches the compiled functions."""
 
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import skconvrfm
 from skconvrfm.compute.images import Layer
 from skconvrfm.compute.native import build, checks
 
@@ -19,13 +17,12 @@ SCRIPT = Path(__file__).with_name("native_mutations.py")
 
 
 @pytest.mark.slow
-def test_changed_arguments_are_refused_and_end_no_process():
+def test_changed_arguments_are_refused_and_end_no_process(environment):
     if not any(map(build.shutil.which, ("g++", "clang++", "c++"))):
         pytest.skip("no C++ compiler here")
-    path = os.pathsep.join([str(Path(skconvrfm.__file__).parents[1]), *sys.path])
     done = subprocess.run(
         [sys.executable, str(SCRIPT)],
-        env={**os.environ, build.SWITCH: "1", "PYTHONPATH": path},
+        env={**environment, build.SWITCH: "1"},
         capture_output=True,
         text=True,
     )
@@ -55,6 +52,7 @@ ARRAYS = {
     "no tensor": ((np.zeros((2, 3)),), "ndarray"),
     "elsewhere": ((torch.zeros(2, 3, device="meta"),), "CPU"),
     "sparse": ((torch.zeros(2, 3).to_sparse(),), "CPU"),
+    "negated": ((torch.complex(*torch.ones(2, 2, 3)).conj().imag,), "CPU"),
     "freed": ((without_memory(),), "memory"),
     "strides": ((torch.zeros(3, 2).T, ("n", 3), None, True), "strides"),
 }
