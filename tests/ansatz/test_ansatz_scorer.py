@@ -389,9 +389,9 @@ def read_resnet20(shared):
 @pytest.mark.slow
 def test_resnet20_correlations_increase_by_training(shared):
     trained, untrained, X = read_resnet20(shared)
-    start = time.perf_counter()
+    start = time.process_time()
     report = AnsatzScorer(baseline=untrained).report(trained, X)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert len(report) == 19
     assert report.correlations().mean() == pytest.approx(0.89, abs=0.01)
     assert 0.6 < values(report, "baseline").mean() < 0.8
@@ -400,7 +400,7 @@ def test_resnet20_correlations_increase_by_training(shared):
     assert roots.correlations().mean() == pytest.approx(0.957, abs=0.01)
     few = AnsatzScorer(outputs=9).report(trained, X)
     np.testing.assert_allclose(values(few), values(report), atol=0.02)
-    assert seconds < 60  # a bound for a busy machine; see the benchmarks
+    assert seconds < 60  # of processors, which may be busy; see the benchmarks
 
 
 @pytest.mark.slow
@@ -410,7 +410,7 @@ def test_resnet20_correlations_increase_by_training(shared):
 def test_report_of_full_size_networks(make):
     options = {} if make is networks.vgg16 else {"stem": "imagenet"}
     network = make(width=64, n_classes=1000, **options)
-    X = np.random.default_rng(0).normal(size=(4, 224, 224, 3)).astype(np.float32)
+    X = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
     report = AnsatzScorer(outputs=2, agop_power=0.5).report(network, X)
     assert np.isfinite(values(report)).all()
 
