@@ -18,7 +18,6 @@ from .kernels.base import BaseKernel
 from .learning.fitted import check_not_negative, check_numbers
 from .learning.uncertainty import outputs_and_variances
 
-
 _MEMORY_SHARE = 4  # part of the memory of a computation that is kept by default
 
 
@@ -88,8 +87,8 @@ class BaseRegressor(ConvRFM):
         check_is_fitted(self)
         if not hasattr(self, "covariance_"):
             raise ValueError(
-                "return_std=True needs the covariance of the machine, which the fit did "
-                f"not keep, for store_covariance={self.store_covariance!r}: take "
+                "return_std=True needs the covariance of the machine, which the fit "
+                f"did not keep, for store_covariance={self.store_covariance!r}: take "
                 "store_covariance=True, and fit the estimator again."
             )
         *machine, intercept = self._machine(X)

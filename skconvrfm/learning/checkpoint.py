@@ -18,7 +18,6 @@ import errno
 import functools
 import hashlib
 import json
-import math
 import os
 import zipfile
 from contextlib import ExitStack, contextmanager

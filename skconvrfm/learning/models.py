@@ -5,6 +5,7 @@ layer that learns.
 """
 
 import copy
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np

@@ -13,14 +13,17 @@ from benchmarks import networks
 __all__ = ["images", "network"]
 
 
-@pytest.fixture
-def network():
+def make_network():
     """Return a little VGG with batch norm."""
     torch.manual_seed(0)
     return networks.VGG((1, 1), n_classes=4, width=4, batch_norm=True)
 
 
-@pytest.fixture
-def images(rng):
+def make_images():
     """Return colour images, channels last."""
-    return rng.normal(size=(24, 12, 10, 3)).astype(np.float32)
+    X = np.random.default_rng(0).normal(size=(24, 12, 10, 3))
+    return X.astype(np.float32)
+
+
+network = pytest.fixture(make_network, name="network")
+images = pytest.fixture(make_images, name="images")

@@ -171,75 +171,62 @@ class WithLinear(nn.Module):
         return self.readout(x.flatten(1))
 
 
-def around(layer, *, n_dims=2, channels=4):
+def around(layer):
     """A network that has the layer in its middle, and changes its output in place."""
-    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n_dims - 1]
-    return nn.Sequential(
-        conv(3, channels, 2), nn.Tanh(), layer, nn.ReLU(inplace=True), conv(8, 2, 1)
-    )
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(layer.kernel_size) - 1]
+    first, last = conv(3, layer.in_channels, 2), conv(8, 2, 1)
+    return nn.Sequential(first, nn.Tanh(), layer, nn.ReLU(inplace=True), last)
 
 
-VARIANTS = {
-    "plain": lambda: around(nn.Conv2d(4, 8, 3)),
-    "stride": lambda: around(nn.Conv2d(4, 8, (3, 2), stride=(2, 1))),
-    "dilation": lambda: around(nn.Conv2d(4, 8, 2, dilation=(2, 3))),
-    "padding": lambda: around(nn.Conv2d(4, 8, 3, padding=(2, 1))),
-    "valid": lambda: around(nn.Conv2d(4, 8, 3, padding="valid")),
-    "same, even": lambda: around(nn.Conv2d(4, 8, (2, 4), padding="same", dilation=2)),
-    "circular": lambda: around(nn.Conv2d(4, 8, 3, padding=2, padding_mode="circular")),
-    "reflect": lambda: around(nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect")),
-    "replicate": lambda: around(
-        nn.Conv2d(4, 8, 3, padding="same", padding_mode="replicate")
-    ),
-    "no bias": lambda: around(nn.Conv2d(4, 8, 3, bias=False)),
-    "groups": lambda: around(nn.Conv2d(4, 8, 3, groups=2)),
-    "depthwise": lambda: around(nn.Conv2d(4, 8, 3, groups=4, stride=2)),
-    "strictly depthwise": lambda: around(
-        nn.Conv2d(8, 8, 3, groups=8, padding=1), channels=8
-    ),
-    "1-d": lambda: around(nn.Conv1d(4, 8, 3, dilation=2, stride=2), n_dims=1),
-    "3-d": lambda: around(
-        nn.Conv3d(4, 8, (2, 1, 3), padding=(0, 1, 1), groups=2), n_dims=3
-    ),
-    "transposed": lambda: around(
-        nn.ConvTranspose2d(4, 8, (3, 2), stride=2, padding=1, output_padding=(1, 0))
-    ),
-    "transposed, groups": lambda: around(
-        nn.ConvTranspose2d(12, 8, 2, dilation=2, groups=4, bias=False), channels=12
-    ),
-    "transposed, few filters": lambda: around(
-        nn.ConvTranspose2d(12, 8, 1), channels=12
-    ),
-    "more filters than pixels": lambda: around(nn.Conv2d(4, 8, 1)),
-    "weight norm": lambda: around(parametrizations.weight_norm(nn.Conv2d(4, 8, 3))),
-    "spectral norm": lambda: around(parametrizations.spectral_norm(nn.Conv2d(4, 8, 3))),
-    "standardized weight": lambda: around(StandardizedConv(4, 8, 3, padding=1)),
-    "linear": WithLinear,
-    "alexnet": lambda: networks.alexnet(width=2, n_classes=2),
-    "vgg": lambda: networks.VGG((1, 1), width=2, n_classes=2),
-    "vgg, batch norm": lambda: networks.VGG((1, 1), width=2, batch_norm=True),
-    "resnet": lambda: networks.ResNet(networks.BASIC, (1, 1, 1, 1), width=2),
-    "bottlenecks": lambda: networks.ResNet(networks.BOTTLENECK, (1, 1, 1, 1), width=2),
-    "mobilenet": lambda: networks.mobilenet(width=2, n_classes=2),
+conv, transposed = nn.Conv2d, nn.ConvTranspose2d
+UP = {"stride": 2, "padding": 1, "output_padding": (1, 0)}
+DEEP = {"padding": (0, 1, 1), "groups": 2}
+LAYERS = {
+    "plain": lambda: conv(4, 8, 3),
+    "stride": lambda: conv(4, 8, (3, 2), stride=(2, 1)),
+    "dilation": lambda: conv(4, 8, 2, dilation=(2, 3)),
+    "padding": lambda: conv(4, 8, 3, padding=(2, 1)),
+    "valid": lambda: conv(4, 8, 3, padding="valid"),
+    "same, even": lambda: conv(4, 8, (2, 4), padding="same", dilation=2),
+    "circular": lambda: conv(4, 8, 3, padding=2, padding_mode="circular"),
+    "reflect": lambda: conv(4, 8, 3, padding=1, padding_mode="reflect"),
+    "replicate": lambda: conv(4, 8, 3, padding="same", padding_mode="replicate"),
+    "no bias": lambda: conv(4, 8, 3, bias=False),
+    "groups": lambda: conv(4, 8, 3, groups=2),
+    "depthwise": lambda: conv(4, 8, 3, groups=4, stride=2),
+    "strictly depthwise": lambda: conv(8, 8, 3, groups=8, padding=1),
+    "1-d": lambda: nn.Conv1d(4, 8, 3, dilation=2, stride=2),
+    "3-d": lambda: nn.Conv3d(4, 8, (2, 1, 3), **DEEP),
+    "transposed": lambda: transposed(4, 8, (3, 2), **UP),
+    "transposed, groups": lambda: transposed(12, 8, 2, 1, 0, 0, 4, False, 2),
+    "transposed, few filters": lambda: transposed(12, 8, 1),
+    "more filters than pixels": lambda: conv(4, 8, 1),
+    "weight norm": lambda: parametrizations.weight_norm(conv(4, 8, 3)),
+    "spectral norm": lambda: parametrizations.spectral_norm(conv(4, 8, 3)),
+    "standardized weight": lambda: StandardizedConv(4, 8, 3, padding=1),
 }
+FOUR, SMALL = (1, 1, 1, 1), {"width": 2, "n_classes": 2}
+NETWORKS = {
+    "alexnet": lambda: networks.alexnet(**SMALL),
+    "vgg": lambda: networks.VGG((1, 1), **SMALL),
+    "vgg, batch norm": lambda: networks.VGG((1, 1), width=2, batch_norm=True),
+    "resnet": lambda: networks.ResNet(networks.BASIC, FOUR, width=2),
+    "bottlenecks": lambda: networks.ResNet(networks.BOTTLENECK, FOUR, width=2),
+    "mobilenet": lambda: networks.mobilenet(**SMALL),
+}
+VARIANTS = [*LAYERS, "linear", *NETWORKS]
+SHAPES = {"1-d": (13,), "3-d": (5, 4, 5), **dict.fromkeys(NETWORKS, (16, 16))}
 
 
 def make(name):
     """A network in float64 with statistics and a batch that suits it."""
     torch.manual_seed(0)
-    network = VARIANTS[name]().double()
-    n_dims = {"1-d": 1, "3-d": 3}.get(name, 2)
-    shape = {1: (13,), 2: (7, 6), 3: (5, 4, 5)}[n_dims]
-    if name in (
-        "alexnet",
-        "vgg",
-        "vgg, batch norm",
-        "resnet",
-        "bottlenecks",
-        "mobilenet",
-    ):
-        shape = (16, 16)
-    x = torch.randn(IMAGES, 3, *shape, dtype=torch.float64)
+    if name == "linear":
+        network = WithLinear().double()
+    else:
+        make = NETWORKS.get(name) or (lambda: around(LAYERS[name]()))
+        network = make().double()
+    x = torch.randn(IMAGES, 3, *SHAPES.get(name, (7, 6)), dtype=torch.float64)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()

@@ -38,12 +38,6 @@ def random_layer(rng, d=9):
     return root, agop
 
 
-def root_of(agop):
-    """The symmetric square root of an AGOP."""
-    eigenvalues, vectors = np.linalg.eigh(agop)
-    return (vectors * np.sqrt(eigenvalues.clip(0))) @ vectors.T
-
-
 def test_convrfm_score_is_correlation_of_metric_and_agop(rng):
     transform, agop = random_layer(rng)
     model = HandMade().fit((transform, agop))
@@ -58,7 +52,9 @@ def test_convrfm_score_is_correlation_of_metric_and_agop(rng):
 
 def test_convrfm_at_fixed_point_scores_one(rng):
     _, agop = random_layer(rng)
-    model = HandMade().fit((root_of(agop), agop))
+    eigenvalues, vectors = np.linalg.eigh(agop)
+    root = (vectors * np.sqrt(eigenvalues.clip(0))) @ vectors.T
+    model = HandMade().fit((root, agop))
     assert AnsatzScorer()(model, None) == pytest.approx(1)
     assert AnsatzScorer(agop_power=0.5)(model, None) < 0.999
 
@@ -80,10 +76,7 @@ def test_convrfm_baseline_compared_layer_by_layer(rng):
         metrics = [(root @ root.T).ravel() for root in (first, other)]
         assert row.drift == pytest.approx(np.corrcoef(metrics)[0, 1])
 
-
-def test_convrfm_baseline_of_other_shape_has_no_drift(rng):
-    model = HandMade().fit(random_layer(rng), random_layer(rng))
-    other = HandMade().fit(random_layer(rng, 4))
+    other = HandMade().fit(random_layer(rng, 4))  # of another shape
     first, second = AnsatzScorer(baseline=other).report(model, None)
     assert np.isfinite(first.baseline) and np.isnan(first.drift)
     assert np.isnan(second.baseline)
@@ -97,16 +90,18 @@ def test_baseline_of_other_kind_refused(network, images, rng):
         AnsatzScorer(baseline=network).report(model, None)
 
 
-def test_estimator_without_patch_metric_refused(images):
-    with pytest.raises(TypeError, match="HandMade learns no patch metric"):
-        AnsatzScorer()(HandMade().fit(), images)
-
-
-def test_unrelated_estimators_refused(images):
+def test_estimators_without_metric_or_network_refused(images, digits):
+    whole = ConvRFMClassifier(Gaussian()).fit(*digits)
+    for model in (HandMade().fit(), whole):
+        name = type(model).__name__
+        with pytest.raises(TypeError, match=f"{name} learns no patch metric"):
+            AnsatzScorer()(model, images)
     scaler = StandardScaler().fit(images[:, 0, 0])
     for foreign in (scaler, object()):
         with pytest.raises(TypeError, match="has no network to look into: pass a"):
             AnsatzScorer()(foreign, images)
+    with pytest.raises(NotFittedError, match="ConvRFMClassifier"):
+        AnsatzScorer()(ConvRFMClassifier(), images)
 
 
 def test_fitted_estimator_with_network_scored_as_network(network, images):
@@ -174,17 +169,6 @@ def test_transformer_scored_like_its_estimator(digits):
     transformer = PatchAGOPTransformer(machine).fit(*digits)
     score = AnsatzScorer()(transformer, None)
     assert score == AnsatzScorer()(transformer.estimator_, None)
-
-
-def test_kernel_of_whole_images_refused(digits):
-    model = ConvRFMClassifier(Gaussian()).fit(*digits)
-    with pytest.raises(TypeError, match="ConvRFMClassifier learns no patch metric"):
-        AnsatzScorer()(model, None)
-
-
-def test_unfitted_convrfm_refused(images):
-    with pytest.raises(NotFittedError, match="ConvRFMClassifier"):
-        AnsatzScorer()(ConvRFMClassifier(), images)
 
 
 def test_convrfm_scored_in_cross_validation(digits):

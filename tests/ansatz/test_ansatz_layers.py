@@ -85,16 +85,12 @@ def test_reason_for_non_finite_weights():
 
 
 def test_reason_for_outputs_without_gradient():
-    class Constant(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
+    class Constant(nn.Sequential):
         def forward(self, x):
-            return self.conv(x).flatten(1).argmax(1)
+            return super().forward(x).flatten(1).argmax(1)
 
-    layers, _ = measure(Constant(), torch.randn(4, 3, 5, 5))
-    _, reason = layer_statistics(layers["conv"], [], "pearson", (1.0,))
+    layers, _ = measure(Constant(nn.Conv2d(3, 4, 3)), torch.randn(4, 3, 5, 5))
+    _, reason = layer_statistics(layers["0"], [], "pearson", (1.0,))
     assert reason.startswith("no output")
 
 
@@ -119,15 +115,11 @@ def test_correlation_in_coordinates_equals_correlation_of_matrices(
     filters = filter_blocks(weight, groups)
     dense = filters.mT @ moment @ filters
     torch.testing.assert_close(expand(space, agop), dense)
+    identity = np.tile(np.eye(d).flatten(), groups)
     for power, traceless in product((1.0, 0.5), (False, True)):
-        entries = np.stack(
-            [
-                filter_covariance(weight, groups).flatten(),
-                matrix_power(dense, power).flatten(),
-            ]
-        )
+        pair = filter_covariance(weight, groups), matrix_power(dense, power)
+        entries = np.stack([matrix.flatten() for matrix in pair])
         if traceless:
-            identity = np.tile(np.eye(d).flatten(), groups)
             entries -= np.outer(entries @ identity, identity) / identity.sum()
         if kind == "pearson":
             entries -= entries.mean(axis=1, keepdims=True)

@@ -188,22 +188,13 @@ def test_ansatz_on_a_cluster_equals_that_of_one_process(client):
     assert_close(found, expected, TOLERANCE)
 
 
-def test_working_memory_reaches_the_workers(client):
-    X, y = make_problem()
-    model = ConvRFMClassifier(**FEATURES)
-    alone = clone(model).fit(X, y)
-    with config_context(working_memory=0.1), joblib.parallel_config(backend="dask"):
-        shared = clone(model).fit(X, y)
-    assert_same_model(shared, alone)
-
-
-def test_search_on_a_cluster_equals_that_of_one_process(client):
+def test_working_memory_reaches_the_workers_also_in_a_search(client):
     X, y = make_problem()
     grid = {"features__patch_size": [2, 3]}
     search = GridSearchCV(ConvRFMClassifier(**FEATURES), grid, cv=2)
     alone = clone(search).fit(X, y)
     # Tasks of tasks: each fit shares out its own from the worker that has it.
-    with joblib.parallel_config(backend="dask"):
+    with config_context(working_memory=0.1), joblib.parallel_config(backend="dask"):
         shared = clone(search).fit(X, y)
     for name in ("mean_test_score", "split0_test_score", "split1_test_score"):
         np.testing.assert_allclose(shared.cv_results_[name], alone.cv_results_[name])
@@ -213,18 +204,6 @@ def test_search_on_a_cluster_equals_that_of_one_process(client):
 # --------------------------------------------------------------- who did the work
 
 
-def fit_features(X, y):
-    ConvRFMClassifier(**FEATURES).fit(X, y)
-
-
-def fit_exact(X, y):
-    ConvRFMClassifier(**EXACT).fit(X, y)
-
-
-def compute_kernel(X, y):
-    ConvNTK(depth=2)(X)
-
-
 def score_network(X, y):
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(2))
     images = X[..., None]
@@ -232,33 +211,34 @@ def score_network(X, y):
     AnsatzScorer().report(network, images)
 
 
-@pytest.mark.parametrize(
-    "work", [fit_features, fit_exact, compute_kernel, score_network]
-)
+WORK = {
+    "features": lambda X, y: ConvRFMClassifier(**FEATURES).fit(X, y),
+    "exact": lambda X, y: ConvRFMClassifier(**EXACT).fit(X, y),
+    "kernel": lambda X, y: ConvNTK(depth=2)(X),
+    "ansatz": score_network,
+}
+
+
+@pytest.mark.parametrize("work", WORK)
 def test_tasks_run_on_the_workers(work, client):
     X, y = make_problem()
     pids = client.run(os.getpid)
     assert len(pids) == 2 and os.getpid() not in pids.values()
     with get_task_stream(client) as stream, joblib.parallel_config(backend="dask"):
-        work(X, y)
+        WORK[work](X, y)
     tasks = joblib_tasks(stream.data)
     assert tasks
     assert {task["worker"] for task in tasks} <= set(pids)
 
 
-def test_predictions_run_on_the_workers(client):
+def test_cluster_is_used_by_predictions_and_in_its_context_alone(client):
     X, y = make_problem()
-    model = ConvRFMClassifier(**FEATURES).fit(X, y)
+    with get_task_stream(client) as stream:
+        model = ConvRFMClassifier(**FEATURES).fit(X, y)
+    assert not joblib_tasks(stream.data)
     with get_task_stream(client) as stream, joblib.parallel_config(backend="dask"):
         model.decision_function(X)
     assert joblib_tasks(stream.data)
-
-
-def test_cluster_is_unused_without_the_context(client):
-    X, y = make_problem()
-    with get_task_stream(client) as stream:
-        fit_features(X, y)
-    assert not joblib_tasks(stream.data)
 
 
 # ---------------------------------------------------------------- a worker is lost

@@ -21,13 +21,10 @@ def test_auto_is_cuda_where_there_is_one(cuda_devices):
     assert resolve_device("auto").type == ("cuda" if cuda_devices else "cpu")
 
 
-@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
-def test_cpu_is_always_there(cuda_devices, device):
-    assert resolve_device(device) == torch.device("cpu")
-
-
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_cuda_device_that_is_not_there_is_refused(cuda_devices, index):
+    for cpu in ("cpu", torch.device("cpu")):  # which is always there
+        assert resolve_device(cpu) == torch.device("cpu")
     device = f"cuda:{index}"
     if index < cuda_devices:
         assert resolve_device(device) == torch.device(device)
@@ -42,23 +39,13 @@ def test_other_devices_are_refused(device):
         resolve_device(device)
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["bool"], torch.float32),
-        (["uint8"], torch.float32),
-        (["int16"], torch.float32),
-        (["float16"], torch.float32),
-        (["float32"], torch.float32),
-        (["int32"], torch.float64),
-        (["int64"], torch.float64),
-        (["float64"], torch.float64),
-        ([">f8"], torch.float64),
-        (["float32", "float64"], torch.float64),
-        (["uint8", "float32"], torch.float32),
-    ],
-)
-def test_auto_precision_is_the_smallest_that_holds_every_value(given, expected):
+FLOAT32 = ["bool"], ["uint8"], ["int16"], ["float16"], ["float32"], ["u1", "f4"]
+FLOAT64 = ["int32"], ["int64"], ["float64"], [">f8"], ["float32", "float64"]
+
+
+@pytest.mark.parametrize("given", [*FLOAT32, *FLOAT64], ids=str)
+def test_auto_precision_is_the_smallest_that_holds_every_value(given):
+    expected = torch.float32 if given in FLOAT32 else torch.float64
     assert resolve_dtype("auto", *map(np.dtype, given)) == expected
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from memory_peaks import CALLS, LARGE
 
-import skconvrfm
 from skconvrfm.compute import memory
 
 # MiB that libraries, threads and the allocator may take beyond the budget.
@@ -55,13 +54,11 @@ def test_free_memory_is_below_the_limit_of_a_container(monkeypatch):
 # ------------------------------------------------------------------------- budgets
 
 
-def measure_peaks(budget, names):
+def measure_peaks(budget, names, environment):
     """MiB and seconds of calls in a process of their own, by name."""
-    package = str(Path(skconvrfm.__file__).parents[1])
-    paths = os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(budget), *names],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        env={**environment, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -78,8 +75,8 @@ needs_clear_refs = pytest.mark.skipif(
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", [32, 256])
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
-def test_public_functions_keep_to_working_memory(names, budget):
-    peaks = measure_peaks(budget, names)
+def test_public_functions_keep_to_working_memory(names, budget, environment):
+    peaks = measure_peaks(budget, names, environment)
     assert peaks.keys() == set(names)
     excess = {name: peak for name, (peak, _) in peaks.items() if peak > budget + SLACK}
     assert not excess
@@ -88,8 +85,8 @@ def test_public_functions_keep_to_working_memory(names, budget):
 @needs_clear_refs
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
-def test_images_of_millions_of_pixels_fit_in_64_mebibytes(name):
-    [[peak, seconds]] = measure_peaks(64, [name]).values()
+def test_images_of_millions_of_pixels_fit_in_64_mebibytes(name, environment):
+    [[peak, seconds]] = measure_peaks(64, [name], environment).values()
     print(f"{name}: {peak:.0f} MiB, {seconds:.0f} s")
     assert peak < 64 + SLACK
     assert seconds < 600

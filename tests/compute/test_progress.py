@@ -110,20 +110,20 @@ def test_loop_that_fails_leaves_the_next_one_shown(capsys):
     assert "second" in {line[1] for line in LINE.findall(capsys.readouterr().out)}
 
 
-@pytest.mark.parametrize("kernel", [ConvNTK(), Gaussian()])
+@pytest.mark.parametrize("kernel", [ConvNTK(depth=1), Gaussian()])
 @pytest.mark.parametrize("landmarks", [None, 10])
 def test_fits_predictions_and_transforms_are_shown(
     kernel, landmarks, rng, capsys, monkeypatch
 ):
     monkeypatch.setattr(progress, "LONG_CALL", 0.0)
-    X = rng.normal(size=(80, 8, 8))
+    X = rng.normal(size=(40, 5, 5))
     y = (X[:, 3, 3] > 0).astype(int)
-    features = None if isinstance(kernel, ConvNTK) else ConvFeatures(4)
+    features = None if isinstance(kernel, ConvNTK) else ConvFeatures(4, patch_size=3)
     model = ConvRFMClassifier(
         kernel, features, landmarks=landmarks, n_rounds=1, verbose=1
     )
     output = "filters" if features is None else "features"
-    with config_context(working_memory=0.01):
+    with config_context(working_memory=0.02):
         learner = PatchAGOPTransformer(model, output=output).fit(X, y)
         fitted = learner.estimator_
         shown = LINE.findall(capsys.readouterr().out)

@@ -5,7 +5,6 @@ import math
 import os
 import pickle
 import shutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +26,6 @@ from skconvrfm.kernels.base import PatchKernel
 from skconvrfm.kernels.convolutional import ConvolutionalKernel
 
 KERNEL = ConvNTK(depth=2, bias=0.1)
-# In MiB. With the least, a tile is one pair of images.
-BUDGETS = [1e-5, 0.02, 0.3, 5]
 
 
 @pytest.fixture
@@ -59,12 +56,18 @@ def assert_same(results, expected, tolerance=1e-10):
 # ------------------------------------------------------------------- memory
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_results_independent_of_working_memory(budget, images, tiles):
-    expected = everything(*images)
-    with config_context(working_memory=budget):
-        assert_same(everything(*images), expected)
+@pytest.fixture
+def few(rng):
+    return rng.normal(size=(13, 5, 5, 2)), rng.normal(size=(5, 5, 5, 2))
+
+
+@pytest.mark.parametrize(
+    ("budget", "n_jobs"), [(1e-5, None), (0.02, 3), (0.3, 2), (5, -1)]
+)
+def test_results_independent_of_memory_and_threads(budget, n_jobs, few, tiles):
+    expected = everything(*few)
+    with config_context(working_memory=budget), parallel_config("threading"):
+        assert_same(everything(*few, n_jobs=n_jobs), expected)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 13, 17, 31])
@@ -187,22 +190,24 @@ def fail_once(monkeypatch):
     return fail_with
 
 
+CALLS = {
+    "among": lambda X, Y: KERNEL(X),
+    "agop by outputs": lambda X, Y: patch_agop(KERNEL, X, X[:, 0, 0], Y),
+    "agop without outputs": lambda X, Y: patch_agop(KERNEL, X, np.eye(len(X)), Y),
+}
+
+
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("name", ["among", "agop by outputs", "agop without outputs"])
+@pytest.mark.parametrize("name", CALLS)
 def test_out_of_memory_halves_the_tile_and_warns_once(error, name, images, fail_once):
-    call = {
-        "among": lambda X, Y: KERNEL(X),
-        "agop by outputs": lambda X, Y: patch_agop(KERNEL, X, X[:, 0, 0], Y),
-        "agop without outputs": lambda X, Y: patch_agop(KERNEL, X, np.eye(len(X)), Y),
-    }[name]
-    expected = call(*images)
+    expected = CALLS[name](*images)
     fail_once(ERRORS[error])
-    with config_context(working_memory=8), warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        result = call(*images)
-    (warning,) = seen
-    assert warning.category is RuntimeWarning
-    assert "4 MiB" in str(warning.message) and "working_memory" in str(warning.message)
+    with (
+        config_context(working_memory=8),
+        pytest.warns(RuntimeWarning, match=r"4 MiB.*working_memory") as seen,
+    ):
+        result = CALLS[name](*images)
+    assert len(seen) == 1
     assert_close(result, expected, 1e-10)
 
 
@@ -269,13 +274,6 @@ def test_budget_too_small_for_compiled_maps_takes_array_operations(compiled_tile
 # ------------------------------------------------------------------ workers
 
 
-@pytest.mark.parametrize("n_jobs", [2, 3, -1])
-def test_results_independent_of_threads(n_jobs, images, tiles):
-    expected = everything(*images)
-    with parallel_config("threading"):
-        assert_same(everything(*images, n_jobs=n_jobs), expected)
-
-
 @pytest.mark.slow
 def test_results_independent_of_processes(images):
     expected = everything(*images)
@@ -307,12 +305,14 @@ def test_workers_share_the_memory():
     assert worker.memory == resources.memory // 4 and worker.n_workers == 1
 
 
-@pytest.mark.parametrize("n_jobs", [None, 2])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_no_thread_setting_is_left_behind(n_jobs, threads, images, tiles, set_threads):
+@pytest.mark.parametrize(("threads", "n_jobs"), [(1, None), (3, None), (3, 2)])
+def test_threads_of_torch_change_nothing_and_are_set_back(
+    threads, n_jobs, images, tiles, set_threads
+):
+    expected = everything(*images)
     set_threads(threads)
     with parallel_config("threading"):
-        everything(*images, n_jobs=n_jobs)
+        assert_same(everything(*images, n_jobs=n_jobs), expected)
     assert torch.get_num_threads() == threads
 
 
@@ -343,12 +343,6 @@ def test_threads_of_torch_are_shared_out_to_the_workers(
     with parallel_config("threading"):
         KERNEL(images[0], n_jobs=2)
     assert set(seen) == {2}
-
-
-def test_results_independent_of_threads_of_torch(images, tiles, set_threads):
-    expected = everything(*images)
-    set_threads(3)
-    assert_same(everything(*images), expected)
 
 
 # --------------------------------------------------------------------- work

@@ -211,80 +211,88 @@ def images(rng):
     return rng.normal(size=(4, *IMAGE)), np.array([1.0, 2.0, 0.5, 3.0])
 
 
+def agops_and_expected(layers, readout, images, rng, n_outputs=3):
+    """AGOPs of all layers, and the same by automatic differentiation."""
+    width = math.prod(layers[-1].shape)
+    readout, outputs = make_readout(readout, width, n_outputs, rng)
+    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
+    by_autograd = mirrored_agops_by_autograd if layers[-1].mirror else agops_by_autograd
+    expected = by_autograd(layers, outputs, *images)
+    if has_linear_agop(layers, readout):
+        agop = linear_agop(layers[0], readout.coef, *images, resources_of(images[0]))
+        assert_close(agop, expected[0], 1e-12)
+    return agops, expected
+
+
+def has_linear_agop(layers, readout):
+    [*below, top] = layers
+    is_linear = isinstance(readout, LinearReadout)
+    return is_linear and not (below or top.mirror or top.overlap)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_agops_of_all_layers_equal_automatic_differentiation(
-    network, readout, images, rng
+    network, readout, mirror, images, rng
 ):
-    layers = make_layers(NETWORKS[network], rng)
-    readout, outputs = make_readout(readout, math.prod(layers[-1].shape), 3, rng)
-    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
-    expected = agops_by_autograd(layers, outputs, *images)
+    layers = with_mirror(make_layers(NETWORKS[network], rng), mirror)
+    agops, expected = agops_and_expected(layers, readout, images, rng)
     assert all(value.any() for value in expected)
     assert_agops_close(agops, expected, 1e-9)
+    if mirror:
+        entries = layers[0].layer.mirror_entries(layers[0].channels)
+        assert_close(agops[0][np.ix_(entries, entries)], agops[0], 1e-14)
 
 
-@pytest.mark.parametrize("padding", ["valid", "same"])
+# Patch, padding, and cost of the products: a route by images, or by rows. Even patches
+# have no mirror at one side; the grid divides the map unevenly.
+BY_IMAGES, BY_ROWS = -(10**6), 10**6
+LAYOUTS = [
+    *((3, "valid", BY_ROWS), (3, "same", BY_IMAGES), (2, "same", BY_ROWS)),
+    *((2, "valid", BY_IMAGES), ((2, 4), "valid", BY_IMAGES)),
+    *(((2, 4), "same", BY_ROWS), ((1, 6), "same", BY_IMAGES)),
+]
+
+
+@pytest.mark.parametrize("readout", ["linear", "gaussian"])
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("pool", POOLED)
-def test_agop_of_every_pool_equals_automatic_differentiation(
-    pool, padding, images, rng
+def test_features_and_agop_of_every_pool(
+    pool, layout, mirror, readout, images, rng, monkeypatch
 ):
-    layers = make_layers([{**POOLED[pool], "padding": padding}], rng)
-    width = math.prod(layers[0].shape)
-    readout, outputs = make_readout("gaussian", width, 3, rng)
-    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
-    assert_agops_close(agops, agops_by_autograd(layers, outputs, *images), 1e-9)
-    # Features as well.
-    features = compute_features(layers[0], images[0], resources_of(images[0]))
-    expected = [forward(layers[0], torch.from_numpy(x))[1].numpy() for x in images[0]]
+    patch_size, padding, cost = layout
+    monkeypatch.setattr(gradient_moments, "_PRODUCT_COST", cost)
+    options = {"padding": padding, "patch_size": patch_size, "pool_grid": (2, 4)}
+    [layer] = make_layers([{**POOLED[pool], **options}], rng)
+    features = compute_features(layer, images[0], resources_of(images[0]))
+    expected = [forward(layer, torch.from_numpy(x))[1].numpy() for x in images[0]]
     assert_close(features, np.array(expected), 1e-12)
-
-
-@pytest.mark.parametrize(
-    "pool", [n for n, o in POOLED.items() if not o["pool_overlap"]]
-)
-def test_linear_agop_of_every_pool_equals_that_of_the_sweep(pool, images, rng):
-    [layer] = make_layers([POOLED[pool]], rng)
-    readout, outputs = make_readout("linear", math.prod(layer.shape), 3, rng)
-    agop = linear_agop(layer, readout.coef, *images, resources_of(images[0]))
-    [expected] = agops_by_autograd((layer,), outputs, *images)
-    assert_close(agop, expected, 1e-9)
+    layers = with_mirror((layer,), mirror)
+    assert_agops_close(*agops_and_expected(layers, readout, images, rng), 1e-9)
 
 
 @pytest.mark.parametrize("memory", [1e-5, 0.05])
-@pytest.mark.parametrize("pool", [n for n in POOLED if "1.0" in n or "0.0" in n])
-def test_agops_of_every_pool_do_not_depend_on_memory(pool, memory, rng):
-    images, weights = rng.normal(size=(5, 19, 6, 2)), rng.uniform(0.5, 2, size=5)
-    layers = make_layers([POOLED[pool]], rng, (19, 6, 2))
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("pool", POOLED)
+def test_moments_of_every_pool_independent_of_memory(pool, mirror, memory, rng):
+    images, weights = rng.normal(size=(3, 12, 6, 2)), rng.uniform(0.5, 2, size=3)
+    layers = with_mirror(make_layers([POOLED[pool]], rng, (12, 6, 2)), mirror)
     readout, _ = make_readout("linear", math.prod(layers[0].shape), 3, rng)
 
     def compute():
-        resources = resources_of(images)
-        agops = layer_agops(layers, readout, images, weights, resources)
-        if layers[0].overlap:
-            return agops
-        return [*agops, linear_agop(*layers, readout.coef, images, weights, resources)]
+        at = readout, images, weights, resources_of(images)
+        [found] = gradients_module.layer_agops(layers, *at)
+        importances = gradients_module.importances(layers[0], *at)
+        assert_close(importances, found.importance, 1e-12)
+        if not has_linear_agop(layers, readout):
+            return [found.agop]
+        return [found.agop, linear_agop(*layers, readout.coef, *at[1:])]
 
     expected = compute()
     with config_context(working_memory=memory):
         assert_agops_close(compute(), expected, 1e-12)
-
-
-@pytest.mark.parametrize("memory", [1e-5, 1024])
-@pytest.mark.parametrize("mirror", [False, True])
-@pytest.mark.parametrize("pool", POOLED)
-def test_importances_are_the_diagonal_of_second_moments(pool, mirror, memory, rng):
-    images, weights = rng.normal(size=(5, 19, 6, 2)), rng.uniform(0.5, 2, size=5)
-    [layer] = make_layers([POOLED[pool]], rng, (19, 6, 2))
-    layer = replace(layer, mirror=mirror)
-    readout, _ = make_readout("gaussian", math.prod(layer.shape), 3, rng)
-    at = readout, images, weights, resources_of(images)
-    [found] = gradients_module.layer_agops((layer,), *at)
-    with config_context(working_memory=memory):
-        importances = gradients_module.importances(
-            layer, *at[:-1], resources_of(images)
-        )
-    assert_close(importances, found.importance, 1e-12)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 1.0])
@@ -303,97 +311,79 @@ def test_equal_maxima_share_the_gradient(overlap, dtype, rng):
     assert_agops_close(*agops, 1e-12 if dtype == "float64" else 1e-5)
 
 
-@pytest.mark.parametrize(
-    "network", [name for name, n in NETWORKS.items() if len(n) == 1]
-)
-@pytest.mark.parametrize("n_outputs", [1, 3])
-def test_linear_agop_equals_that_of_the_sweep(network, n_outputs, images, rng):
-    [layer] = make_layers(NETWORKS[network], rng)
-    readout, outputs = make_readout("linear", math.prod(layer.shape), n_outputs, rng)
-    resources = resources_of(images[0])
-    agop = linear_agop(layer, readout.coef, *images, resources)
-    [swept] = layer_agops((layer,), readout, *images, resources)
-    assert_close(agop, swept, 1e-12)
-    [expected] = agops_by_autograd((layer,), outputs, *images)
-    assert_close(agop, expected, 1e-12)
-
-
 @pytest.mark.parametrize("n_outputs", [1, 2, 20])
-@pytest.mark.parametrize("cost", [-(10**6), 10**6], ids=["by images", "by rows"])
+@pytest.mark.parametrize("cost", [BY_IMAGES, BY_ROWS], ids=["by images", "by rows"])
 def test_both_routes_of_a_cell_moment_agree(n_outputs, cost, images, rng, monkeypatch):
-    layers = make_layers(NETWORKS["two layers"], rng)
-    width = math.prod(layers[-1].shape)
-    readout, outputs = make_readout("gaussian", width, n_outputs, rng)
     monkeypatch.setattr(gradient_moments, "_PRODUCT_COST", cost)
-    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
-    expected = agops_by_autograd(layers, outputs, *images)
-    assert_agops_close(agops, expected, 1e-9)
+    for network, readout in (("two layers", "gaussian"), ("root", "linear")):
+        layers = make_layers(NETWORKS[network], rng)
+        pair = agops_and_expected(layers, readout, images, rng, n_outputs)
+        assert_agops_close(*pair, 1e-9)
 
 
-@pytest.fixture
-def machine(rng):
-    """Return a function of n_jobs that computes the AGOPs of some machines."""
-    images, weights = rng.normal(size=(37, *IMAGE)), rng.uniform(0.5, 2, size=37)
-    networks = [
-        make_layers(NETWORKS[name], rng)
-        for name in ("root", "two layers", "three layers")
-    ]
-    readouts = [
-        make_readout(name, math.prod(layers[-1].shape), 3, rng)[0]
-        for layers, name in zip(
-            networks, ("linear", "gaussian", "laplace"), strict=True
-        )
-    ]
+EVEN = {"patch_size": 2, "padding": "same"}
+MACHINES = {  # layers, readout, mirror
+    "root": (NETWORKS["root"], "linear", False),
+    "two layers": (NETWORKS["two layers"], "gaussian", False),
+    "three layers": (NETWORKS["three layers"], "laplace", False),
+    "mirrored norm": ([{"pool": "norm", **EVEN}], "gaussian", True),
+    "mirrored maxima": (
+        [{"pool": "max", "pool_overlap": 1.0, "patch_size": 2}],
+        "gaussian",
+        True,
+    ),
+    "two, mirrored": (
+        [{"pool_size": 2, **EVEN}, {"pool_grid": 1, "patch_size": 2}],
+        "gaussian",
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("memory", "n_jobs"), [(1e-5, None), (0.05, 2), (1, 3)])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_agops_independent_of_memory_and_workers(machine, memory, n_jobs, rng):
+    images, weights = rng.normal(size=(13, 19, 6, 2)), rng.uniform(0.5, 2, size=13)
+    network, readout, mirror = MACHINES[machine]
+    layers = with_mirror(make_layers(network, rng, (19, 6, 2)), mirror)
+    readout, _ = make_readout(readout, math.prod(layers[-1].shape), 3, rng)
 
     def compute(n_jobs=None):
-        resources = resources_of(images, n_jobs)
-        agops = [
-            linear_agop(networks[0][0], readouts[0].coef, images, weights, resources)
-        ]
-        for layers, readout in zip(networks, readouts, strict=True):
-            agops += layer_agops(layers, readout, images, weights, resources)
+        at = images, weights, resources_of(images, n_jobs)
+        agops = layer_agops(layers, readout, *at)
+        if has_linear_agop(layers, readout):
+            agops.append(linear_agop(*layers, readout.coef, *at))
         return agops
 
-    return compute
+    expected = compute()
+    with config_context(working_memory=memory), parallel_config("threading"):
+        assert_agops_close(compute(n_jobs), expected, 1e-12)
 
 
-@pytest.mark.parametrize("memory", [1e-5, 0.05, 1])
-def test_agops_independent_of_memory(memory, machine):
-    expected = machine()
-    with config_context(working_memory=memory):
-        assert_agops_close(machine(), expected, 1e-12)
-
-
-@pytest.mark.parametrize("n_jobs", [2, 3])
-def test_agops_independent_of_workers(n_jobs, machine):
-    expected = machine()
-    with parallel_config("threading"):
-        assert_agops_close(machine(n_jobs), expected, 1e-12)
-
-
-@pytest.mark.parametrize("readout", ["linear", "gaussian"])
-def test_weights_equal_repeated_images(readout, images, rng):
-    layers = make_layers(NETWORKS["two layers"], rng)
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(
+    ("network", "readout"),
+    [
+        ("root", "gaussian"),
+        ("two layers", "linear"),
+        ("two layers", "gaussian"),
+        ("three layers", "gaussian"),
+        ("three layers, all pools", "gaussian"),
+    ],
+)
+def test_weights_are_repeated_images_and_float32_is_close(
+    network, readout, mirror, images, rng
+):
+    layers = with_mirror(make_layers(NETWORKS[network], rng), mirror)
     readout, _ = make_readout(readout, math.prod(layers[-1].shape), 3, rng)
     X, counts = images[0], np.array([1, 3, 2, 1])
-    resources = resources_of(X)
-    weighted = layer_agops(layers, readout, X, counts, resources)
+    weighted = layer_agops(layers, readout, X, counts, resources_of(X))
     repeated = np.repeat(X, counts, axis=0)
-    expected = layer_agops(layers, readout, repeated, np.ones(7), resources)
+    expected = layer_agops(layers, readout, repeated, np.ones(7), resources_of(X))
     assert_agops_close(weighted, expected, 1e-12)
-
-
-@pytest.mark.parametrize(
-    "network", ["root", "two layers", "three layers", "three layers, all pools"]
-)
-def test_float32_is_close_to_float64(network, images, rng):
-    layers = make_layers(NETWORKS[network], rng)
-    readout, _ = make_readout("gaussian", math.prod(layers[-1].shape), 3, rng)
-    single, double = (
-        layer_agops(layers, readout, *images, make_resources("cpu", d, None, images[0]))
-        for d in ("float32", "float64")
-    )
-    assert_agops_close(single, double, 1e-4)
+    in_float32 = make_resources("cpu", "float32", None, X)
+    single = layer_agops(layers, readout, X, counts, in_float32)
+    assert_agops_close(single, expected, 1e-4)
 
 
 def test_inactive_filters_have_a_gradient_of_zero(images, rng):
@@ -412,11 +402,13 @@ def test_inactive_filters_have_a_gradient_of_zero(images, rng):
 def test_agop_that_overflows_is_refused(images, rng):
     [layer] = make_layers(NETWORKS["mean"], rng)
     readout, _ = make_readout("linear", math.prod(layer.shape), 2, rng)
-    readout = LinearReadout(1e200 * readout.coef)
-    with pytest.raises(ValueError, match="AGOP overflows float64: X has values up to"):
-        layer_agops((layer,), readout, *images, resources_of(images[0]))
-    with pytest.raises(ValueError, match="AGOP overflows float64: X has values up to"):
-        linear_agop(layer, readout.coef, *images, resources_of(images[0]))
+    readout, resources = LinearReadout(1e200 * readout.coef), resources_of(images[0])
+    for call in (
+        lambda: layer_agops((layer,), readout, *images, resources),
+        lambda: linear_agop(layer, readout.coef, *images, resources),
+    ):
+        with pytest.raises(ValueError, match="AGOP overflows float64: X has values up"):
+            call()
 
 
 def test_gradients_use_no_automatic_differentiation(images, rng, monkeypatch):
@@ -478,45 +470,8 @@ def by_patch(pair, width, size, left):
     return [g / math.sqrt(2) for g in (gradients, mirrors.reshape(gradients.shape))]
 
 
-def with_mirror(layers):
-    return (*layers[:-1], replace(layers[-1], mirror=True))
-
-
-def assert_symmetric(agop, layer):
-    entries = layer.layer.mirror_entries(layer.channels)
-    assert_close(agop[np.ix_(entries, entries)], agop, 1e-14)
-
-
-@pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize("network", NETWORKS)
-def test_mirrored_agops_of_all_layers_equal_automatic_differentiation(
-    network, readout, images, rng
-):
-    layers = with_mirror(make_layers(NETWORKS[network], rng))
-    readout, outputs = make_readout(readout, math.prod(layers[-1].shape), 3, rng)
-    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
-    expected = mirrored_agops_by_autograd(layers, outputs, *images)
-    assert_agops_close(agops, expected, 1e-9)
-    assert_symmetric(agops[0], layers[0])
-
-
-@pytest.mark.parametrize("patch_size", [3, 2, (2, 4), (1, 6)])
-@pytest.mark.parametrize("padding", ["valid", "same"])
-@pytest.mark.parametrize("cost", [-(10**6), 10**6], ids=["by images", "by rows"])
-@pytest.mark.parametrize(
-    "pool", [n for n in POOLED if n.endswith(("relu, overlap 0.0", "overlap 0.3"))]
-)
-def test_mirrored_agop_of_every_pool_equals_automatic_differentiation(
-    pool, cost, padding, patch_size, images, rng, monkeypatch
-):
-    """Even patches have no mirror at one side; grids divide the map unevenly."""
-    monkeypatch.setattr(gradient_moments, "_PRODUCT_COST", cost)
-    options = {"padding": padding, "patch_size": patch_size, "pool_grid": (2, 4)}
-    layers = with_mirror(make_layers([{**POOLED[pool], **options}], rng))
-    readout, outputs = make_readout("gaussian", math.prod(layers[0].shape), 3, rng)
-    agops = layer_agops(layers, readout, *images, resources_of(images[0]))
-    expected = mirrored_agops_by_autograd(layers, outputs, *images)
-    assert_agops_close(agops, expected, 1e-9)
+def with_mirror(layers, mirror=True):
+    return (*layers[:-1], replace(layers[-1], mirror=mirror))
 
 
 @pytest.mark.parametrize("network", ["root", "two layers, same", "three layers"])
@@ -529,56 +484,6 @@ def test_mirrored_agop_is_that_of_mirrored_images(network, images, rng):
         for side in (X, X[:, :, ::-1])
     )
     assert_agops_close(agops, mirrors, 1e-12)
-
-
-@pytest.mark.parametrize("n_jobs", [None, 2])
-@pytest.mark.parametrize("memory", [1e-5, 0.05, 1])
-@pytest.mark.parametrize("padding", ["valid", "same"])
-def test_mirrored_agops_do_not_depend_on_memory_and_workers(
-    padding, memory, n_jobs, rng
-):
-    images, weights = rng.normal(size=(5, 19, 6, 2)), rng.uniform(0.5, 2, size=5)
-    options = {"patch_size": 2, "padding": padding}
-    networks = [
-        [{"pool": "norm", **options}],
-        [{"pool": "max", "pool_overlap": 1.0, **options}],
-        [{"pool_size": 2, **options}, {"pool_grid": 1, "patch_size": 2}],
-    ]
-    machines = []
-    for network in networks:
-        layers = with_mirror(make_layers(network, rng, (19, 6, 2)))
-        width = math.prod(layers[-1].shape)
-        machines.append((layers, make_readout("gaussian", width, 3, rng)[0]))
-
-    def compute(n_jobs=None):
-        resources = resources_of(images, n_jobs)
-        found = [layer_agops(*m, images, weights, resources) for m in machines]
-        return sum(found, [])
-
-    expected = compute()
-    with config_context(working_memory=memory), parallel_config("threading"):
-        assert_agops_close(compute(n_jobs), expected, 1e-12)
-
-
-def test_mirrored_weights_equal_repeated_images(images, rng):
-    layers = with_mirror(make_layers(NETWORKS["two layers"], rng))
-    readout, _ = make_readout("gaussian", math.prod(layers[-1].shape), 3, rng)
-    X, counts = images[0], np.array([1, 3, 2, 1])
-    weighted = layer_agops(layers, readout, X, counts, resources_of(X))
-    repeated = np.repeat(X, counts, axis=0)
-    expected = layer_agops(layers, readout, repeated, np.ones(7), resources_of(X))
-    assert_agops_close(weighted, expected, 1e-12)
-
-
-@pytest.mark.parametrize("network", ["root", "two layers", "three layers, all pools"])
-def test_mirrored_float32_is_close_to_float64(network, images, rng):
-    layers = with_mirror(make_layers(NETWORKS[network], rng))
-    readout, _ = make_readout("gaussian", math.prod(layers[-1].shape), 3, rng)
-    single, double = (
-        layer_agops(layers, readout, *images, make_resources("cpu", d, None, images[0]))
-        for d in ("float32", "float64")
-    )
-    assert_agops_close(single, double, 1e-4)
 
 
 @pytest.mark.parametrize("memory", [1e-5, 1])

@@ -8,12 +8,10 @@ import pytest
 import torch
 from by_hand import assert_close
 from numpy.testing import assert_array_equal
-from same import assert_same
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
 
-from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
 from skconvrfm._input import make_resources
 from skconvrfm.compute.images import (
     ChosenImages,
@@ -169,44 +167,43 @@ def test_mirrored_features_take_one_pass_each(layer, compiled_tiles, monkeypatch
         return filter_maps(library, layer, images)
 
     monkeypatch.setattr(calls, "filter_maps", counting)
-    features_of(layer, rng.normal(size=(6, 19, 8, 2)))
-    assert counts == [6, 6]
-
-
-@pytest.mark.parametrize("n_images", [1, 3, 12])
-def test_mirrored_features_do_not_depend_on_blocks(n_images, layer, monkeypatch, rng):
-    X = rng.normal(size=(12, 19, 8, 2))
+    X = rng.normal(size=(6, 19, 8, 2))
     expected = features_of(layer, X)
-    monkeypatch.setattr(maps_module, "_quick_block", lambda *_: n_images)
-    assert_close(features_of(layer, X), expected, 1e-13)
-    assert_close(features_of(layer, X, n_jobs=1), expected, 1e-13)
+    assert counts == [6, 6]
+    for n_images in (1, 4):
+        monkeypatch.setattr(maps_module, "_quick_block", lambda *_, n=n_images: n)
+        for n_jobs in (None, 1):
+            assert_close(features_of(layer, X, n_jobs=n_jobs), expected, 1e-13)
 
 
 # ------------------------------------------------------------------------ machines
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_predictions_of_an_image_and_its_mirror_are_equal(dtype, machine, data):
-    machine.set_params(dtype=dtype).fit(*data)
-    assert_array_equal(scores(machine, data[0]), scores(machine, flip(data[0])))
-    plain = machine.features_[-1]
-    plain.mirror = False
-    difference = scores(machine, data[0]) - scores(machine, flip(data[0]))
-    assert np.abs(difference).max() > 1e-4
+def test_fits_are_symmetric_and_are_saved_and_continued(dtype, machine, data):
+    X, y = data
+    machine.set_params(dtype=dtype, warm_start=True).fit(X, y)
+    expected = scores(machine, X)
+    assert_array_equal(scores(machine, flip(X)), expected)
+    first = machine.features_[0]
+    if dtype == "float64":
+        entries = first.layer_.mirror_entries(1)
+        for name in ("initial_transform_", "filter_transform_", "patch_transform_"):
+            assert_symmetric(getattr(first, name), entries)
+        assert_symmetric(first.patch_covariance_, entries)
+        assert_symmetric(first.patch_agop_, entries)
+        assert_close(first.patch_mean_[entries], first.patch_mean_, 1e-12)
+    again = pickle.loads(pickle.dumps(machine))
+    assert again.features_[-1].mirror is True
+    assert_array_equal(scores(again, X), expected)
+    machine.features_[-1].mirror = False
+    assert np.abs(scores(machine, X) - scores(machine, flip(X))).max() > 1e-4
+    again.fit(X, y)
+    assert_array_equal(scores(again, X), scores(again, flip(X)))
 
 
-def test_metrics_of_the_first_layer_commute_with_the_mirror(machine, data):
-    first = machine.set_params(dtype="float64").fit(*data).features_[0]
-    entries = first.layer_.mirror_entries(1)
-    for matrix in (
-        first.patch_covariance_,
-        first.initial_transform_,
-        first.patch_agop_,
-        first.patch_transform_,
-        first.filter_transform_,
-    ):
-        assert_close(matrix[np.ix_(entries, entries)], matrix, 1e-8)
-    assert_close(first.patch_mean_[entries], first.patch_mean_, 1e-12)
+def assert_symmetric(matrix, entries):
+    assert_close(matrix[np.ix_(entries, entries)], matrix, 1e-8)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "laplace, norm", "two layers"])
@@ -223,56 +220,6 @@ def test_moments_of_the_first_layer_are_those_of_images_and_mirrors(name, data):
         sample = Sample(np.arange(len(X)), np.ones(len(X)))
         expected = patch_moments(maps, layer.layer_, sample, resources)
         assert_close(layer.patch_covariance_, expected.covariance, 1e-10)
-
-
-def test_memory_changes_no_mirrored_fit(machine, data):
-    machine.set_params(dtype="float64")
-    expected = scores(clone(machine).fit(*data), data[0])
-    with config_context(working_memory=0.01):
-        assert_close(scores(machine.fit(*data), data[0]), expected, 1e-6)
-
-
-def test_stored_images_give_the_same_machine(machine, data, tmp_path):
-    X, y = data
-    np.save(tmp_path / "X.npy", X)
-    stored = np.load(tmp_path / "X.npy", mmap_mode="r")
-    expected = clone(machine).fit(X, y)
-    found = machine.fit(stored, y)
-    assert_array_equal(scores(found, stored[:7]), scores(expected, X[:7]))
-
-
-def test_weights_equal_repeated_rows_under_the_mirror(machine, data):
-    X, y = data
-    counts = np.arange(40) % 3
-    machine.set_params(agop_samples=None, dtype="float64")
-    weighted = clone(machine).fit(X, y, counts)
-    repeated = clone(machine).fit(np.repeat(X, counts, 0), np.repeat(y, counts))
-    assert_close(scores(repeated, X), scores(weighted, X), 1e-6)
-
-
-def test_saved_machine_predicts_alike(machine, data):
-    model = machine.fit(*data)
-    again = pickle.loads(pickle.dumps(model))
-    assert again.features_[-1].mirror is True
-    assert_array_equal(scores(again, data[0]), scores(model, data[0]))
-
-
-def test_checkpoint_of_mirrored_features_is_resumed(machine, data, tmp_path):
-    expected = scores(clone(machine).fit(*data), data[0])
-    machine.set_params(checkpoint=tmp_path)
-    for _ in range(2):
-        assert_same(scores(clone(machine).fit(*data), data[0]), expected)
-    other = clone(machine)
-    layers = other.features if isinstance(other.features, list) else [other.features]
-    layers[-1].mirror = False
-    with pytest.raises(ValueError, match="another fit, which differs in features"):
-        other.fit(*data)
-
-
-def test_warm_start_goes_on_under_the_mirror(machine, data):
-    model = machine.set_params(warm_start=True).fit(*data)
-    again = scores(model.fit(*data), data[0])
-    assert_array_equal(again, scores(model, flip(data[0])))
 
 
 @pytest.mark.parametrize("name", ["linear", "wide linear", "linear of two"])
@@ -293,34 +240,12 @@ def test_held_out_rows_choose_under_the_mirror(data):
     assert_array_equal(scores(model, data[0]), scores(model, flip(data[0])))
 
 
-def test_transformer_gives_mirrored_features(machine, data):
-    X, y = data
-    maker = PatchAGOPTransformer(machine, output="features").fit(X, y)
-    found = maker.transform(X)
-    assert_array_equal(maker.transform(flip(X)), found)
-    layers = [layer.maps_ for layer in maker.estimator_.features_]
-    images = pass_through(X[..., None], layers[:-1])
-    resources = make_resources("cpu", "float64", None, X[..., None])
-    expected = compute_features(layers[-1], images, resources)
-    assert_close(found.reshape(expected.shape), expected, 1e-5)
-
-
-def test_mirror_is_searched_over(data):
-    model = clone(MACHINES["gaussian"])
-    grid = {"features__mirror": [False, True]}
-    search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(*data)
-    assert search.best_estimator_.features_[0].mirror in (False, True)
-
-
 def test_symmetric_problem_is_learned_better_under_the_mirror(rng):
     """A bar that leans to one side or to the other is of one class."""
     X, y = rng.normal(size=(240, 10, 10)), np.arange(240) % 2
-    for image, label in zip(X[:120], y, strict=False):  # to the right
-        if label:
-            image[range(2, 8), range(2, 8)] += 1.5
-    for image, label in zip(X[120:], y[120:], strict=False):  # to the left
-        if label:
-            image[range(2, 8), range(7, 1, -1)] += 1.5
+    for index in np.flatnonzero(y):  # first to the right, then to the left
+        columns = range(2, 8) if index < 120 else range(7, 1, -1)
+        X[index, range(2, 8), columns] += 1.5
     layer = ConvFeatures(32, patch_size=4, pool_grid=2)
     train = slice(0, 120)
     model = ConvRFMClassifier("gaussian", layer, n_rounds=0).fit(X[train], y[train])

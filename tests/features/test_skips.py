@@ -137,7 +137,7 @@ def test_every_layer_has_unit_spread(name, data):
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_weights_equal_repeated_rows_and_fits_repeat(name, data):
+def test_weights_are_repeated_rows_and_fits_are_continued(name, data):
     X, y = data
     weights = 1 + np.arange(40) % 3
     weighted = clone(MACHINES[name]).fit(X, y, sample_weight=weights)
@@ -145,16 +145,11 @@ def test_weights_equal_repeated_rows_and_fits_repeat(name, data):
     method = getattr(weighted, "decision_function", weighted.predict)
     other = getattr(repeated, "decision_function", repeated.predict)
     assert_close(method(X), other(X), 1e-4)
-    again = pickle.loads(pickle.dumps(clone(MACHINES[name]).fit(X, y, weights)))
-    assert_array_equal(again.predict(X), weighted.predict(X))
-
-
-@pytest.mark.parametrize("name", MACHINES)
-def test_warm_start_goes_on_from_the_same_machine(name, data):
-    X, y = data
-    model = clone(MACHINES[name]).set_params(warm_start=True).fit(X, y)
+    model = clone(MACHINES[name]).set_params(warm_start=True).fit(X, y, weights)
     expected = model.predict(X)
-    model.set_params(n_rounds=0).fit(X, y)
+    assert_array_equal(expected, weighted.predict(X))
+    assert_array_equal(pickle.loads(pickle.dumps(model)).predict(X), expected)
+    model.set_params(n_rounds=0).fit(X, y, weights)
     assert_close(model.predict(X), expected, 1e-4)
 
 

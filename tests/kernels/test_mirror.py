@@ -14,12 +14,11 @@ from by_hand import (
     patches_by_hand,
     some_transform,
 )
+from joblib import parallel_config
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
-from sklearn.svm import SVC
 
-from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
 from skconvrfm._input import make_resources
 from skconvrfm.compute import images as image_module
 from skconvrfm.compute import tiles as tiles_module
@@ -82,28 +81,24 @@ def machine(rng):
 @pytest.mark.parametrize("kind", METRICS)
 @ALL
 def test_kernel_is_the_mean_over_both_mirrors(name, kind, tiles, machine):
-    X, Y, _ = machine
+    X, Y, coef = machine
     kernel = KERNELS[name]
-    options = {"patch_transform": metric(kind, kernel, X)}
+    T = metric(kind, kernel, X)
     for left, right in ((X, Y), (X, X)):
         pairs = itertools.product((left, flip(left)), (right, flip(right)))
-        expected = sum(plain(kernel)(a, b, **options) for a, b in pairs) / 4
-        assert_close(kernel(left, right, **options), expected, 1e-12)
-    among = kernel(X, **options)
-    assert_close(among, expected, 1e-12)
+        sides = [plain(kernel)(a, b, patch_transform=T) for a, b in pairs]
+        K = kernel(left, right, patch_transform=T)
+        assert_close(K, sum(sides) / 4, 1e-12)
+        for pair in ((flip(left), right), (left, flip(right))):
+            assert_close(kernel(*pair, patch_transform=T), K, 1e-12)
+    among = kernel(X, patch_transform=T)
+    assert_close(among, K, 1e-12)
     np.testing.assert_array_equal(among, among.T)
     eigenvalues = np.linalg.eigvalsh(among)
     assert eigenvalues[0] > -1e-12 * eigenvalues[-1]
-
-
-@pytest.mark.parametrize("kind", METRICS)
-@ALL
-def test_kernel_is_the_same_for_mirrored_images(name, kind, machine):
-    X, Y, _ = machine
-    options = {"patch_transform": metric(kind, KERNELS[name], X)}
-    K = KERNELS[name](X, Y, **options)
-    assert_close(KERNELS[name](flip(X), Y, **options), K, 1e-12)
-    assert_close(KERNELS[name](X, flip(Y), **options), K, 1e-12)
+    resources = make_resources("cpu", "float64", None, X)
+    product = kernel_product(kernel.bind(X.shape[1:]), Y, X, T, coef, resources)
+    assert_close(product, kernel(Y, X, patch_transform=T) @ coef, 1e-12)
 
 
 @ALL
@@ -135,24 +130,16 @@ def everything(kernel, X, Y, kind, n_jobs=None):
 
 
 @pytest.mark.parametrize("kind", ["commutes", "any"])
-@pytest.mark.parametrize("budget", [1e-5, 0.01])
-def test_mirrors_independent_of_working_memory(budget, kind, tiles, machine):
+@pytest.mark.parametrize(("budget", "n_jobs"), [(1e-5, None), (0.01, None), (9, 2)])
+def test_mirrors_independent_of_memory_and_workers(
+    budget, n_jobs, kind, tiles, machine
+):
     X, Y, _ = machine
-    task = KERNELS["three layers"], np.repeat(X, 2, axis=0) + 0.1, Y, kind
+    task = KERNELS["three layers"], np.repeat(X[:3], 2, axis=0) + 0.1, Y[:2], kind
     expected = list(everything(*task))
-    with config_context(working_memory=budget):
-        for found, value in zip(everything(*task), expected, strict=True):
+    with config_context(working_memory=budget), parallel_config("threading"):
+        for found, value in zip(everything(*task, n_jobs), expected, strict=True):
             assert_close(found, value, 1e-10)
-
-
-@pytest.mark.slow
-def test_mirrors_independent_of_workers(machine):
-    X, Y, _ = machine
-    for kind in ("commutes", "any"):
-        task = KERNELS["three layers"], X, Y, kind
-        results = zip(everything(*task, n_jobs=2), everything(*task), strict=True)
-        for found, value in results:
-            assert_close(found, value, 1e-12)
 
 
 def test_strips_of_two_kernels_fit_where_one_did(rng):
@@ -272,17 +259,6 @@ def test_agop_is_that_of_the_symmetric_predictor(name, kind, tiles, machine):
     assert np.linalg.eigvalsh(agop)[0] > -1e-12 * np.abs(agop).max()
 
 
-@pytest.mark.parametrize("whitened", ["three layers", "even patches, padded"])
-def test_agop_under_the_whitening_of_a_fit(whitened, machine, rng):
-    X, Y, dual_coef = machine
-    kernel = clone(KERNELS[whitened]).set_params(metric="whiten")
-    model = ConvRFMRegressor(kernel, n_rounds=0).fit(X, rng.normal(size=5))
-    T, weights = model.patch_transform_, np.ones(3)
-    expected = agop_by_autograd(kernel, X, dual_coef, Y, T, weights)
-    found = patch_agop(kernel, X, dual_coef, Y, patch_transform=T)
-    assert_close(found, expected, 1e-9)
-
-
 @pytest.mark.parametrize("name", ["three layers", "gaussian", "even patches, padded"])
 def test_agop_follows_finite_differences_of_the_predictor(name, rng):
     """One patch covers the image: its gradient is that of the image itself."""
@@ -303,25 +279,21 @@ def test_agop_follows_finite_differences_of_the_predictor(name, rng):
     assert_close(patch_agop(kernel, X, coef, z, patch_transform=T), expected, 1e-7)
 
 
-@pytest.mark.parametrize("route", ["_sum_by_outputs", "_sum_without_outputs"])
-def test_mirrored_centres_take_either_route(route, machine, monkeypatch):
+def test_mirrored_centres_take_any_route(machine, monkeypatch, rng):
+    """The route for any metric gives the same where the metric commutes."""
     X, Y, dual_coef = machine
-    kernel = KERNELS["three layers"]
-    expected = patch_agop(kernel, X, dual_coef, Y)
-    chosen = getattr(agop_module, route)
-    monkeypatch.setattr(agop_module, "_choose_route", lambda *_: (chosen, 2))
-    assert_close(patch_agop(kernel, X, dual_coef, Y), expected, 1e-12)
-    # The route for any metric gives the same where the metric commutes.
-    general = agop_module._sum_over_mirror
-    monkeypatch.setattr(agop_module, "_choose_route", lambda *_: (general, 2))
-    assert_close(patch_agop(kernel, X, dual_coef, Y), expected, 1e-12)
-
-
-def test_more_outputs_than_centres_give_the_sum_over_outputs(machine, rng):
-    X, Y, _ = machine
-    coef, kernel = rng.normal(size=(5, 12)), KERNELS["one layer"]
-    parts = [patch_agop(kernel, X, column, Y) for column in coef.T]
-    assert_close(patch_agop(kernel, X, coef, Y), sum(parts), 1e-11)
+    for name, coef in (
+        ("three layers", dual_coef),
+        ("one layer", rng.normal(size=(5, 12))),  # more outputs than centres
+    ):
+        task = KERNELS[name], X, coef, Y
+        parts = [patch_agop(KERNELS[name], X, column, Y) for column in coef.T]
+        assert_close(patch_agop(*task), sum(parts), 1e-11)
+        for route in ("_sum_by_outputs", "_sum_without_outputs", "_sum_over_mirror"):
+            with monkeypatch.context() as patch:
+                choice = getattr(agop_module, route), 2
+                patch.setattr(agop_module, "_choose_route", lambda *_, c=choice: c)
+                assert_close(patch_agop(*task), sum(parts), 1e-11)
 
 
 # -------------------------------------------------------------------------- fits
@@ -350,36 +322,30 @@ FITTED = {
 
 
 @pytest.mark.parametrize("name", FITTED)
-def test_predictions_are_those_of_the_mirrored_images(name, data):
+def test_predictions_and_metrics_are_those_of_mirrored_images(name, data, monkeypatch):
+    seen, Kernel = [], type(FITTED[name].kernel)
+    sides = Kernel.mirror_sides
+
+    def watching(self, T):
+        seen.append((self, T))
+        return sides(self, T)
+
+    monkeypatch.setattr(Kernel, "mirror_sides", watching)
     X, y = data
     model = clone(FITTED[name]).fit(X, y)
     new = np.random.default_rng(1).normal(size=(9, 6, 6))
     expected = model.decision_function(new)
     assert_close(model.decision_function(flip(new)), expected, 1e-11)
+    assert any(T is not None for _, T in seen)
+    for kernel, T in [*seen, (model.kernel_, model.patch_agop_)]:
+        if T is not None:
+            np.testing.assert_array_equal(kernel.over_mirror(T), T)
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.decision_function(new), expected)
     matrix = model.kernel_(
         new, X, patch_transform=model.patch_transform_
     )  # of the bandwidth that the same images give
     assert_close(matrix @ model.dual_coef_[:, 0] + model.intercept_, expected, 1e-9)
-
-
-@pytest.mark.parametrize("name", FITTED)
-def test_metrics_of_all_rounds_commute_with_the_mirror(name, data, monkeypatch):
-    seen, sides = [], type(FITTED[name].kernel).mirror_sides
-    monkeypatch.setattr(
-        type(FITTED[name].kernel),
-        "mirror_sides",
-        lambda self, T: seen.append((self, T)) or sides(self, T),
-    )
-    model = clone(FITTED[name]).fit(*data)
-    model.predict(data[0])
-    for kernel, T in seen:
-        if T is not None:
-            np.testing.assert_array_equal(kernel.over_mirror(T), T)
-    assert any(T is not None for _, T in seen)
-    agop = model.patch_agop_
-    np.testing.assert_array_equal(model.kernel_.over_mirror(agop), agop)
 
 
 def test_mirrored_training_images_give_the_same_machine(data):
@@ -411,53 +377,3 @@ def test_warm_start_takes_the_mirror_of_a_former_metric(data):
     model.set_params(kernel__mirror=True).fit(X, y)
     T = model.patch_transform_
     np.testing.assert_array_equal(model.kernel_.over_mirror(T), T)
-
-
-def test_checkpoint_of_a_mirrored_fit_is_resumed(data, tmp_path):
-    plain = clone(FITTED["ntk"]).fit(*data)
-    for _ in range(2):
-        kept = clone(FITTED["ntk"]).set_params(checkpoint=tmp_path).fit(*data)
-        np.testing.assert_array_equal(kept.dual_coef_, plain.dual_coef_)
-    other = clone(FITTED["ntk"]).set_params(checkpoint=tmp_path, kernel__mirror=False)
-    with pytest.raises(ValueError, match="holds another fit, which differs in kernel"):
-        other.fit(*data)
-
-
-def test_weights_equal_repeated_rows_under_the_mirror(data):
-    X, y = data
-    counts = np.arange(40) % 3
-    model = clone(FITTED["ntk"]).set_params(agop_samples=None)
-    weighted = clone(model).fit(X, y, counts).decision_function(X)
-    rows = np.repeat(np.arange(40), counts)
-    repeated = clone(model).fit(X[rows], y[rows]).decision_function(X)
-    assert_close(repeated, weighted, 1e-6)
-
-
-def test_support_vector_machine_is_symmetric(data):
-    X, y = data
-    rows = X.reshape(40, 36)
-    model = SVC(kernel=ConvNTK(depth=1, mirror=True)).fit(rows, y)
-    mirrored = flip(X).reshape(40, 36)
-    expected = model.decision_function(rows)
-    assert_close(model.decision_function(mirrored), expected, 1e-11)
-
-
-def test_search_and_transformer_take_the_mirror(data):
-    X, y = data
-    model = ConvRFMClassifier(ConvNTK(depth=1), n_rounds=1)
-    grid = {"kernel__mirror": [False, True]}
-    search = GridSearchCV(model, grid, cv=2).fit(X, y)
-    assert search.best_params_["kernel__mirror"] in (False, True)
-    maps = PatchAGOPTransformer(clone(FITTED["ntk"]), n_components=2).fit(X, y)
-    assert np.isfinite(maps.transform(X[:3])).all()
-
-
-def test_product_with_coefficients_is_that_of_the_matrix(machine):
-    X, Y, coef = machine
-    for kernel in KERNELS.values():
-        T = metric("any", kernel, X)
-        bound = kernel.bind(X.shape[1:])
-        resources = make_resources("cpu", "float64", None, X)
-        product = kernel_product(bound, Y, X, T, coef, resources)
-        expected = kernel(Y, X, patch_transform=T) @ coef
-        assert_close(product, expected, 1e-12)

@@ -1,7 +1,7 @@
 """Kernels, gradients and AGOPs equal those of neural-tangents, an independent program.
 
 The reference values lie outside the project; without them these tests skip, and
-test_convolutional.py and test_agop.py hold the kernel against its formulas alone.
+test_formulas.py and test_agop.py hold the kernel against its formulas alone.
 """
 
 import numpy as np

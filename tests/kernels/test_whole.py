@@ -1,4 +1,4 @@
-"""Kernels of whole images or maps: values, gradients and bandwidth by brute force."""
+"""Kernels of whole images or maps: values and gradients by brute force."""
 
 import numpy as np
 import pytest
@@ -82,51 +82,6 @@ def test_kernel_of_equal_rows_is_exactly_one(Kernel, size, rng):
         assert (np.diagonal(K) == 1).all() and K[3, 7] == K[7, 3] == 1
     assert (Kernel()(np.ones((4, 5, 5))) == 1).all()
     assert (Kernel()(np.zeros((4, 5, 5))) == 1).all()
-
-
-def weighted_median_by_hand(values, weights):
-    """The smallest value up to which lies half of the weight."""
-    order = np.argsort(values)
-    total = np.cumsum(weights[order])
-    return values[order][np.flatnonzero(total >= total[-1] / 2)[0]]
-
-
-@RADIAL
-def test_bandwidth_is_the_weighted_median_distance(Kernel, images, rng):
-    X, _ = images
-    weights = rng.uniform(0.2, 3, size=9)
-    measured = bound(Kernel).measured(rows_of(X), weights)
-    first, second = np.triu_indices(9, 1)
-    flat = X.reshape(9, -1)
-    distances = np.linalg.norm(flat[first] - flat[second], axis=1)
-    expected = weighted_median_by_hand(distances, weights[first] * weights[second])
-    assert measured.bandwidth_ == pytest.approx(expected, rel=1e-12)
-    middle = weighted_median_by_hand(distances, np.ones(len(distances)))
-    assert_close(Kernel()(X), Kernel(middle)(X), 1e-12)
-
-
-@RADIAL
-def test_bandwidth_counts_a_row_of_weight_two_twice(Kernel, images):
-    rows, weights = rows_of(images[0]), np.array([1, 2, 1, 3, 1, 1, 2, 1, 4])
-    weighted = bound(Kernel).measured(rows, weights)
-    repeated = rows[np.repeat(np.arange(9), weights)]
-    expected = bound(Kernel).measured(repeated, np.ones(len(repeated)))
-    assert weighted.bandwidth_ == pytest.approx(expected.bandwidth_, rel=1e-12)
-
-
-@RADIAL
-def test_bandwidth_is_measured_on_the_centres(Kernel, images):
-    X, Y = images
-    every = Kernel()(3 * Y, X)
-    for row, image in zip(every, 3 * Y, strict=True):
-        assert_close(Kernel()(image[None], X)[0], row, 1e-13)
-
-
-@RADIAL
-def test_bandwidth_of_equal_rows_is_their_length(Kernel):
-    rows = torch.full((3, 4), 2.0, dtype=torch.float64)
-    assert bound(Kernel).measured(rows, np.ones(3)).bandwidth_ == pytest.approx(4)
-    assert bound(Kernel).measured(0 * rows, np.ones(3)).bandwidth_ == 1
 
 
 @RADIAL

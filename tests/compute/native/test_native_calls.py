@@ -43,11 +43,6 @@ def library():
         return build.load(0)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def assert_near(ours, theirs, tolerance):
     """Equal up to a part of the largest value."""
     theirs = theirs.double()
@@ -66,69 +61,67 @@ def every(left, right):
 @pytest.mark.parametrize("pixels", [True, False])
 @pytest.mark.parametrize("tangent", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_value_equals_the_recursion(shape, tangent, pixels, dtype, library, rng):
-    options = {"tangent": tangent, "pixels": pixels}
-    kernel, left, right = make_blocks(shape, dtype, rng, **options)
-    tiles = calls.CompiledTiles(library, kernel, left, right)
-    value = tiles.value(*every(left, right))
-    first = stand_ins.first_layer(kernel, left, right)
-    expected = stand_ins.recursion(kernel, *first, kernel.parallel_gap(dtype))
-    assert value.dtype == dtype
-    assert_near(value, expected, 1e-12 if dtype == torch.float64 else 3e-5)
-
-
-@BOTH
-@pytest.mark.parametrize("pixels", [True, False])
-@pytest.mark.parametrize("tangent", [True, False])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_pullback_equals_automatic_differentiation(
+def test_value_and_pullback_equal_the_recursion(
     shape, tangent, pixels, dtype, library, rng
 ):
-    options = {"tangent": tangent, "blank": False, "pixels": pixels}
-    kernel, left, right = make_blocks(shape, dtype, rng, 9, 21, **options)
-    tiles = calls.CompiledTiles(library, kernel, left, right)
-    coef = torch.tensor(rng.normal(size=(21, 3)), dtype=dtype)
-    ours = tiles.pullback(*every(left, right), coef)
+    is_double = dtype == torch.float64
+    for blank in (True, False):
+        options = {"tangent": tangent, "blank": blank, "pixels": pixels}
+        kernel, left, right = make_blocks(shape, dtype, rng, 9, 35, **options)
+        tiles, spans = (
+            calls.CompiledTiles(library, kernel, left, right),
+            every(left, right),
+        )
+        value, first = tiles.value(*spans), stand_ins.first_layer(kernel, left, right)
+        expected = stand_ins.recursion(kernel, *first, kernel.parallel_gap(dtype))
+        assert value.dtype == dtype
+        assert_near(value, expected, 1e-12 if is_double else 3e-5)
 
-    s, a, b = stand_ins.first_layer(kernel, left, right)
+    coef = torch.tensor(rng.normal(size=(35, 3)), dtype=dtype)
+    s, a, b = first  # of images without blank ones
     s, a = s.requires_grad_(), a.expand_as(s).clone().requires_grad_()
     gap = kernel.parallel_gap(torch.float64)
     stand_ins.recursion(kernel, s, a, b, gap).sum().backward()
-    tolerance = 1e-9 if dtype == torch.float64 else 3e-3
-    for result, expected in zip(ours, (s.grad, a.grad @ coef.double()), strict=True):
+    ours, theirs = tiles.pullback(*spans, coef), (s.grad, a.grad @ coef.double())
+    for result, expected in zip(ours, theirs, strict=True):
         assert result.dtype == dtype
-        assert_near(result, expected, tolerance)
+        assert_near(result, expected, 1e-9 if is_double else 3e-3)
 
 
-def test_pullback_is_zero_at_blank_patches(library, rng):
-    kernel, left, right = make_blocks("plain", torch.float64, rng)
-    tiles = calls.CompiledTiles(library, kernel, left, right)
+@pytest.fixture
+def tiles(library, rng):
+    """Return the compiled tiles of 70 × 35 images, and slices of all of them."""
+    kernel, left, right = make_blocks("plain", torch.float64, rng, 70)
+    return calls.CompiledTiles(library, kernel, left, right), *every(left, right)
+
+
+def test_pullback_is_zero_at_blank_patches(tiles):
+    tiles, *spans = tiles
     coef = torch.ones(35, 1, dtype=torch.float64)
-    weights, self_weights = tiles.pullback(*every(left, right), coef)
+    weights, self_weights = tiles.pullback(*spans, coef)
     assert not weights[:, :, 1].any() and weights[:, :, 0].any()
     assert weights.isfinite().all() and self_weights.isfinite().all()
 
 
 @pytest.mark.parametrize("rows", [slice(0, 19), slice(3, 4), slice(5, 18), slice(4, 4)])
 @pytest.mark.parametrize("columns", [slice(0, 35), slice(8, 9), slice(16, 31)])
-def test_parts_of_a_tile_equal_the_whole(rows, columns, library, rng):
-    kernel, left, right = make_blocks("plain", torch.float64, rng)
-    tiles = calls.CompiledTiles(library, kernel, left, right)
-    whole = tiles.value(*every(left, right))
+def test_parts_of_a_tile_equal_the_whole(rows, columns, tiles, rng):
+    tiles, *spans = tiles
+    whole = tiles.value(*spans)
     assert torch.equal(tiles.value(rows, columns), whole[rows, columns])
     coef = torch.tensor(rng.normal(size=(35, 2)))
-    weights, _ = tiles.pullback(*every(left, right), coef)
+    weights, _ = tiles.pullback(*spans, coef)
     part, _ = tiles.pullback(rows, columns, coef[columns])
     assert torch.equal(part, weights[:, :, rows, columns])
 
 
-@pytest.mark.parametrize("offset", [-30, -7, 0, 3, 16, 40])
-def test_tile_is_complete_above_the_diagonal(offset, library, rng):
-    kernel, left, right = make_blocks("plain", torch.float64, rng)
-    tiles = calls.CompiledTiles(library, kernel, left, right)
-    whole, part = (tiles.value(*every(left, right), d) for d in (None, offset))
-    needed = torch.ones_like(whole, dtype=bool).triu(offset)
-    assert torch.equal(part[needed], whole[needed])
+def test_tile_is_complete_above_the_diagonal(tiles):
+    tiles, *spans = tiles
+    whole = tiles.value(*spans)
+    for offset in (-30, -7, 0, 3, 16, 40):
+        needed = torch.ones_like(whole, dtype=bool).triu(offset)
+        part = tiles.value(*spans, offset)
+        assert torch.equal(part[needed], whole[needed])
 
 
 def test_strided_blocks_equal_contiguous_ones(library, rng):
@@ -148,28 +141,19 @@ def test_strided_blocks_equal_contiguous_ones(library, rng):
     assert torch.equal(result.value(*spans), expected.value(*spans))
 
 
-def test_tiles_may_be_called_from_several_threads(library, rng):
-    kernel, left, right = make_blocks("plain", torch.float64, rng)
-    tiles = calls.CompiledTiles(library, kernel, left, right)
-    expected = tiles.value(*every(left, right))
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: tiles.value(*every(left, right)), range(12)))
-    assert all(torch.equal(result, expected) for result in results)
-
-
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_tiles_do_not_depend_on_the_number_of_threads(count, library, set_threads, rng):
-    kernel, left, right = make_blocks("plain", torch.float64, rng, 70)
-    tiles = calls.CompiledTiles(library, kernel, left, right)
+def test_tiles_independent_of_threads(count, tiles, set_threads):
+    tiles, *spans = tiles
     coef = torch.ones(35, 1, dtype=torch.float64)
 
-    def compute():
-        spans = every(left, right)
+    def compute(_=None):
         return tiles.value(*spans), *tiles.pullback(*spans, coef)
 
     expected = compute()
     set_threads(count)
-    assert all(map(torch.equal, compute(), expected))
+    with ThreadPoolExecutor(4) as pool:  # several calls at a time
+        for found in (compute(), *pool.map(compute, range(4))):
+            assert all(map(torch.equal, found, expected))
 
 
 @BOTH
@@ -187,9 +171,8 @@ def test_polynomial_arccos_is_accurate_to_rounding(dtype, library):
     assert (2 * value[0] - expected).abs().max() < 50 * torch.finfo(dtype).eps
 
 
-def test_no_memory_for_the_maps_is_a_memory_error(library, rng):
-    kernel, left, right = make_blocks("plain", torch.float64, rng)
-    tiles = calls.CompiledTiles(library, kernel, left, right)
+def test_no_memory_for_the_maps_is_a_memory_error(tiles):
+    tiles, *_ = tiles
     tiles._value = lambda *arguments: 1
     with pytest.raises(MemoryError, match="maps"):
         tiles.value(slice(0, 2), slice(0, 8))
@@ -251,16 +234,20 @@ def images_for(shape, dtype, rng, n=11):
     return torch.tensor(images, dtype=dtype)
 
 
+def check_maps(library, features, images, lower=1e-5):
+    """Check maps of filters, with a tolerance for those in float32."""
+    maps = calls.filter_maps(library, features, images)
+    assert maps.dtype == images.dtype
+    tolerance = 1e-13 if maps.dtype == torch.float64 else lower
+    assert_near(maps, stand_ins.maps_by_formula(features, images), tolerance)
+
+
 @BOTH
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 @pytest.mark.parametrize("shape", FILTERS)
 def test_filter_maps_equal_array_operations(shape, activation, dtype, library, rng):
     features = filters_on(FILTERS[shape], rng, activation)
-    images = images_for(FILTERS[shape], dtype, rng)
-    maps = calls.filter_maps(library, features, images)
-    assert maps.dtype == dtype
-    expected = stand_ins.maps_by_formula(features, images)
-    assert_near(maps, expected, 1e-13 if dtype == torch.float64 else 3e-6)
+    check_maps(library, features, images_for(FILTERS[shape], dtype, rng), 3e-6)
 
 
 @BOTH
@@ -271,10 +258,7 @@ def test_powers_and_maxima_equal_array_operations(
     shape, activation, order, dtype, library, rng
 ):
     features = filters_on(FILTERS[shape], rng, activation, order)
-    images = images_for(FILTERS[shape], dtype, rng)
-    maps = calls.filter_maps(library, features, images)
-    expected = stand_ins.maps_by_formula(features, images)
-    assert_near(maps, expected, 1e-13 if dtype == torch.float64 else 1e-5)
+    check_maps(library, features, images_for(FILTERS[shape], dtype, rng))
 
 
 @BOTH
@@ -282,19 +266,14 @@ def test_powers_and_maxima_equal_array_operations(
 def test_cells_between_any_edges(order, dtype, library, rng):
     features = filters_on(FILTERS["unequal cells"], rng, "identity", order)
     features.edges = (0, 1, 2, 7, 11), (0, 5, 12)
-    images = images_for(FILTERS["unequal cells"], dtype, rng)
-    maps = calls.filter_maps(library, features, images)
-    expected = stand_ins.maps_by_formula(features, images)
-    assert_near(maps, expected, 1e-13 if dtype == torch.float64 else 1e-5)
+    check_maps(library, features, images_for(FILTERS["unequal cells"], dtype, rng))
 
 
 def test_filter_maps_with_unequal_zeros_at_the_edges(library, rng):
     layer = Layer((2, 3), (2, 0, 1, 3), (7, 9))
     filters, biases = rng.normal(size=(5, 12)), np.zeros(5)
     features = make_filters(layer, 2, filters, "relu", biases, (3, 4))
-    images = torch.from_numpy(rng.normal(size=(4, 6, 7, 2)))
-    maps = calls.filter_maps(library, features, images)
-    assert_near(maps, stand_ins.maps_by_formula(features, images), 1e-13)
+    check_maps(library, features, torch.from_numpy(rng.normal(size=(4, 6, 7, 2))))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 6, 7])
@@ -314,13 +293,9 @@ def test_filter_maps_independent_of_batch(shape, order, n, library, rng):
 def test_filter_maps_independent_of_threads(count, dtype, library, set_threads, rng):
     features = filters_on(FILTERS["unequal cells"], rng)
     images = images_for(FILTERS["unequal cells"], dtype, rng, 17)
-
-    def compute():
-        return calls.filter_maps(library, features, images)
-
-    expected = compute()
+    expected = calls.filter_maps(library, features, images)
     set_threads(count)
-    assert torch.equal(compute(), expected)
+    assert torch.equal(calls.filter_maps(library, features, images), expected)
 
 
 def test_filter_maps_of_a_blank_image_are_its_biases(library, rng):

@@ -1,6 +1,5 @@
 """Whatever does not fit is refused before it reaches the compiled functions."""
 
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import skconvrfm
 from skconvrfm.compute.images import Layer
 from skconvrfm.compute.native import build, checks
 
@@ -19,13 +17,12 @@ SCRIPT = Path(__file__).with_name("native_mutations.py")
 
 
 @pytest.mark.slow
-def test_changed_arguments_are_refused_and_end_no_process():
+def test_changed_arguments_are_refused_and_end_no_process(environment):
     if not any(map(build.shutil.which, ("g++", "clang++", "c++"))):
         pytest.skip("no C++ compiler here")
-    path = os.pathsep.join([str(Path(skconvrfm.__file__).parents[1]), *sys.path])
     done = subprocess.run(
         [sys.executable, str(SCRIPT)],
-        env={**os.environ, build.SWITCH: "1", "PYTHONPATH": path},
+        env={**environment, build.SWITCH: "1"},
         capture_output=True,
         text=True,
     )
@@ -34,44 +31,41 @@ def test_changed_arguments_are_refused_and_end_no_process():
     assert int(refused) > 2000
 
 
-def refusal(array, shape=("n", 3), error=ValueError, **options):
-    with pytest.raises(error) as caught:
-        checks.check_array("weights", array, shape, {"n": 2}, **options)
-    return str(caught.value)
-
-
-def test_message_names_the_array_its_shape_and_the_expected_one():
-    message = refusal(torch.zeros(2, 4))
-    assert message == "weights has shape (2, 4); expected (2, 3)"
-    message = refusal(torch.zeros(2, 3, 1), ("n", "m", 1, "k"))
-    assert message == "weights has shape (2, 3, 1); expected (2, m, 1, k)"
-
-
-def test_message_names_the_expected_dtype():
-    message = refusal(torch.zeros(2, 3), dtype=torch.float64)
-    assert message == "weights has dtype torch.float32; expected torch.float64"
-    assert "float32 or torch.float64" in refusal(torch.zeros(2, 3, dtype=torch.half))
-
-
-def test_arrays_that_are_no_tensors_are_refused():
-    assert "ndarray" in refusal(np.zeros((2, 3)), error=TypeError)
-
-
-def test_arrays_outside_the_memory_of_the_cpu_are_refused():
-    assert "CPU" in refusal(torch.zeros(2, 3, device="meta"))
-    assert "CPU" in refusal(torch.zeros(2, 3).to_sparse())
-
-
-def test_a_tensor_whose_memory_was_freed_is_refused():
+def without_memory():
     array = torch.zeros(2, 3)
     array.untyped_storage().resize_(0)
-    assert "memory" in refusal(array)
+    return array
 
 
-def test_array_written_to_has_to_be_contiguous():
-    array = torch.zeros(3, 2).T
-    assert "strides" in refusal(array, contiguous=True)
-    checks.check_array("weights", array, ("n", 3), {})
+# Arguments of the check, and what the message has.
+ARRAYS = {
+    "shape": ((torch.zeros(2, 4),), "weights has shape (2, 4); expected (2, 3)"),
+    "sizes": (
+        (torch.zeros(2, 3, 1), ("n", "m", 1, "k")),
+        "weights has shape (2, 3, 1); expected (2, m, 1, k)",
+    ),
+    "dtype": (
+        (torch.zeros(2, 3), ("n", 3), torch.float64),
+        "weights has dtype torch.float32; expected torch.float64",
+    ),
+    "half": ((torch.zeros(2, 3, dtype=torch.half),), "float32 or torch.float64"),
+    "no tensor": ((np.zeros((2, 3)),), "ndarray"),
+    "elsewhere": ((torch.zeros(2, 3, device="meta"),), "CPU"),
+    "sparse": ((torch.zeros(2, 3).to_sparse(),), "CPU"),
+    "negated": ((torch.complex(*torch.ones(2, 2, 3)).conj().imag,), "CPU"),
+    "freed": ((without_memory(),), "memory"),
+    "strides": ((torch.zeros(3, 2).T, ("n", 3), None, True), "strides"),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_message_names_the_array_and_what_is_expected(case):
+    (array, *rest), message = ARRAYS[case]
+    shape, *options = rest or [("n", 3)]
+    with pytest.raises(TypeError if case == "no tensor" else ValueError) as caught:
+        checks.check_array("weights", array, shape, {"n": 2}, *options)
+    assert message in str(caught.value)
+    checks.check_array("weights", torch.zeros(3, 2).T, ("n", 3), {"n": 2})
 
 
 def test_named_sizes_are_kept_where_an_array_fits_and_only_there():
@@ -123,34 +117,37 @@ def test_layers_that_read_beyond_their_maps_are_refused(layer):
         checks.check_kernel(kernel)
 
 
-def test_filters_of_another_patch_are_refused():
+def filters_of(**changes):
     layer = Layer((3, 3), (0, 0, 0, 0), (6, 6))
-    features = stand_ins.make_filters(layer, 1, np.ones((5, 36)), "relu", np.ones(5))
-    with pytest.raises(ValueError, match=r"filters has shape \(5, 36\).*\(5, 9\)"):
-        checks.check_filters(features, torch.zeros(2, 8, 8, 1))
-    features = stand_ins.make_filters(layer, 1, np.ones((5, 9)), "relu", np.ones(99))
-    with pytest.raises(ValueError, match=r"biases has shape \(99,\).*\(5\)"):
-        checks.check_filters(features, torch.zeros(2, 8, 8, 1))
-    with pytest.raises(ValueError, match=r"layer.locations is \(6, 6\).*\(7, 6\)"):
-        checks.check_filters(features, torch.zeros(2, 9, 8, 1))
+    features = stand_ins.make_filters(layer, 1, np.ones((5, 9)), "relu", np.ones(5))
+    vars(features).update(changes)
+    return features
+
+
+@pytest.mark.parametrize(
+    ("filters", "biases", "rows", "message"),
+    [
+        (np.ones((5, 36)), np.ones(5), 8, r"filters has shape \(5, 36\).*\(5, 9\)"),
+        (np.ones((5, 9)), np.ones(99), 8, r"biases has shape \(99,\).*\(5\)"),
+        (np.ones((5, 9)), np.ones(5), 9, r"layer.locations is \(6, 6\).*\(7, 6\)"),
+    ],
+)
+def test_filters_of_another_patch_are_refused(filters, biases, rows, message):
+    features = filters_of(affine=lambda channels: (filters, biases))
+    with pytest.raises(ValueError, match=message):
+        checks.check_filters(features, torch.zeros(2, rows, 8, 1))
 
 
 @pytest.mark.parametrize(
     "along", [(0, 3), (1, 6), (0, 3, 3, 6), (0, 4, 2, 6), (0,), (), (0, -1, 6), (0, 7)]
 )
 def test_edges_that_do_not_divide_the_map_are_refused(along):
-    layer = Layer((3, 3), (0, 0, 0, 0), (6, 6))
-    features = stand_ins.make_filters(layer, 1, np.ones((5, 9)), "relu", np.ones(5))
     for edges in ((along, (0, 6)), ((0, 6), along), ((0, 6),)):
-        features.edges = edges
         with pytest.raises(ValueError, match="edges"):
-            checks.check_filters(features, torch.zeros(2, 8, 8, 1))
+            checks.check_filters(filters_of(edges=edges), torch.zeros(2, 8, 8, 1))
 
 
 @pytest.mark.parametrize("order", [0, 1.5, 9, -1, np.nan, -np.inf, None, "1"])
 def test_orders_that_are_not_compiled_are_refused(order):
-    layer = Layer((3, 3), (0, 0, 0, 0), (6, 6))
-    features = stand_ins.make_filters(layer, 1, np.ones((5, 9)), "relu", np.ones(5))
-    features.order = order
     with pytest.raises(ValueError, match="order is"):
-        checks.check_filters(features, torch.zeros(2, 8, 8, 1))
+        checks.check_filters(filters_of(order=order), torch.zeros(2, 8, 8, 1))
