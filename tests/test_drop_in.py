@@ -1,6 +1,7 @@
 """The estimators in scikit-learn's tools: searches, ensembles, pipelines, routing."""
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -326,16 +327,19 @@ def test_column_transformer_takes_columns_of_pixels(digits):
 
 
 @pytest.mark.parametrize("output", ["filters", "eigen", "saliency", "image"])
-def test_transform_output_pandas_gives_named_frames(digits, output):
+def test_every_output_can_be_pickled_and_gives_named_frames(digits, output):
     pandas = pytest.importorskip("pandas")
     X, y, X_test, _ = digits
     transformer = clone(TRANSFORMER).set_params(output=output).fit(X, y)
     plain = transformer.transform(X_test)
+    transformer = pickle.loads(pickle.dumps(transformer))
     with config_context(transform_output="pandas"):
         frame = transformer.transform(pandas.DataFrame(X_test, index=range(5, 65)))
+        of_images = transformer.transform(X_test.reshape(-1, 8, 8))
     assert_array_equal(frame.columns, transformer.get_feature_names_out())
     assert_array_equal(frame.index, range(5, 65))
     assert_array_equal(frame, plain)
+    assert_array_equal(of_images, plain)
 
 
 def test_pipeline_keeps_column_names(digits, classifier):

@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
 from same import assert_same
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
 from skconvrfm.compute import files, parallel
@@ -27,7 +27,7 @@ from skconvrfm.kernels import (
 from skconvrfm.learning.landmarks import MapColumns, inverse_root
 from skconvrfm.learning.recipe import Recipe
 
-N = 90
+N = 60
 LAYER = ConvFeatures(8, patch_size=3, pool_grid=2)
 LOCATIONS = ConvFeatures(8, patch_size=3, pool_grid=None)
 LAYERS = [
@@ -53,7 +53,7 @@ MACHINES = {
 
 @pytest.fixture
 def data(rng):
-    X = rng.normal(size=(N + 30, 7, 6, 2))
+    X = rng.normal(size=(N + 10, 7, 6, 2))
     y = (X[:, 2:4, 2:4, 0] * X[:, 3:5, 2:4, 0]).sum((1, 2)) > 0
     weights = rng.integers(1, 4, N).astype(float)
     return X[:N], y[:N].astype(int), weights, X[N:]
@@ -175,7 +175,8 @@ def test_workers_and_small_memory_change_nothing_but_rounding(machine, data):
     X, y, _, X_new = data
     model = make(machine, landmarks=20, n_rounds=1, selection="loo")
     expected = clone(model).fit(X, y).decision_function(X_new)
-    shared = clone(model).set_params(n_jobs=2).fit(X, y)
+    with parallel_config("threading", n_jobs=2):
+        shared = clone(model).fit(X, y)
     assert_allclose(shared.decision_function(X_new), expected, atol=1e-7)
     with config_context(working_memory=0.02):
         small = clone(model).fit(X, y)
@@ -223,13 +224,6 @@ def test_stored_images_are_read_in_blocks(data, tmp_path):
         expected = clone(model).fit(X, y).decision_function(X_new)
         found = clone(model).fit(stored, y).decision_function(X_new)
         assert_array_equal(found, expected)
-
-
-def test_search_over_landmarks(data):
-    X, y, _, _ = data
-    search = GridSearchCV(make("images"), {"landmarks": [5, 40, None]}, cv=3)
-    model = search.fit(X, y).best_estimator_
-    assert len(model.X_fit_) == model.landmarks or N
 
 
 def test_warm_start_goes_on_with_the_metric(data):
@@ -326,7 +320,7 @@ def test_sums_of_all_rows_are_a_fit(machine, data):
 @pytest.mark.parametrize("machine", sorted(set(MACHINES) - {"deep"}))
 def test_batches_add_up_on_the_landmarks_of_the_first(machine, data):
     X, y, weights, X_new = data
-    first, parts = slice(0, 40), [slice(40, 70), slice(70, N)]
+    first, parts = slice(0, 40), [slice(40, 50), slice(50, N)]
     model = make(machine, landmarks=15)
     model.partial_fit(X[first], y[first], [0, 1], weights[first])
     landmarks = model.X_fit_
