@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from callback import Callback
+from doubles import Callback
 from numpy.testing import assert_array_equal
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import GridSearchCV

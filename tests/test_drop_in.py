@@ -247,11 +247,11 @@ def test_permutation_importance_of_a_blank_pixel_is_zero(digits, classifier):
 
 LAYER = ConvFeatures(4, patch_size=3)
 GRIDS = {
-    "kernel": (CLASSIFIER, {"kernel__depth": [1, 2], "kernel__patch_size": [2, 3]}),
+    "kernel": (CLASSIFIER, {"kernel__depth": [1, 2]}),
     "ridge": (REGRESSOR, {"alpha": [1e-2, 1e2]}),
     "features": (
         ConvRFMClassifier("linear", LAYER, **OPTIONS),
-        {"features__patch_size": [2, 3], "features__n_filters": [2, 8]},
+        {"features__patch_size": [2, 3]},
     ),
     "both": (
         ConvRFMClassifier(Gaussian(), LAYER, **OPTIONS),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from callback import Callback
+from doubles import Callback, failing
 from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
 from numpy.testing import assert_allclose
@@ -108,18 +108,6 @@ def unchanged(estimator):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(n_threads)
-
-
-def failing(error, function=None, at=0):
-    """A function that raises an error at one of its calls, and else does its work."""
-    calls = iter(range(10**9))
-
-    def call(*args, **kwargs):
-        if next(calls) == at:
-            raise error
-        return function(*args, **kwargs)
-
-    return call
 
 
 # --------------------------------------------------------------- interruptions

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from callback import Callback
+from doubles import Callback
 from numpy.testing import assert_allclose, assert_array_equal
 from same import assert_same
 from sklearn.base import clone
