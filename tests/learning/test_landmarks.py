@@ -178,7 +178,7 @@ def test_workers_and_small_memory_change_nothing_but_rounding(machine, data):
     with parallel_config("threading", n_jobs=2):
         shared = clone(model).fit(X, y)
     assert_allclose(shared.decision_function(X_new), expected, atol=1e-7)
-    with config_context(working_memory=0.02):
+    with config_context(working_memory=0.1):
         small = clone(model).fit(X, y)
     assert_allclose(small.decision_function(X_new), expected, atol=1e-7)
 
