@@ -69,7 +69,7 @@ def pixel_gradients(estimator: Any, X: ArrayLike, *, target: Any = None) -> Floa
     >>> from skconvrfm.datasets import load_digit_images
     >>> from skconvrfm.explain import pixel_gradients
     >>> X, y = load_digit_images(return_X_y=True)
-    >>> clf = ConvRFMClassifier("gaussian", features="auto").fit(X[:200], y[:200])
+    >>> clf = ConvRFMClassifier("gaussian", features="auto").fit(X[:60], y[:60])
     >>> pixel_gradients(clf, X[200:203], target=3).shape
     (3, 8, 8, 1)
     """
@@ -118,7 +118,7 @@ def patch_occlusion(
     >>> from skconvrfm.datasets import load_digit_images
     >>> from skconvrfm.explain import patch_occlusion
     >>> X, y = load_digit_images(return_X_y=True)
-    >>> clf = ConvRFMClassifier("gaussian", features="auto").fit(X[:200], y[:200])
+    >>> clf = ConvRFMClassifier("gaussian", features="auto").fit(X[:60], y[:60])
     >>> patch_occlusion(clf, X[200:203], patch_size=3).shape
     (3, 8, 8)
     """

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from doubles import Callback
 from numpy.testing import assert_array_equal
 from sklearn.base import BaseEstimator, clone
-from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, _sklearn_compat
@@ -41,27 +41,24 @@ def data(rng):
     return X, y
 
 
-@pytest.fixture
-def digits():
-    X, y = load_digits(n_class=3, return_X_y=True)
-    X = X.reshape(-1, 8, 8) / 16
-    return X[:60], y[:60], X[60:120], y[60:120]
-
-
-class Recorder:
+class Recorder(Callback):
     """Remembers the tasks that it is told of, and stops after some rounds."""
 
     def __init__(self, stop_after=None):
-        self.events, self.scores, self.stop_after = [], [], stop_after
+        self.events, self.metadata, self.models = [], [], []
+        self.stop_after = stop_after
 
     def setup(self, estimator, context):
         self.events.append("setup")
 
-    def on_fit_task_begin(self, estimator, context, **_):
+    def on_fit_task_begin(self, estimator, context, *, metadata=None, **_):
         self.events.append(("begin", context.task_name, context.task_id))
+        self.metadata.append(metadata)
 
-    def on_fit_task_end(self, estimator, context, **_):
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None, **_):
         self.events.append(("end", context.task_name, context.task_id))
+        if context.task_name == "round":
+            self.models.append(fitted_estimator)
         return self.stop_after is not None and context.task_id == self.stop_after
 
     def teardown(self, estimator, context):
@@ -99,28 +96,13 @@ def test_scoring_monitor_of_a_search_sees_the_rounds_of_every_fit(new, data):
 
 
 def test_sample_weights_reach_the_callbacks(new, data):
-    seen = []
-
-    class Watch:
-        def setup(self, estimator, context):
-            pass
-
-        def on_fit_task_begin(self, estimator, context, *, metadata=None, **_):
-            seen.append(metadata)
-
-        def on_fit_task_end(self, estimator, context, **_):
-            pass
-
-        def teardown(self, estimator, context):
-            pass
-
-    model = ConvRFMClassifier(DEPTH_1, n_rounds=0).set_callbacks(Watch())
-    weights = np.arange(24) + 1.0
+    recorder, weights = Recorder(), np.arange(24) + 1.0
+    model = ConvRFMClassifier(DEPTH_1, n_rounds=0).set_callbacks(recorder)
     model.fit(*data, sample_weight=weights)
-    assert_array_equal(seen[0]["sample_weight"], weights)
-    seen.clear()
+    assert_array_equal(recorder.metadata[0]["sample_weight"], weights)
+    recorder.metadata.clear()
     model.fit(*data)
-    assert seen[0] == {}
+    assert recorder.metadata[0] == {}
 
 
 @pytest.mark.parametrize(
@@ -137,37 +119,22 @@ def test_callbacks_see_a_fitted_model_after_every_round(
     new, data, kernel, features, n_stages
 ):
     X, y = data
-    models = []
-
-    class Keep:
-        def setup(self, estimator, context):
-            pass
-
-        def on_fit_task_begin(self, estimator, context, **_):
-            pass
-
-        def on_fit_task_end(
-            self, estimator, context, *, fitted_estimator=None, **others
-        ):
-            if context.task_name == "round":
-                models.append(fitted_estimator)
-
-        def teardown(self, estimator, context):
-            pass
-
+    recorder = Recorder()
     model = ConvRFMClassifier(kernel, features, n_rounds=2, selection="last")
-    model.set_callbacks(Keep()).fit(X, y)
+    plain = clone(model).fit(X, y).decision_function(X)
+    model.set_callbacks(recorder).fit(X, y)
+    models = recorder.models
     assert [len(m.history_["round"]) for m in models] == [1, 2, 3] * n_stages
-    assert_array_equal(models[-1].decision_function(X), model.decision_function(X))
+    assert_array_equal(models[-1].decision_function(X), plain)
+    assert_array_equal(model.decision_function(X), plain)
     assert all(m.predict_proba(X).shape == (24, 2) for m in models)
 
 
 @pytest.mark.parametrize("Estimator", [ConvRFMClassifier, ConvRFMRegressor])
-def test_callbacks_are_called_for_the_fit_and_every_round(digits, new, Estimator):
-    X, y, _, _ = digits
+def test_callbacks_are_called_for_the_fit_and_every_round(data, new, Estimator):
     recorder = Recorder()
-    model = Estimator(DEPTH_1, n_rounds=2).set_callbacks(recorder)
-    model.fit(X, y)
+    options = {"n_rounds": 2, "n_iter_no_change": None}
+    Estimator(DEPTH_1, **options).set_callbacks(recorder).fit(*data)
     events = [event[0] for event in recorder.events if event[1] == "round"]
     assert events == ["begin", "end"] * 3
     rounds = [event[2] for event in recorder.events if event[:2] == ("end", "round")]
@@ -175,28 +142,10 @@ def test_callbacks_are_called_for_the_fit_and_every_round(digits, new, Estimator
     assert recorder.events[0] == "setup" and recorder.events[-1] == "teardown"
 
 
-def test_callbacks_can_stop_the_rounds(digits, new):
-    X, y, X_test, _ = digits
+def test_callbacks_can_stop_the_rounds(data, new):
+    X, y = data
     model = ConvRFMClassifier(DEPTH_1, n_rounds=4, selection="last")
     stopped = clone(model).set_callbacks(Recorder(stop_after=1)).fit(X, y)
     assert_array_equal(stopped.history_["round"], [0, 1])
     short = clone(model).set_params(n_rounds=1).fit(X, y)
-    assert_array_equal(stopped.predict_proba(X_test), short.predict_proba(X_test))
-
-
-def test_callbacks_do_not_change_the_fit(digits, new):
-    X, y, X_test, _ = digits
-    model = ConvRFMClassifier(DEPTH_1, n_rounds=2)
-    watched = clone(model).set_callbacks(Recorder()).fit(X, y)
-    plain = model.fit(X, y)
-    assert_array_equal(watched.predict_proba(X_test), plain.predict_proba(X_test))
-
-
-def test_scoring_monitor_scores_every_round(digits, new):
-    X, y, _, _ = digits
-    monitor = new.ScoringMonitor(scoring="accuracy")
-    ConvRFMClassifier(DEPTH_1, n_rounds=2).set_callbacks(monitor).fit(X, y)
-    data = monitor.get_logs().data
-    scores = [entry["accuracy"] for entry in data if entry["task_name"] == "round"]
-    assert len(scores) == 3
-    assert all(0.8 < score <= 1 for score in scores)
+    assert_array_equal(stopped.predict_proba(X), short.predict_proba(X))

@@ -116,7 +116,7 @@ def test_shuffled_loaders_serve_a_fit_alone():
 
 
 def test_datasets_beyond_the_working_memory_lie_in_a_file(monkeypatch):
-    with config_context(working_memory=0.001):
+    with config_context(working_memory=0.003):
         model = make_model().fit(Pairs())
         assert model.scale_ == 255
         found = model.decision_function(Pairs())

@@ -44,18 +44,19 @@ def test_examples_of_module_print_their_output(name):
 
 
 def public_objects():
+    """Yield the names and values of all public classes and functions."""
     for name in PUBLIC:
         module = importlib.import_module(name)
         for public in getattr(module, "__all__", dir(module)):
             value = getattr(module, public)
             if callable(value) and not public.startswith("_"):
                 if inspect.getmodule(value).__name__.startswith("skconvrfm"):
-                    yield pytest.param(value, id=f"{name}.{public}")
+                    yield f"{name}.{public}", value
 
 
-@pytest.mark.parametrize("value", list(public_objects()))
-def test_public_object_has_an_example(value):
-    assert ">>> " in inspect.getdoc(value)
+def test_public_objects_have_examples():
+    without = [n for n, v in public_objects() if ">>> " not in inspect.getdoc(v)]
+    assert without == []
 
 
 @pytest.mark.slow

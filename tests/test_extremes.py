@@ -17,7 +17,7 @@ from skconvrfm.learning.ridge import RidgePath
 CPU = torch.device("cpu")
 NTK = ConvNTK(bias=0.0)
 NTK1 = ConvNTK(depth=1)
-LAYER = ConvFeatures(32, patch_size=3)
+LAYER = ConvFeatures(16, patch_size=3)
 MACHINES = {
     "kernel": {"kernel": NTK1, "n_rounds": 1},
     "linear": {"kernel": "linear", "features": LAYER, "n_rounds": 1},
@@ -144,8 +144,9 @@ def test_bandwidth_of_equal_images_scales_with_them(images):
 
 
 @all_machines
-@pytest.mark.parametrize("selection", ["gcv", "loo"])
-@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize(
+    ("selection", "class_weight"), [("gcv", None), ("loo", "balanced")]
+)
 def test_weights_far_apart_give_finite_fit(
     images, labels, machine, selection, class_weight
 ):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from doubles import Callback, failing
 from joblib import parallel_config
 from joblib.externals.loky import get_reusable_executor
 from numpy.testing import assert_allclose
@@ -107,18 +108,6 @@ def unchanged(estimator):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(n_threads)
-
-
-def failing(error, function=None, at=0):
-    """A function that raises an error at one of its calls, and else does its work."""
-    calls = iter(range(10**9))
-
-    def call(*args, **kwargs):
-        if next(calls) == at:
-            raise error
-        return function(*args, **kwargs)
-
-    return call
 
 
 # --------------------------------------------------------------- interruptions
@@ -297,31 +286,20 @@ def test_interruption_of_worker_processes_leaves_estimator_unchanged(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["setup", "begin", "end", "teardown"])
+@pytest.mark.parametrize(
+    "moment", ["setup", "on_fit_task_begin", "on_fit_task_end", "teardown"]
+)
 def test_error_of_callback_is_raised_and_changes_nothing(model, fitted, data, moment):
     pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has them")
     if isinstance(model, PatchAGOPTransformer):
         pytest.skip("its learner has the rounds")
     error = OSError("the callback's own")
 
-    class Callback:
-        def _fail_at(self, here):
-            if here == moment:
-                raise error
+    class Failing(Callback):
+        def __init__(self):
+            setattr(self, moment, failing(error))
 
-        def setup(self, estimator, context):
-            self._fail_at("setup")
-
-        def on_fit_task_begin(self, estimator, context, **_):
-            self._fail_at("begin")
-
-        def on_fit_task_end(self, estimator, context, **_):
-            self._fail_at("end")
-
-        def teardown(self, estimator, context):
-            self._fail_at("teardown")
-
-    model.set_callbacks(Callback())
+    model.set_callbacks(Failing())
     before = {name: copy.deepcopy(x) for name, x in fitted_attributes(model).items()}
     with pytest.raises(OSError) as caught:
         model.fit(*data)

@@ -17,7 +17,6 @@ from numpy.testing import assert_array_equal
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
 from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK
-from skconvrfm.learning import rounds
 
 # Another value of every parameter that can be set after a fit; device, dtype and
 # n_jobs are those of the computation.
@@ -93,8 +92,6 @@ def test_predictions_independent_of_parameters_set_after_the_fit(name):
     expected = outputs(model, X)
     names = [key for key in OTHERS if key in model.get_params()]
     for key in names:
-        one = copy.deepcopy(model).set_params(**{key: OTHERS[key]})
-        assert_array_equal(outputs(one, X), expected, err_msg=key)
         model.set_params(**{key: OTHERS[key]})
         assert_array_equal(outputs(model, X), expected, err_msg=key)
 
@@ -111,52 +108,16 @@ def test_predictions_independent_of_objects_that_were_passed(name):
     assert_array_equal(outputs(model, X), expected)
 
 
-def test_failed_refits_change_no_prediction(name, monkeypatch):
-    X, y = make_data()
-    model = fitted_mutations.make_machine(name)
-    expected = outputs(model, X)
-
-    broken = X.copy()
-    broken[-1, -1, -1] = np.nan
-    with pytest.raises(ValueError, match="X contains NaN"):
-        model.fit(broken[:, 1:, 1:], y)
-    assert_array_equal(outputs(model, X), expected)
-
-    with pytest.raises(ValueError, match="'n_rounds' parameter"):
-        copy.copy(model).set_params(n_rounds=-1).fit(X, y)
-    assert_array_equal(outputs(model, X), expected)
-
-    choose, calls = rounds._choose_ridge, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return choose(*args)
-
-    monkeypatch.setattr(rounds, "_choose_ridge", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(X[:, :, 1:], y == 1)
-    assert_array_equal(outputs(model, X), expected)
-    assert_array_equal(model.classes_, np.unique(y))
-
-
 @pytest.mark.parametrize("n_outputs", [0, 1, 2])
 def test_regressors_refuse_coefficients_of_other_outputs(n_outputs):
     X, y = make_data()
     y = np.column_stack([y] * n_outputs) if n_outputs else y
     model = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=0).fit(X, y)
-    model.intercept_ = np.zeros(3)
-    with pytest.raises(ValueError, match="dual_coef_ has shape .*fit the estimator"):
-        model.predict(X)
-
-
-def test_regressors_refuse_an_intercept_of_another_dimension():
-    X, y = make_data()
-    model = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=0).fit(X, y)
-    model.intercept_ = np.reshape(model.intercept_, 1)
-    with pytest.raises(ValueError, match="dual_coef_ has shape .*fit the estimator"):
-        model.predict(X)
+    for intercept in (np.zeros(3), np.reshape(model.intercept_, (-1, 1))):
+        model.intercept_ = intercept
+        match = "dual_coef_ has shape .*fit the estimator"
+        with pytest.raises(ValueError, match=match):
+            model.predict(X)
 
 
 def test_loaded_transformers_refuse_another_number_of_components():

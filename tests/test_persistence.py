@@ -20,7 +20,6 @@ from sklearn.preprocessing import StandardScaler
 
 from skconvrfm import AnsatzScorer, ConvRFMClassifier, _input
 from skconvrfm._input import fitted_attributes
-from skconvrfm.features import ConvFeatures
 from skconvrfm.kernels import ConvNTK
 
 sio = pytest.importorskip("skops.io")
@@ -287,10 +286,3 @@ def test_model_fitted_for_cuda_says_how_to_predict_without_it(
     with pytest.raises(ValueError, match="device='cuda'.*use device='auto' or 'cpu'"):
         outputs(loaded, images)
     assert_array_equal(outputs(loaded.set_params(device="cpu"), images), expected)
-
-
-def test_features_of_the_models_are_those_of_their_parameters(models):
-    """The small models are what their names say."""
-    assert isinstance(models["linear"].features, ConvFeatures)
-    assert len(models["two layers"].features_) == 2
-    assert hasattr(models["streaming"], "stream_")

@@ -1,19 +1,13 @@
 """PatchAGOPTransformer: features under a learned patch metric."""
 
-import pickle
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from joblib import parallel_config
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
 from skconvrfm.datasets import make_star
@@ -140,22 +134,6 @@ def test_features_without_pool_move_with_the_image(data, output):
     assert inside.size
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
-def test_every_output_in_pickles_pipelines_and_frames(data, output):
-    X, y = data
-    flat = X.reshape(len(X), -1)
-    learner = clone(LEARNER).set_params(image_shape=(8, 7, 2))
-    model = PatchAGOPTransformer(learner, output=output, n_filters=5)
-    pipeline = make_pipeline(model, StandardScaler(), LogisticRegression())
-    copy = pickle.loads(pickle.dumps(pipeline.fit(flat, y)))
-    assert_array_equal(copy.predict(flat), pipeline.predict(flat))
-    frame = model.set_output(transform="pandas").fit(flat, y).transform(flat)
-    assert isinstance(frame, pd.DataFrame)
-    assert list(frame.columns) == list(model.get_feature_names_out())
-    assert_array_equal(frame, model.set_output(transform="default").transform(flat))
-    assert model.set_output(transform="pandas").transform(X).shape == frame.shape
-
-
 def test_features_are_named_by_map_row_and_column(data):
     X, y = data
     model = PatchAGOPTransformer(**SMALL).fit(X, y)
@@ -247,16 +225,6 @@ def test_features_independent_of_blocks_and_workers(data, output):
         assert_allclose(model.transform(X), expected, atol=1e-12)
 
 
-def test_weights_equal_repeated_rows(data, rng):
-    X, y = data
-    weights = rng.integers(0, 3, size=len(X))
-    learner = clone(LEARNER).set_params(agop_samples=10)
-    model = PatchAGOPTransformer(learner, n_filters=5)
-    weighted = model.fit(X, y, sample_weight=weights).transform(X)
-    repeated = model.fit(X.repeat(weights, axis=0), y.repeat(weights)).transform(X)
-    assert_allclose(repeated, weighted, atol=1e-7)
-
-
 def test_channels_first_equals_channels_last_features(data):
     X, y = data
     first = X.transpose(0, 3, 1, 2)
@@ -266,30 +234,6 @@ def test_channels_first_equals_channels_last_features(data):
     assert_allclose(model.fit_transform(first, y), expected, atol=1e-12)
     seen = model.set_params(output="image").fit_transform(first, y)
     assert seen.shape == first.shape
-
-
-def test_grid_search_over_patch_size_and_filters(data):
-    X, y = data
-    flat = X.reshape(len(X), -1)
-    learner = clone(LEARNER).set_params(image_shape=(8, 7, 2))
-    features = PatchAGOPTransformer(learner)
-    search = GridSearchCV(
-        make_pipeline(features, StandardScaler(), LogisticRegression()),
-        {
-            "patchagoptransformer__estimator__kernel__patch_size": [2, 3],
-            "patchagoptransformer__n_filters": [4, 16],
-        },
-        cv=2,
-    )
-    assert search.fit(flat, y).best_score_ > 0.7
-
-
-def test_features_serve_a_regression(data):
-    X, _ = data
-    y = np.abs(X[:, 2:5, 2:5, 0]).sum((1, 2))
-    learner = ConvRFMRegressor(ConvNTK(depth=1), n_rounds=1)
-    model = make_pipeline(PatchAGOPTransformer(learner), Ridge())
-    assert model.fit(X, y).score(X, y) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -305,11 +249,6 @@ def test_features_serve_a_regression(data):
 def test_bad_parameters_are_refused(data, parameters, message):
     with pytest.raises(ValueError, match=message):
         PatchAGOPTransformer(**{**SMALL, **parameters}).fit(*data)
-
-
-def test_targets_are_required(data):
-    with pytest.raises(ValueError, match="requires y to be passed"):
-        PatchAGOPTransformer().fit(data[0], None)
 
 
 def test_images_of_another_shape_are_refused(data):

@@ -61,7 +61,7 @@ class ExplanationDisplay:
     >>> from skconvrfm.datasets import load_digit_images
     >>> from skconvrfm.display import ExplanationDisplay
     >>> X, y = load_digit_images(return_X_y=True)
-    >>> clf = ConvRFMClassifier("gaussian", features="auto").fit(X[:200], y[:200])
+    >>> clf = ConvRFMClassifier("gaussian", features="auto").fit(X[:60], y[:60])
     >>> display = ExplanationDisplay.from_estimator(clf, X[200], target=1)
     >>> display.by_pixel.shape, display.by_patch.shape
     ((8, 8), (8, 8))

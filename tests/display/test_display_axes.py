@@ -10,16 +10,23 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 
 from skconvrfm import ConvRFMClassifier, PatchAGOPTransformer
-from skconvrfm.display import PatchFiltersDisplay, RoundsDisplay, SaliencyDisplay
+from skconvrfm.display import (
+    ExplanationDisplay,
+    PatchFiltersDisplay,
+    RoundsDisplay,
+    SaliencyDisplay,
+)
 from skconvrfm.kernels import Gaussian
 
 DISPLAYS = [RoundsDisplay, PatchFiltersDisplay, SaliencyDisplay]
 
 
 def draw(display, estimator, X, **options):
-    """Draw any of the displays; one of them needs images."""
+    """Draw any of the displays; some of them need images."""
     if display is SaliencyDisplay:
         options["X"] = X
+    elif display is ExplanationDisplay:
+        options["image"] = X[0]
     return display.from_estimator(estimator, **options)
 
 
@@ -37,10 +44,12 @@ def test_every_display_draws_every_estimator(display, name, framed, figure, requ
     assert drawn.plot(figure.subplots()) is drawn
 
 
-@pytest.mark.parametrize("display", DISPLAYS)
+@pytest.mark.parametrize("display", [*DISPLAYS, ExplanationDisplay])
 def test_new_figure_without_ax(display, classifier, framed, pyplot):
     drawn = draw(display, classifier, framed[0])
     assert drawn.figure_ is pyplot.gcf()
+    if display is ExplanationDisplay:  # whose colour bars are axes as well
+        return
     assert drawn.figure_.axes == list(np.ravel(drawn.axes_))
     assert as_png(drawn.figure_).startswith(b"\x89PNG")
 

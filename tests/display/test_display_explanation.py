@@ -60,11 +60,6 @@ def test_regressors_and_colour_images_are_drawn(figure):
     assert as_png(figure).startswith(b"\x89PNG")
 
 
-def test_new_figure_without_ax(classifier, framed, pyplot):
-    display = ExplanationDisplay.from_estimator(classifier, framed[0][0])
-    assert display.figure_ is pyplot.gcf()
-
-
 def test_unfitted_estimator_and_missing_matplotlib_are_said(framed, monkeypatch):
     pytest.importorskip("matplotlib")
     image = framed[0][0]

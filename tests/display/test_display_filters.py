@@ -84,11 +84,6 @@ def test_no_empty_axes_in_last_row(figure):
     assert sum(axes.axison for axes in figure.axes) == len(display.axes_) == 5
 
 
-def test_filters_drawn_in_new_figure(classifier, pyplot):
-    display = PatchFiltersDisplay.from_estimator(classifier)
-    assert display.figure_ is pyplot.gcf()
-
-
 def test_zero_components_refused(classifier):
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="n_components=0"):
@@ -96,7 +91,9 @@ def test_zero_components_refused(classifier):
 
 
 def test_channels_of_deep_layer_are_filters_below(deep, figure):
-    axes = figure.subplots(2)
+    axes = figure.subplots(3)
+    best = PatchFiltersDisplay.from_estimator(deep, ax=axes[2])
+    assert best.eigenvectors.shape == (8, 3, 3, (1, 5)[deep.best_layer_])
     for layer, channels in ((0, 1), (1, 5)):
         display = PatchFiltersDisplay.from_estimator(deep, layer=layer, ax=axes[layer])
         assert display.eigenvectors.shape == (8, 3, 3, channels)
@@ -107,9 +104,3 @@ def test_channels_of_deep_layer_are_filters_below(deep, figure):
             np.diag(display.eigenvalue_shares * np.trace(agop)),
             atol=1e-6 * np.trace(agop),
         )
-
-
-def test_filters_default_to_best_layer(deep, figure):
-    display = PatchFiltersDisplay.from_estimator(deep, ax=figure.subplots())
-    channels = (1, 5)[deep.best_layer_]
-    assert display.eigenvectors.shape == (8, 3, 3, channels)

@@ -50,11 +50,16 @@ def test_kept_round_marked_on_both_curves(figure):
 
 @pytest.mark.parametrize(
     ("estimator", "name"),
-    [(HandMadeClassifier(), "accuracy"), (HandMadeRegressor(), "R²")],
+    [(HandMadeClassifier("loo"), "accuracy"), (HandMadeRegressor("loo"), "R²")],
 )
-def test_score_label_depends_on_kind_of_estimator(estimator, name, figure):
-    display = RoundsDisplay.from_estimator(estimator.fit(), ax=figure.subplots(1, 3))
-    assert display.axes_[0].get_ylabel() == f"Leave-one-out {name}"
+def test_score_and_criterion_are_those_of_the_estimator(estimator, name, figure):
+    axes = figure.subplots(2, 3)
+    for row, model in enumerate(
+        (estimator.fit(), HandMadeTransformer().fit(estimator))
+    ):
+        display = RoundsDisplay.from_estimator(model, ax=axes[row])
+        assert display.axes_[0].get_ylabel() == f"Leave-one-out {name}"
+        assert list(display.lines_[1].get_ydata()) == [6, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -74,12 +79,6 @@ def test_criterion_defaults_to_that_of_selection(selection, criterion, values, f
         ax=figure.subplots(1, 3),
     )
     assert list(display.lines_[1].get_ydata()) == values
-
-
-def test_rounds_drawn_in_new_figure(pyplot):
-    display = RoundsDisplay.from_estimator(HandMadeClassifier().fit())
-    assert display.figure_ is pyplot.gcf()
-    assert display.axes_.shape == (3,)
 
 
 def test_unknown_criterion_refused(figure):
@@ -133,19 +132,3 @@ def test_rounds_default_to_best_layer(deep, figure):
         learned = deep.learned_layers_[index].history_
         np.testing.assert_array_equal(display.criterion, learned["gcv"])
         assert len(display.spectrum_lines_[0].get_ydata()) == (9 if index == 0 else 45)
-
-
-@pytest.mark.parametrize(
-    ("estimator", "name"),
-    [(HandMadeClassifier(), "accuracy"), (HandMadeRegressor(), "R²")],
-)
-def test_score_label_of_transformer_is_that_of_its_estimator(estimator, name, figure):
-    transformer = HandMadeTransformer().fit(estimator)
-    display = RoundsDisplay.from_estimator(transformer, ax=figure.subplots())
-    assert display.axes_[0].get_ylabel() == f"Leave-one-out {name}"
-
-
-def test_criterion_of_transformer_is_that_of_its_estimator(figure):
-    transformer = HandMadeTransformer().fit(HandMadeClassifier("loo"))
-    display = RoundsDisplay.from_estimator(transformer, ax=figure.subplots())
-    assert list(display.lines_[1].get_ydata()) == [6, 4, 5]

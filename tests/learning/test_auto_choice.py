@@ -23,7 +23,7 @@ KERNELS = ["gaussian", "linear"]
 
 @pytest.fixture
 def data(rng):
-    X, y = rng.normal(size=(60, 12, 12)).astype(np.float32), np.arange(60) % 2
+    X, y = rng.normal(size=(50, 9, 9)).astype(np.float32), np.arange(50) % 2
     X[y == 1, 4:6, 3:5] += 1.5
     return X, y
 
@@ -50,9 +50,15 @@ def preferred(criteria):
     return min(criteria, key=lambda key: criteria[key] * (1.02 if key[0] < 1 else 1))
 
 
-@pytest.mark.parametrize("selection", ["gcv", "loo", "holdout"])
-@pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("kernel", "features", "selection"),
+    [
+        ("gaussian", "one layer", "gcv"),
+        ("linear", "two layers", "loo"),
+        ("gaussian", "two layers", "holdout"),
+        ("linear", "one layer", "holdout"),
+    ],
+)
 def test_fit_is_that_of_the_choice_by_the_criterion(kernel, features, selection, data):
     models = fits(kernel, FEATURES[features], data, selection=selection)
     auto = models.pop(("auto", "auto"))
@@ -96,14 +102,14 @@ def test_choice_is_that_of_some_of_many_images(kernel, data, monkeypatch):
         seen.append(len(model.data.images))
         return fit_round(model, *args)
 
-    monkeypatch.setattr(rounds, "CHOICE_IMAGES", 40)
+    monkeypatch.setattr(rounds, "CHOICE_IMAGES", 30)
     monkeypatch.setattr(rounds, "_fit_round", watched)
     model.fit(X, y)
-    assert seen == [40] * (2 if patches else 4) + [60]
-    monkeypatch.setattr(rounds, "CHOICE_IMAGES", 60)
+    assert seen == [30] * (2 if patches else 4) + [50]
+    monkeypatch.setattr(rounds, "CHOICE_IMAGES", 50)
     seen.clear()
     model.fit(X, y)
-    assert seen == [60] * (2 if patches else 4)  # one of which is round 0
+    assert seen == [50] * (2 if patches else 4)  # one of which is round 0
     weights = np.random.default_rng(0).integers(1, 4, size=len(X))
     weighted = clone(model).fit(X, y, sample_weight=weights).decision_function(X)
     repeated = clone(model).fit(np.repeat(X, weights, 0), np.repeat(y, weights))
@@ -142,9 +148,9 @@ def test_choice_is_kept_by_later_fits_and_by_sums(data):
     np.testing.assert_allclose(model.decision_function(X), expected, atol=1e-3)
 
     sums = ConvRFMRegressor("linear", with_values(LAYER, "auto", "auto"), n_rounds=0)
-    choice = clone(sums).fit(X[:40], y[:40]).features_[0].choice
-    assert sums.partial_fit(X[:40], y[:40]).features_[0].choice == choice
-    assert sums.partial_fit(X[40:], y[40:]).features_[0].choice == choice
+    choice = clone(sums).fit(X[:35], y[:35]).features_[0].choice
+    assert sums.partial_fit(X[:35], y[:35]).features_[0].choice == choice
+    assert sums.partial_fit(X[35:], y[35:]).features_[0].choice == choice
 
 
 def test_fit_on_a_checkpoint_goes_on_with_the_same_choice(data, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from doubles import Callback
 from numpy.testing import assert_allclose, assert_array_equal
 from same import assert_same
 from sklearn.base import clone
@@ -158,28 +159,19 @@ def test_order_of_rows_changes_nothing(machine, data, rng):
         assert_allclose(layer.filters_, same.filters_, atol=1e-8)
 
 
-def test_fit_that_was_interrupted_goes_on_with_the_same_filters(
-    machine, data, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("name", ["gaussian", "mirrored", "linear of two"])
+def test_fit_that_was_interrupted_goes_on_with_the_same_filters(name, data, tmp_path):
+    machine = clone(MACHINES[name])
     expected = clone(machine).fit(*data)
 
-    class Stop:
+    class Stop(Callback):
         def __init__(self, at):
             self.at = at
-
-        def setup(self, *_, **__):
-            pass
-
-        def on_fit_task_begin(self, *_, **__):
-            pass
 
         def on_fit_task_end(self, *_, **__):
             self.at -= 1
             if self.at < 0:
                 raise KeyboardInterrupt
-
-        def teardown(self, *_, **__):
-            pass
 
     pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has them")
     machine.set_params(checkpoint=tmp_path)

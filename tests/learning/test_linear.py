@@ -7,10 +7,9 @@ import pytest
 import torch
 from by_hand import assert_close, patches_by_hand
 from numpy.testing import assert_allclose, assert_array_equal
-from sklearn import config_context
 from sklearn.base import clone
 
-from skconvrfm import ConvRFMClassifier, ConvRFMRegressor, PatchAGOPTransformer
+from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
 from skconvrfm.compute.native import build
 from skconvrfm.features import ConvFeatures
 from skconvrfm.features import maps as maps_module
@@ -44,7 +43,6 @@ VARIANTS = {
         "features": [TWO_LAYERS[0], layer(patch_size=2, padding="same", mirror=True)],
     },
 }
-ALL_VARIANTS = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def make_problem(n=60, seed=0):
@@ -70,7 +68,7 @@ def raw_scores(model, X):
     return getattr(model, "decision_function", model.predict)(X)
 
 
-@ALL_VARIANTS
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_weights_equal_repeated_rows(problem, variant):
     model, X, y = problem
     model.set_params(**VARIANTS[variant])
@@ -84,31 +82,6 @@ def test_weights_equal_repeated_rows(problem, variant):
     assert_allclose(raw_scores(weighted, X), raw_scores(repeated, X), atol=1e-6)
 
 
-@ALL_VARIANTS
-def test_fits_of_one_seed_are_equal_and_seeds_differ(problem, variant):
-    model, X, y = problem
-    model.set_params(**VARIANTS[variant])
-    first, again, other = (
-        clone(model).set_params(random_state=seed).fit(X, y) for seed in (0, 0, 1)
-    )
-    assert_array_equal(first.features_[-1].filters_, again.features_[-1].filters_)
-    assert_array_equal(raw_scores(first, X), raw_scores(again, X))
-    assert not np.allclose(raw_scores(first, X), raw_scores(other, X))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{"n_jobs": 2}, {"working_memory": 0.1}], ids=str)
-@pytest.mark.parametrize("variant", ["two layers", "more features than rows"])
-def test_result_independent_of_workers_and_memory(problem, options, variant):
-    model, X, y = problem
-    model.set_params(selection="last", **VARIANTS[variant])
-    expected = raw_scores(clone(model).fit(X, y), X)
-    memory = {k: v for k, v in options.items() if k == "working_memory"}
-    with config_context(**memory):
-        model.set_params(n_jobs=options.get("n_jobs")).fit(X, y)
-        assert_allclose(raw_scores(model, X), expected, atol=1e-6)
-
-
 def test_bytes_are_seen_as_their_values(problem):
     model, X, y = problem
     X = (40 * X + 100).clip(0, 255).astype(np.uint8)
@@ -119,49 +92,11 @@ def test_bytes_are_seen_as_their_values(problem):
     assert_array_equal(raw_scores(from_bytes, strided), raw_scores(from_bytes, X))
 
 
-def test_linear_model_keeps_no_training_image(problem):
-    model, X, y = problem
-    model.fit(X, y)
-    assert not hasattr(model, "X_fit_") and not hasattr(model, "dual_coef_")
-    [fitted] = model.features_
-    assert fitted.filters_.shape == (8, 9) and fitted.biases_.shape == (8,)
-    assert fitted.grid == (2, 2)
-    outputs = 3 if hasattr(model, "classes_") else 2
-    assert model.coef_.shape == (32, outputs)
-    assert np.shape(model.intercept_) == (outputs,)
-
-
-def test_gaussian_model_keeps_the_maps_of_training_images(problem):
-    model, X, y = problem
-    model.set_params(kernel=Gaussian()).fit(X, y)
-    outputs = 3 if hasattr(model, "classes_") else 2
-    assert model.X_fit_.shape == (60, 32) and model.dual_coef_.shape == (60, outputs)
-    maps = model.features_[0].maps_(torch.from_numpy(X[..., None])).flatten(1).numpy()
-    assert_close(model.X_fit_, maps, 1e-12)
-    distances = np.linalg.norm(maps[:4, None] - maps, axis=2)
-    K = np.exp(-((distances / model.kernel_.bandwidth_) ** 2) / 2)
-    expected = K @ model.dual_coef_ + model.intercept_
-    assert_allclose(raw_scores(model, X[:4]), expected, atol=1e-9)
-
-
 def test_one_target_has_no_axis_of_outputs():
     X, y = make_problem()
     model = ConvRFMRegressor("linear", layer(), n_rounds=1).fit(X, y.astype(float))
     assert model.coef_.shape == (32,) and np.ndim(model.intercept_) == 0
     assert model.predict(X).shape == (60,)
-
-
-@pytest.mark.parametrize("variant", ["default", "normal filters", "holdout"])
-def test_transformer_gives_the_features_of_the_estimator(variant):
-    X, y = make_problem()
-    model = ConvRFMClassifier("linear", layer(), n_rounds=1)
-    model.set_params(**VARIANTS[variant])
-    transformer = PatchAGOPTransformer(model, output="features").fit(X, y)
-    model.fit(X, y)
-    fitted = transformer.estimator_.features_[0]
-    assert_array_equal(fitted.filters_, model.features_[0].filters_)
-    scores = transformer.transform(X) @ model.coef_ + model.intercept_
-    assert_allclose(model.decision_function(X), scores, atol=1e-10)
 
 
 def test_predictions_are_their_formula(problem):
@@ -275,13 +210,6 @@ def test_kernel_of_many_filters_tends_to_the_exact_pooled_kernel():
     )
     assert many < 0.01
     assert 0.4 < np.log(few / many) / np.log(256) < 0.6
-
-
-@pytest.mark.parametrize("grid", ["many", (2, 3, 4), (0, 1), 0])
-def test_grid_that_is_no_pair_is_refused(grid):
-    X, y = make_problem(20)
-    with pytest.raises(ValueError, match="pool_grid"):
-        ConvRFMClassifier("linear", layer(pool_grid=grid)).fit(X, y)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "gaussian", "laplace"])

@@ -29,7 +29,7 @@ def digits():
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_kernel_in_float32_is_within_the_error_of_the_kink(digits, depth, tiles):
-    X, *_ = digits
+    X = digits[0][:50]
     kernel = ConvNTK(depth, bias=0)
     low, high = (kernel(X, dtype=dtype) for dtype in ("float32", "float64"))
     error = np.abs(low - high)

@@ -35,6 +35,7 @@ class Machine(Watcher):
     chosen = ()
     kernel, data = None, SimpleNamespace(groups=None)
     multiple, chooses_bandwidth, landmarks = None, False, None
+    n_coefs, covariance_bytes, moments = 1, 0, True
 
     def __init__(self, rounds, agop=None, optimism=0.0, stop_after=None):
         self.rounds, self.seen, self.agop_rounds = rounds, [], []
@@ -60,7 +61,7 @@ class Machine(Watcher):
     def ridge_path(self, design):
         alphas, gcv, loo = map(np.array, zip(*self.rounds[design], strict=True))
 
-        def solve(alpha):
+        def solve(alpha, with_covariance):
             chosen = list(alphas).index(alpha)
             return SimpleNamespace(
                 alpha=alpha,

@@ -94,46 +94,32 @@ def outputs(model, X):
 @pytest.mark.parametrize("place", PLACES)
 def test_fit_on_a_file_equals_the_fit_on_the_array(place, model, images, tmp_path):
     X, y = images
-    expected = clone(model).fit(X, y)
+    weights = np.arange(60) % 3  # of which a third is zero
+    expected = clone(model).fit(X, y, sample_weight=weights)
     stored = place(X, tmp_path)
-    found = clone(model).fit(stored, y)
+    found = clone(model).fit(stored, y, sample_weight=weights)
     assert found.image_shape_ == (8, 7, 3)
     assert_close(found.patch_agop_, expected.patch_agop_, 1e-8)
     assert_close(outputs(found, stored), outputs(expected, X), 1e-8)
 
 
+FORMS = {
+    "gray": (lambda X: X.reshape(60, 8, 21), {}),
+    "flat": (lambda X: X.reshape(60, 168), {"image_shape": (8, 21)}),
+    "channels first": (lambda X: X.transpose(0, 3, 1, 2), {"channels": "first"}),
+}
+
+
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("shape", [(8, 21), (168,)], ids=["gray", "flat"])
-def test_files_may_hold_gray_images_or_flat_rows(place, shape, images, tmp_path):
-    X, y = images
-    X = X.reshape(60, *shape)
-    model = clone(LINEAR).set_params(image_shape=(8, 21))
+@pytest.mark.parametrize("form", FORMS)
+def test_files_may_hold_images_of_every_form(place, form, images, tmp_path):
+    X, y = np.ascontiguousarray(FORMS[form][0](images[0])), images[1]
+    model = clone(LINEAR).set_params(**FORMS[form][1])
     expected = clone(model).fit(X, y)
     stored = place(X, tmp_path)
     found = clone(model).fit(stored, y)
+    assert found.image_shape_ == expected.image_shape_
     assert_close(found.decision_function(stored), expected.decision_function(X), 1e-8)
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_files_may_hold_channels_first(place, images, tmp_path):
-    X, y = images
-    X = np.ascontiguousarray(X.transpose(0, 3, 1, 2))
-    model = clone(LINEAR).set_params(channels="first")
-    expected = clone(model).fit(X, y)
-    stored = place(X, tmp_path)
-    found = clone(model).fit(stored, y)
-    assert found.image_shape_ == (8, 7, 3)
-    assert_close(found.decision_function(stored), expected.decision_function(X), 1e-8)
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_fit_on_a_file_takes_weights(place, images, tmp_path):
-    X, y = images
-    weights = np.arange(60) % 3  # of which a third is zero
-    model = LINEAR
-    expected = clone(model).fit(X, y, sample_weight=weights)
-    found = clone(model).fit(place(X, tmp_path), y, sample_weight=weights)
-    assert_close(found.decision_function(X), expected.decision_function(X), 1e-8)
 
 
 @pytest.mark.parametrize("place", PLACES)
