@@ -9,7 +9,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 
 from skconvrfm import ConvRFMClassifier
@@ -65,7 +65,8 @@ def hog_svc():
     """Return HOG and an SVC on the rows of one size of squares."""
     ends = np.cumsum([0] + [36 * (SIDE // n - 1) ** 2 for n in SQUARES])
     parts = [lambda rows, a=a, b=b: rows[:, a:b] for a, b in pairwise(ends)]
-    search = svc(FunctionTransformer(), functiontransformer__func=parts)
+    steps = FunctionTransformer(), StandardScaler()
+    search = svc(*steps, functiontransformer__func=parts)
     return make_pipeline(FunctionTransformer(hog_rows), search)
 
 

@@ -22,6 +22,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import RocCurveDisplay, roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from skconvrfm import ConvRFMClassifier, ConvRFMRegressor
@@ -154,7 +155,7 @@ clf.fit(X_train, y_train)
 
 rows_train, rows_test = (part.reshape(len(part), -1) for part in (X_train, X_test))
 hog_train, hog_test = map(oriented_gradients, (X_train, X_test))
-hog = SVC(C=10).fit(hog_train, y_train)
+hog = make_pipeline(StandardScaler(), SVC(C=10)).fit(hog_train, y_train)
 pca = make_pipeline(PCA(50, random_state=0), SVC(C=10)).fit(rows_train, y_train)
 forest = RandomForestClassifier(500, random_state=0).fit(rows_train, y_train)
 
