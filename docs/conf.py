@@ -46,6 +46,7 @@ examples = (
     "saliency",
     "explanation",
     "natural_images",
+    "solar_cells",
     "deep",
     "second_layer",
     "ansatz",
