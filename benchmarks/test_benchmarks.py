@@ -12,7 +12,7 @@ from benchmarks.peers.__main__ import compare
 from skconvrfm.features import ConvFeatures
 
 NAMES = "accuracy ansatz comparison devices fuzz peers.__main__ reproduction scale"
-NAMES = [*NAMES.split(), "uncertainty"]
+NAMES = [*NAMES.split(), "solar_cells", "uncertainty"]
 
 
 @pytest.mark.parametrize("name", NAMES)

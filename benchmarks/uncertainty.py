@@ -1,8 +1,7 @@
 """``python -m benchmarks.uncertainty``: how many new targets intervals cover.
 
-*digits*: the value of a digit of scikit-learn's, from 600 images. *halves*: the mean
-colour of the right half of a CIFAR-10 photograph, from the left half of 2000. Times are
-seconds of all CPU cores together, for the predictions of the test images.
+Targets are the value of a digit of scikit-learn's, learned from 600 images. Times are
+seconds of all CPU cores together, for the predictions of the others.
 """
 
 import numpy as np
@@ -24,10 +23,9 @@ MACHINES = {
     '`"linear"`, 64 filters': {"kernel": "linear", "features": ConvFeatures(64)},
     '`"linear"`, `features="auto"`': {"kernel": "linear", "features": "auto"},
 }
-N_DRAWS = 3  # of digits into training and test images
 
 
-def digits(_, seed):
+def digits(seed):
     """Return training and test images and targets."""
     X, y = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(X))
@@ -35,39 +33,17 @@ def digits(_, seed):
     return X[:600], y[:600], X[600:], y[600:]
 
 
-def halves(folder, _):
-    """Return the same."""
-    with np.load(folder / "cifar10_5000_2000.npz") as data:
-        pairs = [data[name][:2000] for name in ("X_train", "X_test")]
-    parts = []
-    for images in pairs:
-        images = images.reshape(-1, 32, 32, 3)
-        parts += [images[:, :, :16], images[:, :, 16:].mean((1, 2)) / 255.0]
-    return parts
-
-
-PROBLEMS = {"digits": (digits, N_DRAWS), "halves": (halves, 1)}
-
-
 def measure(options):
-    """Return a table for each problem, and its numbers."""
-    tables, results = [], {}
+    """Return the table of means over draws, and its rows."""
+    data, rows = [digits(seed) for seed in range(options.draws)], {}
     for name in options.only:
-        draw, n_draws = PROBLEMS[name]
-        data = [draw(options.data, seed) for seed in range(n_draws)]
-        rounds = {"n_rounds": options.rounds}
-        machines = {label: rounds | machine for label, machine in MACHINES.items()}
-        rows = {label: _mean(machine, data) for label, machine in machines.items()}
-        names = [f"{level:.0%}" for level in LEVELS]
-        head = [name, *names, "error", "mean std", "s", "s with std"]
-        lines = [[label, *row] for label, row in rows.items()]
-        tables.append(format_table(head, lines))
-        results[name] = rows
-    return tables, results
-
-
-def _mean(machine, data):
-    return np.mean([_measure(machine, *parts) for parts in data], axis=0).tolist()
+        machine = MACHINES[name] | {"n_rounds": options.rounds}
+        found = [_measure(machine, *parts) for parts in data]
+        rows[name] = np.mean(found, axis=0).tolist()
+    levels = [f"{level:.0%}" for level in LEVELS]
+    headers = ["machine", *levels, "error", "mean std", "s", "s with std"]
+    table = format_table(headers, [[name, *row] for name, row in rows.items()])
+    return [table], {"uncertainty": rows}
 
 
 def _measure(machine, X, y, X_test, y_test):
@@ -82,8 +58,8 @@ def _measure(machine, X, y, X_test, y_test):
     return *covered, np.sqrt((errors**2).mean()), std.mean(), *seconds
 
 
-ROUNDS = {"type": int, "default": 0, "help": "from 1 on filters of auto are chosen"}
-main = program(measure, PROBLEMS, options={"--rounds": ROUNDS})
+OPTIONS = {"--rounds": {"type": int, "default": 0, "help": "auto chooses from 1 on"}}
+main = program(measure, MACHINES, draws=3, needs_data=False, options=OPTIONS)
 
 if __name__ == "__main__":
     raise SystemExit(main())

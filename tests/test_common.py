@@ -1,5 +1,6 @@
 """scikit-learn's own checks of estimators, without expected failures in float64."""
 
+import functools
 import subprocess
 import sys
 
@@ -57,25 +58,33 @@ ON_FEATURES = PatchAGOPTransformer(
 VARIED = [COMPOSED[0], COMPOSED[9], COMPOSED[13], PatchAGOPTransformer(COMPOSED[6])]
 
 
+def with_checks(estimators):
+    """Return `parametrize_with_checks`, which makes the name of a case only once."""
+    cases = parametrize_with_checks(estimators)
+    return pytest.mark.parametrize(
+        *cases.args, ids=functools.cache(cases.kwargs["ids"])
+    )
+
+
 @pytest.mark.slow
-@parametrize_with_checks(DEFAULTS)
+@with_checks(DEFAULTS)
 def test_default_estimators_pass_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
-@parametrize_with_checks(VARIED)
+@with_checks(VARIED)
 def test_varied_kernels_pass_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([other for other in COMPOSED if other not in VARIED])
+@with_checks([other for other in COMPOSED if other not in VARIED])
 def test_every_other_kernel_passes_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
 @pytest.mark.slow
-@parametrize_with_checks(
+@with_checks(
     [
         ConvRFMClassifier("linear", "auto", n_rounds=1),
         ON_FEATURES,
@@ -134,9 +143,7 @@ EXCEPTIONS_IN_FLOAT32 = {
 
 
 @pytest.mark.slow
-@parametrize_with_checks(
-    [ConvRFMClassifier(dtype="float32"), ConvRFMRegressor(dtype="float32")]
-)
+@with_checks([ConvRFMClassifier(dtype="float32"), ConvRFMRegressor(dtype="float32")])
 def test_scikit_learn_checks_pass_in_float32(estimator, check):
     try:
         check(estimator)

@@ -304,4 +304,5 @@ def _strip_product(kernel, X, centres, transform, coef, pairs, resources):
     strip = _strip(kernel, X, None, centres, transform, pairs, resources)
     if strip.device.type == "cpu":
         return strip.numpy().astype(np.float64, copy=False) @ coef
-    return (strip.double() @ torch.as_tensor(coef).to(strip.device)).cpu().numpy()
+    coef = torch.as_tensor(coef, dtype=torch.float64, device=strip.device)
+    return (strip.double() @ coef).cpu().numpy()

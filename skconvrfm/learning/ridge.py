@@ -161,7 +161,8 @@ class RidgePath(BasePath):
         groups=None,
         combine=None,
     ):
-        kernel_matrix = torch.as_tensor(kernel_matrix)  # (n, n), on any device
+        if not isinstance(kernel_matrix, torch.Tensor):
+            kernel_matrix = torch.from_numpy(kernel_matrix)
         largest = float(kernel_matrix.diagonal().max())
         super().__init__(largest, targets, weights, alphas, scatter)
         self._combine, self._groups = combine, groups
