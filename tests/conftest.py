@@ -20,7 +20,7 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 SHARED = Path(os.environ.get("SKCONVRFM_SHARED", ROOT.parent / "shared"))
 
-MANY = 12
+MANY = 5
 
 # For the benchmarks, which are not installed, and the helpers beside this file; last,
 # so that the package is the installed one.

@@ -110,8 +110,9 @@ def test_loop_that_fails_leaves_the_next_one_shown(capsys):
     assert "second" in {line[1] for line in LINE.findall(capsys.readouterr().out)}
 
 
-@pytest.mark.parametrize("kernel", [ConvNTK(depth=1), Gaussian()])
-@pytest.mark.parametrize("landmarks", [None, 10])
+@pytest.mark.parametrize(
+    ("kernel", "landmarks"), [(ConvNTK(depth=1), None), (Gaussian(), 10)]
+)
 def test_fits_predictions_and_transforms_are_shown(
     kernel, landmarks, rng, capsys, monkeypatch
 ):

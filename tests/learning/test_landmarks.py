@@ -170,7 +170,13 @@ def test_weights_equal_repeated_rows(machine, data):
     )
 
 
-@pytest.mark.parametrize("machine", ["ntk", "images", "two layers"])
+@pytest.mark.parametrize(
+    "machine",
+    [
+        "ntk",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("images", "two layers")),
+    ],
+)
 def test_workers_and_small_memory_change_nothing_but_rounding(machine, data):
     X, y, _, X_new = data
     model = make(machine, landmarks=20, n_rounds=1, selection="loo")
