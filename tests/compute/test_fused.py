@@ -5,6 +5,9 @@ Without a GPU they run in Triton's interpreter, on a CPU.
 
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +113,14 @@ def test_triangle_equals_that_of_all_values(rng):
     assert torch.equal(half.triu(), whole.triu())
     lower = opened.value(slice(4, 9), slice(2, 9), 0)
     assert torch.equal(lower[:, 2:].triu(), whole[4:, 4:].triu())
+
+
+def test_programs_compile_for_a_gpu(environment, tmp_path):
+    environment |= {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = sys.executable, str(Path(__file__).with_name("fused_compile.py"))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["4", "4"]  # of a kernel of two layers, each
 
 
 # When they are used
