@@ -28,8 +28,10 @@ pytest.importorskip("triton")
 
 from skconvrfm.compute.fused import tiles as fused  # noqa: E402
 
-# The interpreter computes both branches of a choice, with numpy.
+# The interpreter computes both branches of a choice, with numpy, and the lanes of no
+# image, which hold any numbers.
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
 ]
