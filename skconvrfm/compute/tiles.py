@@ -30,6 +30,7 @@ _CPU_TILE_BYTES = 2**20
 # Larger blocks come from memory that the system has to clear first.
 _CPU_BLOCK_BYTES = 2**25
 _PATCH_COPIES = 3  # or pixels', alive while a block is prepared and packed
+_PULLBACK_COST = 5  # in values, by array operations on a GPU
 WHOLE_VECTOR = 16  # images on the right fill the vectors of a CPU
 _DIAGONAL_ROWS = 16  # whose pairs are computed for the sake of the diagonal
 
@@ -145,11 +146,12 @@ def open_tiles(kernel, left, right, library, resources, pullback=False):
     return check.GuardedTiles(plain, kernel, left, right, resources.memory // 4)
 
 
-def fuse(kernel, pairs, resources):
+def fuse(kernel, pairs, resources, pullback=False):
     """Return the kernel, with tiles by fused programs on a GPU where they pay."""
     if resources.device.type != "cuda" or not kernel.has_fused_tiles:
         return kernel
-    if not check.wanted(work(kernel, pairs), kernel, resources.device):
+    factor = _PULLBACK_COST if pullback else 1
+    if not check.wanted(factor * work(kernel, pairs), kernel, resources.device):
         return kernel
     return kernel._with(fused=True)
 

@@ -224,7 +224,7 @@ def _sum_of_products(route, machine, images, weights, pairs, resources):
     """Return Σ_z ω_z Σ_o,u h hᵀ by one of the routes, for some images z."""
     kernel, centres, *arrays = machine
     library = tiles.find_library(kernel, pairs, resources, pullback=True)
-    kernel = tiles.fuse(kernel, pairs, resources)
+    kernel = tiles.fuse(kernel, pairs, resources, pullback=True)
     with own_threads(library is not None):
         machine = kernel, centres, *map(resources.tensor, arrays)
         roots = resources.tensor(np.sqrt(weights))

@@ -64,7 +64,7 @@ class PatchReadout:
         transform = None if transform is None else resources.tensor(transform)
         pairs = len(images) * len(centres)
         library = tiles.find_library(kernel, pairs, resources, pullback=True)
-        kernel = tiles.fuse(kernel, pairs, resources)
+        kernel = tiles.fuse(kernel, pairs, resources, pullback=True)
         with own_threads(library is not None):
             machine = kernel, centres, scaled, transform
             h, *own = patch_gradients(machine, images, library, resources)

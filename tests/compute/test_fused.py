@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,7 +45,9 @@ EVERY = {"all layers at once": 10**6, "bands": 24, "layer by layer": 1}  # regis
 def fused_tiles(monkeypatch):
     """Take fused programs for every tile of a convolutional kernel."""
     monkeypatch.setenv(build.SWITCH, "0")
-    monkeypatch.setattr(tiles, "fuse", lambda kernel, *_: kernel._with(fused=True))
+    monkeypatch.setattr(
+        tiles, "fuse", lambda kernel, *_, **__: kernel._with(fused=True)
+    )
     monkeypatch.setattr(fused, "Tuning", lambda: SMALL)
 
 
@@ -159,6 +162,19 @@ def test_programs_are_used_where_the_work_is_worth_it(first_use, monkeypatch):
     assert not check.wanted(check.WORTH_FUSING / 2, kernel, DEVICE)
     assert not first_use
     assert check.wanted(check.WORTH_FUSING, kernel, DEVICE)
+
+
+def test_pullbacks_are_worth_it_earlier_and_pools_never(monkeypatch):
+    monkeypatch.setattr(check, "wanted", lambda work, *_: work >= check.WORTH_FUSING)
+    resources, image = SimpleNamespace(device=torch.device("cuda")), (32, 32, 3)
+    kernel, pooled = (ConvNTK(pool_grid=g).bind(image) for g in (None, 2))
+    assert tiles.fuse(kernel, 2000**2 / 2, resources).fused
+    assert tiles.fuse(kernel, 200 * 2000, resources, pullback=True).fused
+    assert not tiles.fuse(kernel, 200 * 2000, resources).fused
+    assert not tiles.fuse(pooled, 2000**2, resources).fused
+    assert not tiles.fuse(
+        kernel, 1e9, SimpleNamespace(device=torch.device("cpu"))
+    ).fused
 
 
 def test_wrong_programs_are_given_up_with_one_warning(first_use, monkeypatch):
