@@ -40,7 +40,7 @@ NUMBERS = {
 
 def make_data():
     rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(22, 6, 7)), np.arange(22) % 3
+    X, y = rng.normal(size=(22, 6, 7, 2)), np.arange(22) % 3
     X[y == 1, 2, 3] += 2
     return X, y
 
