@@ -121,6 +121,7 @@ class ConvRFM(CallbackSupportMixin, ImageInput):
     """Base of both estimators: parameters, the fit, the raw prediction."""
 
     features_: list[ConvFeatures]
+
     _parameter_constraints: dict = {
         **ImageInput._parameter_constraints,
         "kernel": [StrOptions(set(KERNELS)), BaseKernel],

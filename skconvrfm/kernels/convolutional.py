@@ -117,9 +117,10 @@ class ConvolutionalKernel(PatchKernel):
         small = all(max(layer.patch) <= _LARGEST_WINDOW for layer in self.layers[1:])
         return small and self.pool_grid is None
 
-    def specimen(self):
+    @classmethod
+    def specimen(cls):
         """Return a small bound kernel of the class, on which programs are checked."""
-        return type(self)(depth=2, padding="same", bias=0.0).bind((7, 6, 2))
+        return cls(depth=2, padding="same", bias=0.0).bind((7, 6, 2))
 
     @property
     def patch_scale(self):

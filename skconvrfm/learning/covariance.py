@@ -79,12 +79,15 @@ class Covariance:
 
 def keeps_covariance(model):
     """Return True if the covariance of a model takes no more bytes than it may."""
-    n_roots = model.n_coefs
-    if model.landmarks is not None:
-        n_roots *= 2
-    elif model.moments is None:
-        n_roots = min(n_roots, len(model.data.images))
-    return 8 * model.n_coefs * n_roots <= model.covariance_bytes
+    has_landmarks, n_coefs = model.landmarks is not None, model.n_coefs
+    n_rows = len(model.data.images) if model.moments is None else n_coefs
+    size = covariance_size(n_coefs, n_rows, has_landmarks)
+    return size <= model.covariance_bytes
+
+
+def covariance_size(n_coefs, n_rows, has_landmarks):
+    """Return the bytes of the roots of a covariance."""
+    return 8 * n_coefs * (2 * n_coefs if has_landmarks else min(n_coefs, n_rows))
 
 
 def noise_variance(residuals, inflation, weights, scatter, unexplained=0.0):

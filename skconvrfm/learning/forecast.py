@@ -14,6 +14,7 @@ from ..compute.memory import free_memory
 from ..compute.warn import warn_caller
 from ..kernels.base import PatchKernel
 from .band import BandForm
+from .covariance import covariance_size
 from .ridge import inverse_factor
 
 # Bytes per pair of centres at the worst moment of the ridge path beside the kernel
@@ -79,7 +80,8 @@ def check_fit(recipe, data, n_rounds):
     if recipe.has_landmarks(data):
         n_centres, n_bytes = recipe.landmarks, n_bytes + _LANDMARK_BYTES
         name = f"{name} and {n_centres} landmarks"
-    if 8 * n_centres**2 <= recipe.covariance_bytes:
+    size = covariance_size(n_centres, n, recipe.has_landmarks(data))
+    if size <= recipe.covariance_bytes:
         n_bytes += _COVARIANCE_BYTES
     needed = n_bytes * n_centres**2
     free = free_memory(recipe.resources.device)

@@ -45,7 +45,7 @@ class Compiler:
 
 tiles.up, tiles.down = programs = Compiler(tiles.up), Compiler(tiles.down)
 for Kernel, dtype in ((ConvNTK, torch.float32), (ConvNNGP, torch.float64)):
-    kernel = Kernel().specimen()
+    kernel = Kernel.specimen()
     images = torch.rand((3, *kernel.image_shape_), dtype=dtype)
     block, every = kernel.prepare_block(images, None), slice(0, 3)
     opened = tiles.FusedTiles(kernel, block, block, 2**24)

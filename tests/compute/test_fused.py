@@ -188,11 +188,11 @@ def test_wrong_programs_are_given_up_with_one_warning(first_use, monkeypatch):
 @pytest.mark.parametrize("Kernel", [ConvNTK, ConvNNGP])
 def test_comparison_finds_a_wrong_program(Kernel, monkeypatch):
     monkeypatch.setattr(fused, "Tuning", lambda: SMALL)
-    check.compare(Kernel().specimen(), DEVICE)
+    check.compare(Kernel.specimen(), DEVICE)
     power = fused._self_weights
     monkeypatch.setattr(fused, "_self_weights", lambda *a: power(*a) * 1.001)
     with pytest.raises(ArithmeticError, match=re.escape("off by 1.0e-03")):
-        check.compare(Kernel().specimen(), DEVICE)
+        check.compare(Kernel.specimen(), DEVICE)
 
 
 def test_program_that_fails_later_gives_way_to_array_operations(

@@ -1,4 +1,4 @@
-"""What stays on a device for a whole fit gives the same fit, to the last bit."""
+"""Fits whose images stay on a device are the same, to the last bit."""
 
 import pickle
 

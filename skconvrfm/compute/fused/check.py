@@ -1,4 +1,4 @@
-"""Whether fused programs are used: where they pay, and gave the right values.
+"""Choice of fused programs: where they pay, and gave the right values.
 
 Before their first use on a device they are compared on a few images with array
 operations. That they passed is remembered in the folder of the compiled functions;
@@ -82,7 +82,7 @@ def _passes(kind, device):
     try:
         record = _record(kind, device)
         if not _is_own(record):
-            compare(kind().specimen(), device)
+            compare(kind.specimen(), device)
             _write_record(record)
     except Exception as error:  # no Triton, it cannot compile, or values are wrong
         _give_up(device, error)
